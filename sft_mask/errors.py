@@ -1,0 +1,38 @@
+"""One family of errors; each also has the standard-library parent that callers already catch.
+
+Every message says what was seen (row, marker, ids), why that is wrong, and a way out.
+"""
+
+from __future__ import annotations
+
+
+class SftMaskError(Exception):
+    """Parent of everything this library raises on purpose."""
+
+
+class MarkerError(SftMaskError, ValueError):
+    """A marker is empty, ambiguous, missing, or occurs in no row."""
+
+
+class DetectionError(MarkerError):
+    """Markers could not be read from a chat template, or could not be proven in a rendered conversation."""
+
+
+class DataError(SftMaskError, ValueError):
+    """A dataset lacks a column, or a row is malformed."""
+
+
+class NothingToTrainError(DataError):
+    """Every row of a split would be masked completely."""
+
+
+class AmbiguousRowError(DataError):
+    """No road can decide which tokens of a row are the assistant's."""
+
+
+class UnsupportedError(SftMaskError, NotImplementedError):
+    """A tokenizer, trainer or option that is refused by name."""
+
+
+class LabelsChangedError(SftMaskError, RuntimeError):
+    """Labels reached the loss that are not the mask that was prepared."""
