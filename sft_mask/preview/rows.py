@@ -1,0 +1,212 @@
+"""One row as a person should see it: the one data model behind the terminal view, the HTML page and the figure.
+
+The tokens of a row are cut into *runs* (same weight, same document), and each run is decoded as a whole, so that 東京
+and 🙂 stay whole although their bytes are spread over several tokens. Two rules decide what a run shows:
+
+* The texts of the runs, joined, are the bytes of the row: ``tokenizer.decode`` of all of it, plus the one space that
+  SentencePiece glues in front and ``decode`` takes away again.
+* A character whose tokens lie on both sides of a boundary is shown once, on the trained side (the greater weight; the
+  earlier one if they are equal), because a token is trained if it holds any byte of the answer. The run on the other
+  side keeps its tokens and loses that text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, groupby, pairwise, repeat
+from typing import Any, TypeAlias
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import DataError
+from sft_mask.preview.cells import Cell, read_cells
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is known about the tokens ``[start, stop)`` of a row: whose they are, and why they are trained or not."""
+
+    start: int
+    stop: int
+    role: str = ""
+    reason: str = ""
+    turn: int | None = None
+    """Number of the turn from 0; where it is None, a new turn begins with each new role and after each gap."""
+
+
+NoteLike: TypeAlias = Note | tuple[int, int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a run that is drawn in one way; ``count`` is above 1 for a special token that repeats (padding)."""
+
+    text: str
+    special: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The tokens ``[start, stop)``: all of one weight (0.0 is masked) and of one document."""
+
+    start: int
+    stop: int
+    weight: float
+    document: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loss sees these tokens."""
+        return self.weight != 0
+
+    @property
+    def text(self) -> str:
+        """Decoded, as it is; pass it through ``visible`` before a person sees it."""
+        return "".join(segment.text * segment.count for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRow:
+    """One row, ready to be shown. ``build_row`` makes it."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    weights: tuple[float, ...]
+    """One a token, not shifted; 0.0 where the label is ignored."""
+    pieces: tuple[bytes, ...]
+    """The bytes that each token stands for."""
+    cells: tuple[Cell, ...]
+    runs: tuple[Run, ...]
+    notes: tuple[Note, ...]
+    documents: tuple[int, ...]
+    """Lengths in tokens; one document unless the row is packed."""
+    status: tuple[str, ...]
+    """Such as ``"cut"`` or ``"dropped: no answer"``: filtered by what stands before the colon."""
+    name: str
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the loss sees."""
+        return sum(weight != 0 for weight in self.weights)
+
+    @property
+    def share(self) -> float:
+        """``trained_tokens / tokens``, 0.0 for an empty row."""
+        return self.trained_tokens / len(self.input_ids) if self.input_ids else 0.0
+
+    @property
+    def text(self) -> str:
+        """The whole row, decoded."""
+        return "".join(run.text for run in self.runs)
+
+    @property
+    def wrong_labels(self) -> tuple[int, ...]:
+        """Tokens that are trained towards another id than their own: something shifted or rebuilt the labels."""
+        pairs = zip(self.input_ids, self.labels, strict=True)
+        return tuple(at for at, (token, label) in enumerate(pairs) if label not in (IGNORE_INDEX, token))
+
+
+def build_row(
+    tokenizer: Any,
+    input_ids: Iterable[int],
+    labels: Iterable[int],
+    *,
+    weights: Iterable[float] | None = None,
+    spans: Iterable[NoteLike] = (),
+    documents: Iterable[int] | None = None,
+    status: str | Iterable[str] = (),
+    name: str = "",
+) -> PreviewRow:
+    """One row as runs, cells and notes.
+
+    Args:
+        tokenizer: a fast tokenizer of ``transformers``; its vocabulary is read once.
+        input_ids: ids of the row, unshifted: a list, or an array or tensor of one dimension.
+        labels: one a token; a token is trained where its label is not -100.
+        weights: one a token, not shifted, 1.0 where left out. They count only where the label is kept.
+        spans: what is known about the tokens, as notes or as ``(start, stop, role, reason)``; where two overlap, the
+            later one is shown.
+        documents: lengths of the documents of a packed row, in tokens (``seq_lengths``).
+        status: what a reader may want to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
+        name: the row's heading, such as ``"train 17"``.
+
+    Raises:
+        DataError: lengths that do not fit together, or a note outside of the row.
+    """
+    ids, kept = _integers(input_ids), _integers(labels)
+    notes = tuple(note if isinstance(note, Note) else Note(*note) for note in spans)
+    lengths = (len(ids),) if documents is None else _integers(documents)
+    given = tuple(repeat(1.0, len(ids)) if weights is None else map(float, weights))
+    _check(name, ids, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
+    seen = tuple(0.0 if label == IGNORE_INDEX else weight for label, weight in zip(kept, given, strict=True))
+    pieces, cells = read_cells(tokenizer, ids)
+    document = chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths))
+    return PreviewRow(
+        input_ids=ids,
+        labels=kept,
+        weights=seen,
+        pieces=pieces,
+        cells=cells,
+        runs=_runs(cells, list(zip(seen, document, strict=True))),
+        notes=tuple(_numbered(notes)),
+        documents=lengths,
+        status=(status,) if isinstance(status, str) else tuple(status),
+        name=name,
+    )
+
+
+def _integers(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _check(name: str, ids: Sequence[int], lengths: dict[str, int], notes: Iterable[Note]) -> None:
+    row = f"row {name!r}" if name else "this row"
+    for what, length in lengths.items():
+        if length != len(ids):
+            raise DataError(f"{row} has {len(ids)} input_ids but {length} {what}: pass one a token, not shifted.")
+    for note in notes:
+        if not 0 <= note.start <= note.stop <= len(ids):
+            raise DataError(
+                f"{row} has {len(ids)} tokens, but a note speaks of [{note.start}, {note.stop}): {note.reason!r}. "
+                "Pass half-open spans in tokens of this row."
+            )
+
+
+def _numbered(notes: Iterable[Note]) -> Iterator[Note]:
+    """Notes with their turn."""
+    turn, last = -1, None
+    for note in notes:
+        if note.turn is not None:
+            turn = note.turn
+        elif last is None or note.role != last.role or note.start != last.stop:
+            turn += 1
+        last = note
+        yield replace(note, turn=turn)
+
+
+def _runs(cells: Iterable[Cell], keys: Sequence[tuple[float, int]]) -> tuple[Run, ...]:
+    """Maximal runs of one key (weight, document), each with the text of the cells that are shown in it."""
+    lengths = [len(list(group)) for _, group in groupby(keys)]
+    run_of = list(chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths)))
+    shown: list[list[Cell]] = [[] for _ in lengths]
+    for cell in cells:
+        # a split character is shown on its trained side; of equals, max() keeps the first
+        home = max(range(cell.start, cell.stop), key=lambda at: abs(keys[at][0]))
+        shown[run_of[home]].append(cell)
+    bounds = pairwise(accumulate(lengths, initial=0))
+    return tuple(
+        Run(start, stop, *keys[start], _segments(texts)) for (start, stop), texts in zip(bounds, shown, strict=True)
+    )
+
+
+def _segments(cells: Iterable[Cell]) -> tuple[Segment, ...]:
+    """Ordinary text joined; a special token alone, and counted where it repeats."""
+    return tuple(_segment(list(group)) for _, group in groupby(cells, key=lambda cell: cell.special and cell.text))
+
+
+def _segment(cells: list[Cell]) -> Segment:
+    if cells[0].special:
+        return Segment(cells[0].text, special=True, count=len(cells))
+    return Segment("".join(cell.text for cell in cells))

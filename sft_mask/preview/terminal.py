@@ -1,0 +1,139 @@
+"""The coloured row in a terminal; where there is no colour, trained text stands in ⟦brackets⟧.
+
+Colours come from the terminal's own palette, so that they can be read on dark and on light: trained text is green (a
+smaller weight is less bold, a negative one is magenta), masked text is dim, a trained special token is a green block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from sft_mask.preview.cells import visible
+from sft_mask.preview.rows import PreviewRow, Run, Segment, build_row
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+_BRACKETS = ("⟦⟧", "⟪⟫", "【】")
+
+
+def render_row(
+    tokenizer: Any, input_ids: Iterable[int], labels: Iterable[int], *, colour: bool = True, **details: Any
+) -> Text:
+    """The text of one row, coloured by what is trained; ``details`` are those of ``build_row``.
+
+    ``RowView(build_row(...))`` adds a heading and a legend, and finds out by itself whether a console has colours.
+    """
+    return draw_row(build_row(tokenizer, input_ids, labels, **details), colour=colour)
+
+
+def draw_row(row: PreviewRow, *, colour: bool = True) -> Text:
+    """A built row as text; with ``colour=False`` trained runs stand in brackets, with their weight unless it is 1."""
+    text = Text(overflow="fold")
+    greatest = max((abs(run.weight) for run in row.runs), default=0.0)
+    brackets = _brackets(row)
+    for document, runs in groupby(row.runs, key=lambda run: run.document):
+        if len(row.documents) > 1:
+            text.append(_document_rule(row, document, first=not text), "dim")
+        for run in runs:
+            text.append_text(_coloured(run, greatest) if colour else _bracketed(run, brackets))
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A row for ``rich``: ``console.print(RowView(row))`` prints its heading, its text and a legend."""
+
+    row: PreviewRow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        colour = console.color_system is not None and not console.no_color
+        yield Text(heading(self.row), style="bold")
+        yield draw_row(self.row, colour=colour)
+        yield legend(self.row, colour=colour)
+
+
+def heading(row: PreviewRow) -> str:
+    """One line of facts about a row.
+
+    >>> heading(PreviewRow((), (), (), (), (), (), (), (0,), ("cut",), "train 17"))
+    'train 17 · 0 tokens, 0 trained (0.0 %) · cut'
+    """
+    facts = f"{len(row.input_ids):,} tokens, {row.trained_tokens:,} trained ({100 * row.share:.1f} %)"
+    packed = f"{len(row.documents)} documents" if len(row.documents) > 1 else ""
+    wrong = f"{len(row.wrong_labels):,} labels are not their token" if row.wrong_labels else ""
+    return visible(" · ".join(filter(None, (row.name, facts, packed, *row.status, wrong))))
+
+
+def legend(row: PreviewRow, *, colour: bool = True) -> Text:
+    """What the colours or brackets of this row mean, one entry for each weight in it."""
+    weights = sorted({run.weight for run in row.runs if run.trained} or {1.0}, key=abs, reverse=True)
+    brackets = _brackets(row)
+    if not colour:
+        return Text(f"legend: {brackets[0]}trained{brackets[1]} masked")
+    entries = [Text("legend:", style="dim")]
+    for weight in weights:
+        label = "trained" if weight == 1 else f"trained ×{weight:g}"
+        entries.append(Text(label, style=_style(weight, abs(weights[0]))))
+    entries.append(Text("masked", style="dim"))
+    entries.append(Text("special token", style=_special_style(0.0, 1.0)))
+    return Text("  ").join(entries)
+
+
+def _brackets(row: PreviewRow) -> str:
+    """A pair that does not occur in the row (the first one where all of them do)."""
+    text = row.text
+    return next((pair for pair in _BRACKETS if not set(pair) & set(text)), _BRACKETS[0])
+
+
+def _document_rule(row: PreviewRow, document: int, *, first: bool) -> str:
+    tokens = row.documents[document]
+    trained = sum(run.stop - run.start for run in row.runs if run.document == document and run.trained)
+    rule = f"── document {document + 1} of {len(row.documents)} · {tokens:,} tokens, {trained:,} trained ──\n"
+    return rule if first else "\n" + rule
+
+
+def _bracketed(run: Run, brackets: str) -> Text:
+    text = "".join(_shown(segment) for segment in run.segments)
+    if not run.trained:
+        return Text(text)
+    weight = "" if run.weight == 1 else f"×{run.weight:g} "
+    return Text(f"{brackets[0]}{weight}{text}{brackets[1]}")
+
+
+def _coloured(run: Run, greatest: float) -> Text:
+    text = Text()
+    for segment in run.segments:
+        style = (_special_style if segment.special else _style)(run.weight, greatest)
+        for part, edge in _edges(_shown(segment)) if run.trained else [(_shown(segment), False)]:
+            text.append(part, f"{style} underline" if edge else style)
+    return text
+
+
+def _edges(text: str) -> Iterator[tuple[str, bool]]:
+    """The parts of a trained text, and whether they are blanks at its edge: unless underlined, nobody sees them."""
+    body = text.strip(" ")
+    left = len(text) - len(text.lstrip(" "))
+    parts = ((text[:left], True), (body, False), (text[left + len(body) :], True))
+    yield from ((part, edge) for part, edge in parts if part)
+
+
+def _shown(segment: Segment) -> str:
+    return visible(segment.text) + (f"×{segment.count}" if segment.count > 1 else "")
+
+
+def _style(weight: float, greatest: float) -> str:
+    if weight == 0:
+        return "dim"
+    hue = "green" if weight > 0 else "magenta"
+    part = abs(weight) / greatest
+    return f"bold {hue}" if part > 2 / 3 else hue if part > 1 / 3 else f"dim {hue}"
+
+
+def _special_style(weight: float, greatest: float) -> str:
+    return "dim cyan" if weight == 0 else f"{_style(weight, greatest)} reverse"

@@ -1,0 +1,375 @@
+"""What masking did, in numbers that add up: workers, shards and streams just sum.
+
+Only the standard library is needed to count, to print and to write JSON; ``rich`` is imported when a console asks for
+colours. The warnings are derived from the numbers, so a sum of reports warns about the sum and not about its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MANY_CUT = 0.05
+"""From this share of cut rows on, mid-answer cuts are worth a warning."""
+MANY_DROPPED = 0.10
+"""From this share of dropped rows on, the dataset that is left is no longer the one that was meant."""
+SHARE_LOW, SHARE_HIGH = 0.01, 0.95
+"""A trained share outside of these bounds is rarely what a conversation looks like."""
+SHARE_FACTOR = 3.0
+"""Two splits whose trained shares differ by more than this factor were probably not masked alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """Counts over one split. ``+`` adds every field; rows that were dropped count nowhere but in ``rows_dropped``.
+
+    >>> left = SplitReport(rows=2, tokens=100, trained_tokens=30, dropped_reasons={"no answer": 1}, rows_dropped=1)
+    >>> both = left + left
+    >>> both.rows, both.trained_tokens, both.prompt_tokens, both.share, both.dropped_reasons
+    (4, 60, 140, 0.3, {'no answer': 2})
+    """
+
+    rows: int = 0
+    """Rows that stay in the split."""
+    documents: int = 0
+    """Documents in them: more than rows where rows are packed."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    """Tokens whose label is not ignored, whatever their weight."""
+    turns: int = 0
+    """Assistant turns found."""
+    turns_trained: int = 0
+    turns_with_stop: int = 0
+    """Turns whose stop token is in the row."""
+    stops_trained: int = 0
+    turns_cut: int = 0
+    """Answers that run into the end of a row without the stop that their template has."""
+    rows_cut: int = 0
+    """Rows with at least one such answer."""
+    rows_dropped: int = 0
+    """Rows that would train nothing (or that a policy refused) and were removed."""
+    dropped_reasons: Mapping[str, int] = field(default_factory=dict, hash=False)
+    rows_exact: int = 0
+    """Rows decided by their messages."""
+    rows_checked: int = 0
+    """Rows decided by markers that agree with their messages."""
+    rows_unchecked: int = 0
+    """Rows decided by markers with nothing to check against (text only, or tokenized before)."""
+    rows_ambiguous: int = 0
+    """Rows that no road could decide; where a policy dropped them, ``dropped_reasons`` counts them too."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dropped_reasons", dict(sorted(self.dropped_reasons.items())))
+
+    def __add__(self, other: SplitReport) -> SplitReport:
+        if not isinstance(other, SplitReport):
+            return NotImplemented
+        reasons = dict(self.dropped_reasons)
+        for reason, count in other.dropped_reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        return SplitReport(dropped_reasons=reasons, **counts)
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows before any was dropped."""
+        return self.rows + self.rows_dropped
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that are read but not trained: ``tokens - trained_tokens``."""
+        return self.tokens - self.trained_tokens
+
+    @property
+    def share(self) -> float:
+        """``trained_tokens / tokens``, 0.0 for an empty split."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    @property
+    def response_prompt_ratio(self) -> float:
+        """``trained_tokens / prompt_tokens``: infinite where everything is trained, 0.0 for an empty split."""
+        if self.prompt_tokens:
+            return self.trained_tokens / self.prompt_tokens
+        return math.inf if self.trained_tokens else 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        """Every count and the derived numbers, ready for ``json.dumps`` (an infinite ratio becomes None).
+
+        >>> SplitReport(rows=1, tokens=4, trained_tokens=4).to_dict()["response_prompt_ratio"] is None
+        True
+        """
+        ratio = self.response_prompt_ratio
+        derived: dict[str, object] = {
+            "prompt_tokens": self.prompt_tokens,
+            "share": self.share,
+            "response_prompt_ratio": ratio if math.isfinite(ratio) else None,
+        }
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "dropped_reasons": dict(self.dropped_reasons), **derived}
+
+
+_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name != "dropped_reasons")
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerSummary:
+    """The texts that opened and closed the spans, as a person would write them.
+
+    >>> print(MarkerSummary("### User:\\n", "### Answer:\\n", ("</s>",)))
+    '### User:\\n' → '### Answer:\\n' … '</s>' (given)
+    """
+
+    instruction: str
+    response: str
+    stops: tuple[str, ...] = ()
+    detected: bool = False
+    """Read from the chat template, not given by the caller."""
+
+    def __str__(self) -> str:
+        stops = " or ".join(repr(stop) for stop in self.stops) or "(no stop token)"
+        origin = "read from the chat template" if self.detected else "given"
+        return f"{self.instruction!r} → {self.response!r} … {stops} ({origin})"
+
+    def to_dict(self) -> dict[str, object]:
+        """Ready for ``json.dumps``."""
+        return {
+            "instruction": self.instruction,
+            "response": self.response,
+            "stops": list(self.stops),
+            "detected": self.detected,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReport:
+    """What was trained and what was not, per split, with the warnings that follow from the numbers.
+
+    ``warnings`` holds what the builder passes in and, after it, everything that ``warnings_for`` and
+    ``warnings_between`` find in ``splits``. ``+`` adds split by split and derives the warnings again.
+
+    >>> print(MaskReport({"train": SplitReport(rows=2, documents=2, tokens=100, trained_tokens=30, turns=3,
+    ...     turns_trained=3, turns_with_stop=3, stops_trained=3, rows_checked=2)}))
+    train: 2 rows · 100 tokens, 30 trained (30.0 %), response/prompt 0.43
+      answers  3 found, 3 trained · stops 3 of 3 trained
+      decided  2 by markers and agreeing with messages
+    """
+
+    splits: Mapping[str, SplitReport] = field(default_factory=dict, hash=False)
+    markers: MarkerSummary | None = None
+    """None where every row was decided by its messages, or where two reports with unlike markers were added."""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", dict(self.splits))
+        merged = dict.fromkeys((*self.warnings, *_derived(self.splits)))
+        object.__setattr__(self, "warnings", tuple(merged))
+
+    def __add__(self, other: MaskReport) -> MaskReport:
+        if not isinstance(other, MaskReport):
+            return NotImplemented
+        splits = dict(self.splits)
+        for name, split in other.splits.items():
+            splits[name] = splits[name] + split if name in splits else split
+        return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()))
+
+    def _given(self) -> tuple[str, ...]:
+        derived = set(_derived(self.splits))
+        return tuple(warning for warning in self.warnings if warning not in derived)
+
+    def to_dict(self) -> dict[str, object]:
+        """Ready for ``json.dumps``.
+
+        >>> MaskReport({"train": SplitReport(rows=1, tokens=4, trained_tokens=1)}).to_dict()["splits"]["train"]["share"]
+        0.25
+        """
+        return {
+            "splits": {name: split.to_dict() for name, split in self.splits.items()},
+            "markers": self.markers.to_dict() if self.markers else None,
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(line for _, line in self._lines())
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        return Text("\n").join(Text(line, style=style) for style, line in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """(style, line), so that the plain and the coloured report cannot say different things."""
+        for name, split in self.splits.items():
+            head, *rest = split_lines(name, split)
+            yield "bold", head
+            yield from (("", line) for line in rest)
+        if self.markers:
+            yield "dim", f"markers: {self.markers}"
+        yield from (("yellow", f"warning: {warning}") for warning in self.warnings)
+
+
+def _same_markers(left: MaskReport, right: MaskReport) -> MarkerSummary | None:
+    """An empty report takes the other's markers; two unlike pairs have no one answer."""
+    if not left.splits or not right.splits:
+        return left.markers or right.markers
+    return left.markers if left.markers == right.markers else None
+
+
+def split_lines(name: str, split: SplitReport) -> list[str]:
+    """At most five plain lines about one split; what did not happen takes no line.
+
+    >>> split_lines("eval", SplitReport())
+    ['eval: 0 rows · 0 tokens, 0 trained (0.0 %), response/prompt 0.00']
+    """
+    lines = [_head(name, split)]
+    if split.turns:
+        answers = f"{split.turns:,} found, {split.turns_trained:,} trained"
+        lines.append(f"  answers  {answers} · stops {split.stops_trained:,} of {split.turns_with_stop:,} trained")
+    if split.turns_cut:
+        lines.append(f"  cut      {_count(split.turns_cut, 'answer')} at the end of {_count(split.rows_cut, 'row')}")
+    if split.rows_dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in split.dropped_reasons.items())
+        lines.append(f"  dropped  {_count(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
+    decided = ", ".join(f"{count:,} {how}" for count, how in _roads(split) if count)
+    return [*lines, f"  decided  {decided}"] if decided else lines
+
+
+def _head(name: str, split: SplitReport) -> str:
+    rows = _count(split.rows, "row")
+    if split.documents > split.rows:
+        rows += f" of {_count(split.documents, 'document')}"
+    trained = f"{split.trained_tokens:,} trained ({_percent(split.share)})"
+    return f"{name}: {rows} · {split.tokens:,} tokens, {trained}, response/prompt {split.response_prompt_ratio:.2f}"
+
+
+def _roads(split: SplitReport) -> tuple[tuple[int, str], ...]:
+    return (
+        (split.rows_checked, "by markers and agreeing with messages"),
+        (split.rows_exact, "by messages"),
+        (split.rows_unchecked, "by markers alone"),
+        (split.rows_ambiguous, "by neither"),
+    )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _derived(splits: Mapping[str, SplitReport]) -> tuple[str, ...]:
+    each = (f"{name}: {warning}" for name, split in splits.items() for warning in warnings_for(split))
+    return (*each, *warnings_between(splits))
+
+
+def warnings_for(split: SplitReport) -> tuple[str, ...]:
+    """Failures of one split that look healthy in a loss curve, each with a way out.
+
+    >>> healthy = SplitReport(rows=9, tokens=900, trained_tokens=300, turns=9, turns_trained=9, turns_with_stop=9,
+    ...     stops_trained=9)
+    >>> warnings_for(healthy)
+    ()
+    >>> from dataclasses import replace
+    >>> print(*warnings_for(replace(healthy, stops_trained=0)))
+    0 of 9 stop tokens that end an answer are trained: the model never learns to stop. Train the stop token.
+    """
+    if not split.rows_seen:
+        return ()
+    return tuple(_nothing(split)) or tuple(_each(split))
+
+
+def _nothing(split: SplitReport) -> Iterable[str]:
+    if not split.trained_tokens:
+        yield (
+            f"0 of {split.tokens:,} tokens are trained: the loss would be 0 or NaN. "
+            "Look at a row, and compare its text with the markers."
+        )
+
+
+def _each(split: SplitReport) -> Iterable[str]:
+    yield from _stops(split)
+    yield from _rows(split)
+    yield from _share(split)
+
+
+def _stops(split: SplitReport) -> Iterable[str]:
+    if split.turns_with_stop and not split.stops_trained:
+        yield (
+            f"0 of {split.turns_with_stop:,} stop tokens that end an answer are trained: "
+            "the model never learns to stop. Train the stop token."
+        )
+    elif 0 < split.stops_trained < min(split.turns_trained, split.turns_with_stop):
+        yield (
+            f"only {split.stops_trained:,} stop tokens are trained for {split.turns_trained:,} trained answers: "
+            "the model may run on. Check which token ends a turn, and whether its label was hidden (pad equal to eos)."
+        )
+    elif split.turns > split.turns_cut and not split.turns_with_stop:
+        yield (
+            f"0 of {split.turns:,} answers are followed by a stop token: the model never learns to stop. "
+            "End each answer with the eos token, or name the template's stop token."
+        )
+
+
+def _rows(split: SplitReport) -> Iterable[str]:
+    if split.rows_cut > MANY_CUT * split.rows:
+        yield (
+            f"{split.rows_cut:,} of {split.rows:,} rows ({_percent(split.rows_cut / split.rows)}) end in mid-answer: "
+            "the model learns half sentences. Raise max_length, or drop the rows that are cut."
+        )
+    if split.rows_dropped > MANY_DROPPED * split.rows_seen:
+        yield (
+            f"{split.rows_dropped:,} of {split.rows_seen:,} rows ({_percent(split.rows_dropped / split.rows_seen)}) "
+            "would train nothing and were dropped. Raise max_length, or compare the markers with a dropped row."
+        )
+    if split.rows_ambiguous:
+        yield (
+            f"neither markers nor messages could decide {split.rows_ambiguous:,} of {split.rows_seen:,} rows. "
+            "Look at them in the preview; keep the messages column, or mask before packing."
+        )
+
+
+def _share(split: SplitReport) -> Iterable[str]:
+    if split.share < SHARE_LOW:
+        yield (
+            f"only {_percent(split.share)} of the tokens are trained: most of the compute reads prompts. "
+            "Check that long prompts are meant, and that no answer was missed."
+        )
+    if split.share > SHARE_HIGH:
+        yield (
+            f"{_percent(split.share)} of the tokens are trained: prompts are probably trained too. "
+            "Check that the instruction marker occurs in the rows."
+        )
+
+
+def warnings_between(splits: Mapping[str, SplitReport], reference: str = "train") -> tuple[str, ...]:
+    """Splits that were masked unlike ``reference``: their losses cannot be compared.
+
+    >>> train = SplitReport(rows=1, tokens=100, trained_tokens=25)
+    >>> print(*warnings_between({"train": train, "eval": SplitReport(rows=1, tokens=100, trained_tokens=100)}))
+    eval: 100.0 % of the tokens are trained against 25.0 % of train: the two losses cannot be compared. \
+Mask both splits with the same markers.
+    """
+    train = splits.get(reference)
+    if train is None or not train.share:
+        return ()
+    others = ((name, split) for name, split in splits.items() if name != reference and split.share)
+    return tuple(warning for name, split in others for warning in _unlike(name, split, reference, train))
+
+
+def _unlike(name: str, split: SplitReport, reference: str, train: SplitReport) -> Iterable[str]:
+    if max(split.share, train.share) > SHARE_FACTOR * min(split.share, train.share):
+        yield (
+            f"{name}: {_percent(split.share)} of the tokens are trained against {_percent(train.share)} "
+            f"of {reference}: the two losses cannot be compared. Mask both splits with the same markers."
+        )
+    if split.turns_with_stop and train.turns_with_stop and (not split.stops_trained) != (not train.stops_trained):
+        yield (
+            f"{name}: {split.stops_trained:,} stop tokens are trained against {train.stops_trained:,} of {reference}: "
+            "the two losses cannot be compared. Mask both splits with the same policy."
+        )

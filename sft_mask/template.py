@@ -1,0 +1,77 @@
+"""A chat template as this library sees it: its source, its arguments, and the control tokens it may write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sft_mask.errors import MarkerError
+from sft_mask.tracing import Rendered, render
+
+if TYPE_CHECKING:
+    from sft_mask.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the special tokens that the tokenizer hands to it.
+
+    Attributes:
+        source: the Jinja text.
+        variables: ``special_tokens_map`` and template arguments that hold for every row.
+        specials: texts of the added tokens (control tokens, tags), longest first.
+    """
+
+    source: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    specials: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, vocabulary: Vocabulary, chat_template: str | None = None, **variables: Any
+    ) -> ChatTemplate | None:
+        """The template of a tokenizer, or ``None`` where it has none.
+
+        Raises:
+            MarkerError: the tokenizer holds several named templates and none of them is called ``default``.
+        """
+        source = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
+        if isinstance(source, Mapping):
+            if "default" not in source:
+                raise MarkerError(
+                    f"The tokenizer holds several chat templates ({', '.join(sorted(source))}) and none is called "
+                    "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
+                )
+            source = source["default"]
+        if not source:
+            return None
+        added = (piece.content for piece in vocabulary.added.values() if len(piece.content.strip()) > 2)
+        specials = sorted(added, key=len, reverse=True)
+        tokens = dict(getattr(tokenizer, "special_tokens_map", {}) or {})
+        return cls(str(source), {**tokens, **variables}, tuple(specials))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Any = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Renders a conversation with an owner per character; see :func:`sft_mask.tracing.render`."""
+        return render(
+            messages,
+            self.source,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables={**self.variables, **(variables or {})},
+        )
+
+    def first_special(self, text: str) -> tuple[int, str] | None:
+        """Position and text of the first control token in ``text``."""
+        found = [(text.find(special), -len(special), special) for special in self.specials if special in text]
+        if not found:
+            return None
+        position, _, special = min(found)
+        return position, special

@@ -1,0 +1,197 @@
+"""What text each token id stands for, as exact bytes.
+
+A marker such as ``"### Response:\\n"`` is cut into different tokens inside a row than alone, so it is looked for in the
+bytes of a row, never in its ids. That needs the bytes of every id:
+
+* byte-level BPE (GPT-2, Llama 3, Qwen, tekken, ...): the printable alphabet of GPT-2 is mapped back to bytes;
+* SentencePiece in its Hugging Face form (Llama 2, Gemma, Mistral v1-v7, Phi-3): ``▁`` is a space, ``<0x0A>`` a byte;
+* added tokens: their own text.
+
+A *special* token (``AddedToken.special``) is never text: ``<|im_start|>`` typed as six ordinary tokens is another thing
+than the control token, and a search must never join the two.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_SPACE_PIECE = "\u2581"
+_PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
+
+
+@runtime_checkable
+class TokenizerLike(Protocol):
+    """The part of a ``transformers`` fast tokenizer that this module reads."""
+
+    name_or_path: str
+    backend_tokenizer: Any
+
+    def get_vocab(self) -> dict[str, int]: ...
+    def __call__(self, text: str, **kwargs: Any) -> Any: ...
+
+
+def gpt2_byte_alphabet() -> dict[str, int]:
+    """The printable character that GPT-2's byte-level BPE writes for each byte, as ``{character: byte}``.
+
+    >>> gpt2_byte_alphabet()["Ġ"], gpt2_byte_alphabet()["Ċ"], gpt2_byte_alphabet()["A"]
+    (32, 10, 65)
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    hidden = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + index): byte for index, byte in enumerate(hidden)})
+    return alphabet
+
+
+@dataclass(frozen=True, slots=True)
+class AddedPiece:
+    """An added token: matched as a unit by the tokenizer before anything else."""
+
+    token_id: int
+    content: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The bytes of every id of one tokenizer.
+
+    Attributes:
+        size: number of ids; ids outside ``[0, size)`` stand for no text.
+        tokens: the tokenizer's own spelling of each id, ``None`` where the vocabulary has a hole.
+        kind: ``"byte-level"``, ``"sentencepiece"``, or ``"opaque"`` where ids cannot be mapped to exact bytes.
+        added: added tokens by id.
+    """
+
+    size: int
+    tokens: Sequence[str | None]
+    kind: str
+    added: dict[int, AddedPiece]
+    name: str = "tokenizer"
+    _pieces: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def special_ids(self) -> NDArray[np.bool_]:
+        """``(size + 1,)`` table of special tokens; the last entry stands for every id outside the vocabulary."""
+        table = np.zeros(self.size + 1, dtype=np.bool_)
+        table[[token_id for token_id, piece in self.added.items() if piece.special]] = True
+        return table
+
+    @cached_property
+    def _alphabet(self) -> dict[str, int]:
+        return gpt2_byte_alphabet()
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that ``token_id`` stands for; ``b""`` for ids that stand for none."""
+        known = self._pieces.get(token_id)
+        if known is None:
+            known = self._pieces[token_id] = self._piece(token_id)
+        return known
+
+    def _piece(self, token_id: int) -> bytes:
+        added = self.added.get(token_id)
+        if added is not None:
+            blank = " " if self.kind == "sentencepiece" and not added.special else _SPACE_PIECE
+            return added.content.replace(_SPACE_PIECE, blank).encode()
+        token = self.tokens[token_id] if 0 <= token_id < self.size else None
+        if token is None:
+            return b""
+        if self.kind == "byte-level":
+            alphabet = self._alphabet
+            if all(character in alphabet for character in token):
+                return bytes(alphabet[character] for character in token)
+            return token.encode()
+        if self.kind == "sentencepiece" and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(_SPACE_PIECE, " ").encode()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token, never ordinary text."""
+        added = self.added.get(token_id)
+        return added is not None and added.special
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The ids as text, for messages to a person; bytes that are no UTF-8 become replacement characters."""
+        return b"".join(self.piece(int(token_id)) for token_id in token_ids).decode(errors="replace")
+
+    @cached_property
+    def special_contents(self) -> dict[str, int]:
+        """Special tokens by their text."""
+        return {piece.content: token_id for token_id, piece in self.added.items() if piece.special}
+
+
+def _component_types(component: Any) -> list[str]:
+    """Every ``type`` in the JSON of a tokenizers component, depth first."""
+    if component is None:
+        return []
+    found: list[str] = []
+    stack = [json.loads(component.__getstate__())]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if isinstance(node.get("type"), str):
+                found.append(node["type"])
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return found
+
+
+def _kind_of(backend: Any) -> str:
+    types = _component_types(backend.decoder) + _component_types(backend.pre_tokenizer)
+    if "ByteLevel" in types:
+        return "byte-level"
+    if "Metaspace" in types or "ByteFallback" in types:
+        return "sentencepiece"
+    return "opaque"
+
+
+def _added_pieces(tokenizer: Any) -> dict[int, AddedPiece]:
+    pieces = {}
+    for token_id, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
+        if token.content.strip() or token.special:  # runs of blanks are ordinary text that is merely matched early
+            pieces[int(token_id)] = AddedPiece(
+                int(token_id), token.content, bool(token.special), bool(token.lstrip), bool(token.rstrip)
+            )
+    return pieces
+
+
+def _spells_probe(vocabulary: Vocabulary, tokenizer: Any) -> bool:
+    """Whether the bytes of the ids of a probe text are the probe text: the proof behind ``kind``."""
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    spelled = b"".join(vocabulary.piece(token_id) for token_id in ids)
+    return spelled.removeprefix(b" ") == _PROBE.encode()
+
+
+def read_vocabulary(tokenizer: Any) -> Vocabulary:
+    """Reads the vocabulary of a fast tokenizer once; the result is kept on the tokenizer's backend length and name.
+
+    A tokenizer whose ids cannot be spelled as exact bytes (WordPiece, word-level, lossy normalizers) gets
+    ``kind="opaque"``: its markers are matched as the ids that the tokenizer gives for them.
+    """
+    vocab = tokenizer.get_vocab()
+    size = max(vocab.values(), default=-1) + 1
+    tokens: list[str | None] = [None] * size
+    for token, token_id in vocab.items():
+        tokens[token_id] = token
+    added = _added_pieces(tokenizer)
+    for token_id, piece in added.items():
+        if token_id < size:
+            tokens[token_id] = piece.content
+    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
+    if vocabulary.kind != "opaque" and not _spells_probe(vocabulary, tokenizer):
+        return Vocabulary(size, tokens, "opaque", added, name)
+    return vocabulary

@@ -1,0 +1,182 @@
+"""Reports add up, print in few lines, and warn about what looks healthy."""
+
+import json
+import math
+import pickle
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+from rich.console import Console
+
+from sft_mask.report import MarkerSummary, MaskReport, SplitReport, split_lines, warnings_between, warnings_for
+
+HEALTHY = SplitReport(
+    rows=100,
+    documents=100,
+    tokens=10_000,
+    trained_tokens=3_000,
+    turns=200,
+    turns_trained=200,
+    turns_with_stop=200,
+    stops_trained=200,
+    rows_checked=100,
+)
+CHATML = MarkerSummary("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",), detected=True)
+
+
+def test_addition_sums_every_field():
+    numbers = {f.name: index + 1 for index, f in enumerate(fields(SplitReport)) if f.name != "dropped_reasons"}
+    total = SplitReport(**numbers) + SplitReport(**numbers) + SplitReport()
+    assert {name: getattr(total, name) for name in numbers} == {name: 2 * value for name, value in numbers.items()}
+
+
+def test_dropped_reasons_add_and_are_ordered():
+    left = SplitReport(rows_dropped=3, dropped_reasons={"no answer": 1, "cut": 2})
+    right = SplitReport(rows_dropped=4, dropped_reasons={"empty": 3, "cut": 1})
+    assert list((left + right).dropped_reasons.items()) == [("cut", 3), ("empty", 3), ("no answer", 1)]
+    assert list(left.dropped_reasons.items()) == [("cut", 2), ("no answer", 1)]
+
+
+def test_a_report_does_not_change_with_the_mapping_it_was_made_from():
+    reasons = {"cut": 1}
+    split = SplitReport(dropped_reasons=reasons)
+    reasons["cut"] = 9
+    assert split.dropped_reasons == {"cut": 1}
+
+
+def test_reports_are_hashable_and_survive_pickling():
+    report = MaskReport({"train": replace(HEALTHY, dropped_reasons={"cut": 1})}, CHATML, ("look",))
+    assert pickle.loads(pickle.dumps(report)) == report
+    assert len({report, pickle.loads(pickle.dumps(report))}) == 1
+
+
+def test_adding_something_else_is_a_type_error():
+    with pytest.raises(TypeError):
+        HEALTHY + 1
+    with pytest.raises(TypeError):
+        MaskReport() + HEALTHY
+
+
+def test_derived_numbers():
+    assert (HEALTHY.share, HEALTHY.prompt_tokens, HEALTHY.rows_seen) == (0.3, 7_000, 100)
+    assert HEALTHY.response_prompt_ratio == pytest.approx(3 / 7)
+    assert SplitReport(tokens=5, trained_tokens=5).response_prompt_ratio == math.inf
+    assert SplitReport().response_prompt_ratio == SplitReport().share == 0.0
+
+
+def test_the_sum_of_split_reports_is_the_report_of_all_rows():
+    left = MaskReport({"train": HEALTHY}, CHATML)
+    right = MaskReport({"train": HEALTHY, "eval": HEALTHY}, CHATML)
+    total = sum([left, right], MaskReport())
+    assert total == MaskReport({"train": HEALTHY + HEALTHY, "eval": HEALTHY}, CHATML)
+
+
+def test_markers_that_differ_have_no_one_answer():
+    other = MarkerSummary("[INST]", "[/INST]")
+    assert (MaskReport({"a": HEALTHY}, CHATML) + MaskReport({"b": HEALTHY}, other)).markers is None
+
+
+def test_warnings_are_derived_again_from_the_sum():
+    cut = MaskReport({"train": replace(HEALTHY, rows_cut=10, turns_cut=10)}, warnings=("given",))
+    assert len(cut.warnings) == 2
+    assert (cut + MaskReport({"train": HEALTHY})).warnings == ("given",)
+
+
+def test_to_dict_is_json_with_the_derived_numbers():
+    report = MaskReport({"train": HEALTHY, "eval": SplitReport(rows=1, tokens=1, trained_tokens=1)}, CHATML)
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert data["splits"]["train"]["share"] == 0.3
+    assert data["splits"]["eval"]["response_prompt_ratio"] is None
+    assert data["markers"]["stops"] == ["<|im_end|>"]
+    assert set(data["splits"]["train"]) > {f.name for f in fields(SplitReport)}
+
+
+def test_no_split_takes_more_than_five_lines():
+    full = SplitReport(**{f.name: 7 for f in fields(SplitReport) if f.name != "dropped_reasons"})
+    lines = split_lines("train", replace(full, dropped_reasons={"cut": 3, "no answer": 4}))
+    assert len(lines) == 5
+    assert "7 rows: 3 cut, 4 no answer" in lines[3]
+
+
+def test_the_plain_report_word_for_word():
+    split = replace(HEALTHY, documents=150, rows_cut=2, turns_cut=2, rows_dropped=1, dropped_reasons={"no answer": 1})
+    assert str(MaskReport({"train": split}, CHATML, ("look at row 3",))).splitlines() == [
+        "train: 100 rows of 150 documents · 10,000 tokens, 3,000 trained (30.0 %), response/prompt 0.43",
+        "  answers  200 found, 200 trained · stops 200 of 200 trained",
+        "  cut      2 answers at the end of 2 rows",
+        "  dropped  1 row: 1 no answer",
+        "  decided  100 by markers and agreeing with messages",
+        r"markers: '<|im_start|>user\n' → '<|im_start|>assistant\n' … '<|im_end|>' (read from the chat template)",
+        "warning: look at row 3",
+    ]
+
+
+def test_the_coloured_report_says_what_the_plain_one_says():
+    report = MaskReport({"train": HEALTHY}, MarkerSummary("[bold]\x1b[31m", "b"), ("warn",))
+    console = Console(width=200, record=True, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report)
+    assert console.export_text().rstrip("\n") == str(report)
+    assert "\x1b" not in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stops_trained": 0}, "never learns to stop. Train the stop token"),
+        ({"stops_trained": 150}, "only 150 stop tokens are trained for 200 trained answers"),
+        ({"turns_with_stop": 0, "stops_trained": 0}, "End each answer with the eos token"),
+        ({"rows_cut": 6, "turns_cut": 6}, "Raise max_length, or drop the rows"),
+        ({"rows_dropped": 12}, "12 of 112 rows (10.7 %) would train nothing"),
+        ({"rows_ambiguous": 1}, "neither markers nor messages could decide 1 of 100 rows"),
+        ({"trained_tokens": 99}, "only 1.0 % of the tokens are trained"),
+        ({"trained_tokens": 9_501}, "Check that the instruction marker occurs"),
+        ({"trained_tokens": 0}, "0 of 10,000 tokens are trained"),
+    ],
+)
+def test_each_fault_gives_one_warning_with_its_cure(change, words):
+    (warning,) = warnings_for(replace(HEALTHY, **change))
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rows_cut": 5, "turns_cut": 5, "turns_with_stop": 195, "stops_trained": 195},
+        {"rows_dropped": 11},
+        {"turns_trained": 50, "stops_trained": 50},  # only the last answer of each row, on purpose
+        {"rows_checked": 0, "rows_unchecked": 100},
+        {"trained_tokens": 100},
+        {"trained_tokens": 9_500},
+    ],
+)
+def test_healthy_splits_give_no_warning(change):
+    assert warnings_for(replace(HEALTHY, **change)) == ()
+
+
+def test_an_empty_split_gives_no_warning():
+    assert warnings_for(SplitReport()) == ()
+
+
+def test_splits_masked_unlike_train_are_named():
+    whole = replace(HEALTHY, trained_tokens=10_000)
+    (share,) = warnings_between({"train": HEALTHY, "eval": whole})
+    assert share.startswith("eval: 100.0 % of the tokens are trained against 30.0 % of train")
+    (stops,) = warnings_between({"train": HEALTHY, "eval": replace(HEALTHY, stops_trained=0)})
+    assert stops.startswith("eval: 0 stop tokens are trained against 200 of train")
+    assert warnings_between({"train": HEALTHY, "eval": replace(HEALTHY, trained_tokens=999)}) != ()
+    assert warnings_between({"train": HEALTHY, "eval": replace(HEALTHY, trained_tokens=1_000)}) == ()
+    assert warnings_between({"test": HEALTHY, "eval": whole}) == ()
+
+
+def test_a_report_carries_its_warnings_with_the_name_of_the_split():
+    report = MaskReport({"train": HEALTHY, "eval": replace(HEALTHY, stops_trained=0)})
+    assert [warning.split(":")[0] for warning in report.warnings] == ["eval", "eval"]
+
+
+def test_report_needs_the_standard_library_only():
+    code = "import sys, sft_mask.report; print(sorted({'rich','numpy','torch','transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
