@@ -68,7 +68,7 @@ def _convert(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     # The weights are ordinary floats now; as long as the configuration calls them quantized, nobody may train them.
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
     model.hf_quantizer = None
     model.is_quantized = False
     model.save_pretrained(folder)

@@ -28,8 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sft_mask import train_on_responses_only
-from sft_mask.constants import IGNORE_INDEX
+from sft_mask import IGNORE_INDEX, train_on_responses_only
 from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
 
@@ -53,7 +52,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")  # for generation; TRL pads on its own
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16 if on_gpu else torch.float32)
     device = torch.cuda.get_device_name() if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
-    console.print(f"{name}: {model.num_parameters() / 1e6:.0f} M parameters on {device}")
+    console.print(f"{name}: {model.num_parameters() / 1e6:.0f} M parameters on {device}", soft_wrap=True)
 
     step("Data")
     train = read_conversations(DATA / "house_style_train.jsonl", args.rows)
@@ -95,8 +94,9 @@ def main() -> None:
 
     step("What will be trained")
     console.print(trainer.mask_report)
-    shortest = min(trainer.train_dataset, key=lambda row: len(row["input_ids"]))
-    console.print(RowView(build_row(tokenizer, shortest["input_ids"], shortest["labels"], name="one conversation")))
+    row = trainer.train_dataset[0]
+    console.print()
+    console.print(RowView(build_row(tokenizer, row["input_ids"], row["labels"], name="one conversation")))
 
     step("Before training")
     questions = opening_questions(held_out)[: args.questions]
@@ -122,7 +122,7 @@ def main() -> None:
     console.print()
     console.print("before: " + result(answers_before, loss_before))
     console.print("after:  " + result(answers_after, loss_after))
-    console.print(f"The adapter was saved in {args.output}")
+    console.print(f"The adapter was saved in {args.output}", soft_wrap=True)
     step("Done")
 
 
@@ -211,7 +211,7 @@ class ProgressBar(TrainerCallback):
             return
         loss = f"{float(logs['loss']):.3f}"
         self.progress.update(self.task, completed=state.global_step, loss=loss)
-        if not console.is_terminal and state.global_step % 5 == 0:
+        if not console.is_terminal and (state.global_step % 5 == 0 or state.global_step in (1, state.max_steps)):
             console.print(f"step {state.global_step}/{state.max_steps}  loss {loss}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

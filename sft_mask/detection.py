@@ -126,6 +126,15 @@ def _all_heard(rendered: Rendered) -> bool:
     return set(range(len(rendered.roles))) <= set(np.unique(rendered.message_of()).tolist())
 
 
+def _reasoned(template: ChatTemplate) -> list[str]:
+    """What stands before the reasoning of an answer that has some."""
+    said = _two_turns()[:2]
+    rendered = _try(template, [said[0], {**said[1], "reasoning_content": "It must be up there"}])
+    if rendered is None or not _all_heard(rendered):
+        return []
+    return [text_between(rendered, 0, 1)]
+
+
 def _read_gaps(template: ChatTemplate, *, parts: bool) -> Gaps | None:
     messages = _two_turns(parts=parts)
     whole = _try(template, messages)
@@ -133,7 +142,7 @@ def _read_gaps(template: ChatTemplate, *, parts: bool) -> Gaps | None:
     silent = _try(template, messages[:1])
     if whole is None or asked is None or not _all_heard(whole) or not _all_heard(asked):
         return None
-    to_model = (text_between(whole, 0, 1), text_between(whole, 2, 3))
+    to_model = (text_between(whole, 0, 1), text_between(whole, 2, 3), *_reasoned(template))
     after = (_tail(silent) if silent is not None and _all_heard(silent) else _tail(asked), _tail(asked))
     return Gaps(
         text_between(whole, None, 0),
@@ -252,6 +261,7 @@ def _plain_markers(template: ChatTemplate, gaps: Gaps) -> Markers:
         instruction=(instruction,),
         stops=stops,
         stop_headers=stop_headers,
+        open_end=not ending.strip(),
         separator=close if not close.strip() and not stop_headers else "",
         detected=True,
         complete=True,
@@ -414,7 +424,9 @@ def candidate_markers(template: ChatTemplate) -> Markers:
     known = {*response, *map(str, markers.instruction), *map(str, markers.stops), *tools.stops}
     lead = _lead(template, str(markers.response[0]))
     openers = [bos] if bos and bos != lead else []
-    others = tuple(text for text in _unique((*system, *tools.others, *openers)) if text not in known - set(tools.others))
+    others = tuple(
+        text for text in _unique((*system, *tools.others, *openers)) if text not in known - set(tools.others)
+    )
     return replace(
         markers,
         response=response,

@@ -44,6 +44,7 @@ class Markers:
         stops: what ends an answer and must be sampled by the model: usually one control token.
         stop_headers: headers of other roles whose first token is itself the stop (GLM).
         separator: blank text between an answer that has no stop and the next header; never trained.
+        open_end: whether the template leaves the last answer of a conversation without a stop (GLM).
         complete: whether ``others`` and ``stops`` are known to be all that the chat template writes.
         detected: whether these were read from a chat template.
     """
@@ -54,6 +55,7 @@ class Markers:
     stops: tuple[MarkerText, ...] = ()
     stop_headers: tuple[MarkerText, ...] = ()
     separator: str = ""
+    open_end: bool = False
     complete: bool = False
     detected: bool = False
 
@@ -118,13 +120,14 @@ def _added_boundaries(text: str, vocabulary: Vocabulary) -> list[str | AddedPiec
     return [part for part in parts if part != ""]
 
 
-def _normalized(text: str, tokenizer: Any) -> str:
+def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
     """Text as the tokenizer's Unicode normalizer leaves it, without the blank that SentencePiece puts in front."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None or text.isascii():
         return text
-    written = str(normalizer.normalize_str("x" + text)).replace("\u2581", " ")
-    return written[written.index("x") + 1 :]
+    written = str(normalizer.normalize_str("x" + text))
+    written = written[written.index("x") + 1 :]
+    return written.replace("\u2581", " ") if vocabulary.kind == "sentencepiece" else written
 
 
 def marker_atoms(marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any) -> tuple[int, ...]:
@@ -142,7 +145,7 @@ def marker_atoms(marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any) -> 
     atoms = []
     for part in _added_boundaries(marker, vocabulary):
         if isinstance(part, str):
-            atoms.extend(_normalized(part, tokenizer).encode())
+            atoms.extend(_normalized(part, vocabulary, tokenizer).encode())
         elif part.special:
             atoms.append(_BYTE_ATOMS + part.token_id)
         else:
@@ -244,12 +247,16 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     """
     patterns: list[Pattern] = []
 
+    glues = _glues_blank(vocabulary, tokenizer)
+
     def add(texts: Sequence[MarkerText], kind: Kind, first_token_stops: bool = False) -> None:
         for text in texts:
             atoms = marker_atoms(text, vocabulary, tokenizer)
             if not atoms:
                 raise MarkerError(f"The marker {text!r} stands for no token of {vocabulary.name}.")
             patterns.append(Pattern(text, kind, atoms, first_token_stops))
+            if glues and (glued := _with_glue(atoms)) != atoms:
+                patterns.append(Pattern(text, kind, glued, first_token_stops))
 
     add(markers.response, Kind.RESPONSE)
     for header in markers.headers:
@@ -259,6 +266,25 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     add(markers.stops, Kind.STOP)
     _refuse_shared(patterns)
     return MarkerTrie(patterns, vocabulary)
+
+
+def _glues_blank(vocabulary: Vocabulary, tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a blank in front of text that follows a control token (older SentencePiece)."""
+    special = next((text for text in vocabulary.special_contents if text), None)
+    if vocabulary.kind != "sentencepiece" or special is None:
+        return False
+    ids = tokenizer(special + "x", add_special_tokens=False)["input_ids"]
+    return b"".join(vocabulary.piece(token_id) for token_id in ids[1:]) == b" x"
+
+
+def _with_glue(atoms: tuple[int, ...]) -> tuple[int, ...]:
+    """The atoms with a blank in front of every text that follows a control token."""
+    glued: list[int] = []
+    for index, atom in enumerate(atoms):
+        if index and atom < _BYTE_ATOMS <= atoms[index - 1]:
+            glued.append(ord(" "))
+        glued.append(atom)
+    return tuple(glued)
 
 
 def _refuse_shared(patterns: Sequence[Pattern]) -> None:

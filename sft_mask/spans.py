@@ -47,6 +47,7 @@ class Turns:
         document: ``(n,)`` index of the document the turn lies in.
         header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
         stop_at: ``(n,)`` first token of the stop, ``stop`` where the turn has none.
+        message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
     """
 
     start: Ints
@@ -56,6 +57,7 @@ class Turns:
     document: Ints
     header: Ints
     stop_at: Ints
+    message: Ints
 
     def __len__(self) -> int:
         return len(self.start)
@@ -64,7 +66,7 @@ class Turns:
     def empty(cls) -> Turns:
         """No turns."""
         none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-        return cls(none, none, no, no, none, none, none)
+        return cls(none, none, no, no, none, none, none, none)
 
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
@@ -105,7 +107,11 @@ class _Table:
         unread = ids[self.node[ids] == _UNREAD]
         for token_id in np.unique(unread).tolist():
             step = self._trie.step(self._node, token_id)
-            self.node[token_id], self.pattern[token_id], self.leftover[token_id] = step.node, step.pattern, step.leftover
+            self.node[token_id], self.pattern[token_id], self.leftover[token_id] = (
+                step.node,
+                step.pattern,
+                step.leftover,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +177,16 @@ class SpanFinder:
     Args:
         trie: the compiled markers.
         complete: see :class:`~sft_mask.markers.Markers`.
+        open_end: see :class:`~sft_mask.markers.Markers`; such an answer at the end of a document is not a cut one.
         pad_token_id: a trailing run of this id in a document is padding.
     """
 
-    def __init__(self, trie: MarkerTrie, *, complete: bool = False, pad_token_id: int | None = None) -> None:
+    def __init__(
+        self, trie: MarkerTrie, *, complete: bool = False, open_end: bool = False, pad_token_id: int | None = None
+    ) -> None:
         self.trie = trie
         self.complete = complete
+        self.open_end = open_end
         self.pad_token_id = pad_token_id
         self._beginnings = _read_beginnings(trie)
         self._tables: dict[int, _Table] = {}
@@ -298,7 +308,8 @@ class SpanFinder:
         end = self._content_end(ids, offsets, document)
         bound, closer = self._bounds(headers, opens, end)
         stop, stop_at, has_stop, cut = self._closings(ids, start, bound, closer, (headers, stops))
-        turns = Turns(start, stop, has_stop, cut, document, headers.start[opens], stop_at)
+        unknown = np.full(len(start), -1, np.int64)
+        turns = Turns(start, stop, has_stop, cut, document, headers.start[opens], stop_at, unknown)
         return turns.select(turns.stop > turns.start)
 
     def _bounds(self, headers: _Events, opens: Ints, end: Ints) -> tuple[Ints, Ints]:
@@ -345,10 +356,11 @@ class SpanFinder:
         ends_turn = self._only_filler(ids, stop_end, bound[with_stop]) | closed[with_stop] | (not self.complete)
         with_stop, chosen, stop_end = with_stop[ends_turn], chosen[ends_turn], stop_end[ends_turn]
         stop[with_stop], stop_at[with_stop], has_stop[with_stop] = stop_end, stops.start[chosen], True
-        header_stops = closed & ~has_stop & self._first_token_stops[headers.pattern[closer]]
+        answered = headers.start[closer] > start
+        header_stops = closed & ~has_stop & answered & self._first_token_stops[headers.pattern[closer]]
         stop_at[header_stops] = headers.start[closer[header_stops]]
         stop[header_stops], has_stop[header_stops] = stop_at[header_stops] + 1, True
-        return stop, stop_at, has_stop, ~has_stop & ~closed
+        return stop, stop_at, has_stop, ~has_stop & ~closed & (not self.open_end)
 
     def _last_stop(self, ids: NDArray[np.integer], start: Ints, bound: Ints, stops: _Events) -> Ints:
         """For each turn the stop that ends it, ``-1`` for none.

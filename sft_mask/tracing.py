@@ -223,10 +223,14 @@ class SafeTraced(Traced):
     __slots__ = ()
 
     def __add__(self, other: str) -> str:
-        return _safe(traced_join((Traced(self, self.runs), _escaped(other)))) if isinstance(other, str) else NotImplemented
+        return (
+            _safe(traced_join((Traced(self, self.runs), _escaped(other)))) if isinstance(other, str) else NotImplemented
+        )
 
     def __radd__(self, other: str) -> str:
-        return _safe(traced_join((_escaped(other), Traced(self, self.runs)))) if isinstance(other, str) else NotImplemented
+        return (
+            _safe(traced_join((_escaped(other), Traced(self, self.runs)))) if isinstance(other, str) else NotImplemented
+        )
 
 
 def _safe(text: Any) -> SafeTraced:
@@ -425,7 +429,9 @@ def render(
     owner = np.array([owner for _, owner in runs_of(text)], np.int32)
     lengths = np.array([length for length, _ in runs_of(text)], np.int64)
     roles = tuple(str(message.get("role", "")) for message in messages)
-    return Rendered(str.__str__(text) if type(text) is str else "".join(text), np.repeat(owner, lengths), tuple(origins), roles)
+    return Rendered(
+        str.__str__(text) if type(text) is str else "".join(text), np.repeat(owner, lengths), tuple(origins), roles
+    )
 
 
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -30,7 +30,10 @@ ROWS = 40
 def example_row(number, text=TEXT, **details):
     ids = BYTES(f"<|start|>user {text}<|end|><|start|>{text}<|end|>")["input_ids"]
     answer = ids.index(BYTES.convert_tokens_to_ids(SPECIALS[1])) + 2
-    notes = [Note(0, answer, "user", "masked: <b>prompt</b>"), Note(answer, len(ids), "assistant", "trained: the answer")]
+    notes = [
+        Note(0, answer, "user", "masked: <b>prompt</b>"),
+        Note(answer, len(ids), "assistant", "trained: the answer"),
+    ]
     details = {"labels": masked_until(ids, answer), "spans": notes, "name": f"train {number}", **details}
     return build_row(BYTES, ids, **details)
 
@@ -118,7 +121,9 @@ def test_the_page_names_no_other_place(page):
 
 def test_the_script_makes_no_html_out_of_text():
     script = (Path(__file__).parent.parent / "sft_mask/preview/page/page.js").read_text("utf-8")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|DOMParser|fetch|XMLHttp", script)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|DOMParser|fetch|XMLHttp", script
+    )
 
 
 def test_the_page_holds_every_token_of_every_row(page):
@@ -187,8 +192,11 @@ class Browser:
 
         self.process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={self.profile.name}", "about:blank"],
-            **{"pass_fds": (3, 4), "preexec_fn": three_and_four},
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
+            pass_fds=(3, 4),
+            preexec_fn=three_and_four,  # noqa: PLW1509 - no threads here, and Chromium wants exactly these numbers
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for fd in (*high, theirs_in, theirs_out):
             os.close(fd)
@@ -303,7 +311,9 @@ def test_markup_in_a_message_is_shown_and_not_run(browser, page):
 
 def test_the_policy_keeps_a_script_from_running_even_if_one_got_in(chromium, page):
     chromium.open(page)
-    chromium("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hacked = 3'}))")
+    chromium(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hacked = 3'}))"
+    )
     chromium("document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'}))")
     assert chromium("window.hacked === undefined")
     blocked = [event["params"]["entry"]["text"] for event in chromium.problems()]
@@ -313,7 +323,9 @@ def test_the_policy_keeps_a_script_from_running_even_if_one_got_in(chromium, pag
 
 def test_the_trained_runs_of_the_page_are_those_of_the_row(browser):
     row = example_row(0)
-    shown = browser("[...document.querySelectorAll('.run')].map((r) => [r.textContent, r.classList.contains('trained')])")
+    shown = browser(
+        "[...document.querySelectorAll('.run')].map((r) => [r.textContent, r.classList.contains('trained')])"
+    )
     trained = "".join(text for text, is_trained in shown if is_trained)
     assert trained == "Hi 東京 🙂!↵\n<|end|>"
     assert "".join(text for text, _ in shown) == row.text.replace("\n", "↵\n")
@@ -340,9 +352,18 @@ def test_a_character_of_three_tokens_is_one_cell_that_names_all_three(browser):
 
 def test_a_clicked_token_stays_until_escape(browser):
     browser.mouse(".run.trained .cell", click=True)
+    kept = browser.text("#card")
+    browser.mouse(".run:not(.trained) .cell.special")
+    assert browser.text("#card") == kept
     browser.mouse("#heading")
     assert not browser("document.getElementById('card').hidden")
     browser.key("Escape")
+    assert browser("document.getElementById('card').hidden")
+
+
+def test_the_story_of_a_token_leaves_with_its_row(browser):
+    browser.mouse(".run.trained .cell", click=True)
+    browser.key("ArrowRight")
     assert browser("document.getElementById('card').hidden")
 
 
@@ -402,7 +423,7 @@ def contrast(browser, selector):
     return browser(
         """(() => {
           const brush = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-          const run = getComputedStyle(document.querySelector(%s));
+          const run = getComputedStyle(document.querySelector(SELECTOR));
           const mixed = (...colours) => {
             for (const colour of colours) { brush.fillStyle = colour; brush.fillRect(0, 0, 1, 1); }
             const [red, green, blue] = [...brush.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
@@ -412,8 +433,7 @@ def contrast(browser, selector):
           const paper = getComputedStyle(document.body).backgroundColor;
           const [dark, bright] = [mixed(paper, run.backgroundColor), mixed(run.color)].sort((a, b) => a - b);
           return (bright + 0.05) / (dark + 0.05);
-        })()"""
-        % json.dumps(selector)
+        })()""".replace("SELECTOR", json.dumps(selector))
     )
 
 
@@ -429,6 +449,17 @@ def test_weights_and_documents_of_a_packed_row(chromium, tmp_path):
     assert chromium.texts(".run.negative") == ["c"]
     chromium.mouse(".cell[data-cell='1']")
     assert "weight 0.5" in chromium.text("#card")
+    assert chromium.problems() == []
+
+
+def test_a_character_that_a_boundary_splits_is_marked_and_each_token_tells_its_side(chromium, tmp_path):
+    ids = BYTES("a東b")["input_ids"]
+    chromium.open(write_html([build_row(BYTES, ids, masked_until(ids, 3))], tmp_path / "page.html"))
+    assert chromium.texts(".cell.split") == ["東"]
+    assert chromium.texts(".run.trained") == ["東b"]
+    chromium.mouse(".cell.split")
+    for side in ("id 230 · masked", "id 157 · masked", "id 177 · trained"):
+        assert side in chromium.text("#card")
     assert chromium.problems() == []
 
 

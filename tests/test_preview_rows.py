@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -97,13 +98,13 @@ def test_joined_runs_are_the_decoded_row_whatever_the_labels(text, data):
         row = build_row(tokenizer, ids, [token if keep else -100 for token, keep in zip(ids, kept, strict=True)])
         assert row.text.removeprefix(" ") == decoded(tokenizer, ids).removeprefix(" ")
         assert [(cell.start, cell.stop) for cell in row.cells] == _tiling(row.cells, len(ids))
-        assert all(left.trained != right.trained for left, right in zip(row.runs, row.runs[1:], strict=False))
+        assert all(left.trained != right.trained for left, right in pairwise(row.runs))
 
 
 def _tiling(cells, length):
     bounds = [0, *(cell.stop for cell in cells)]
     assert bounds[-1] == length
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def test_sentencepiece_keeps_the_space_at_the_start_of_a_run():
@@ -148,7 +149,7 @@ def test_a_token_without_text_is_a_cell_of_its_own():
 
 def test_special_tokens_are_segments_and_the_same_text_typed_is_not():
     start = BYTES.convert_tokens_to_ids("<|start|>")
-    typed = [*"<|start|>".encode()]
+    typed = [*b"<|start|>"]
     row = build_row(BYTES, [start, *typed], [-100] * (len(typed) + 1))
     assert [(segment.text, segment.special) for segment in row.runs[0].segments] == [
         ("<|start|>", True),
@@ -187,6 +188,13 @@ def test_notes_are_numbered_by_turn():
 def test_labels_that_are_another_token_are_found():
     ids = BYTES("abcd")["input_ids"]
     assert build_row(BYTES, ids, [-100, ids[1], ids[3], -100]).wrong_labels == (2,)
+
+
+def test_the_heading_is_one_safe_line_of_facts():
+    ids = BYTES("abcd")["input_ids"]
+    row = build_row(BYTES, ids, [-100, ids[1], ids[3], -100], documents=[2, 2], status="cut", name="train\x1b 3")
+    assert row.heading == "train␛ 3 · 4 tokens, 2 trained (50.0 %) · 2 documents · cut · 1 labels are not their token"
+    assert build_row(BYTES, [], []).heading == "0 tokens, 0 trained (0.0 %)"
 
 
 def test_status_is_one_flag_or_several():

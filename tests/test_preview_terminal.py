@@ -7,7 +7,7 @@ from rich.console import Console
 from test_preview_rows import BYTES, SPECIALS, TEXT, masked_until
 
 from sft_mask.preview import build_row
-from sft_mask.preview.terminal import RowView, draw_row, heading, legend, render_row
+from sft_mask.preview.terminal import RowView, draw_row, legend, render_row
 
 END = BYTES.convert_tokens_to_ids(SPECIALS[1])
 
@@ -114,11 +114,6 @@ def test_the_width_of_the_console_is_respected():
     ids = BYTES("x" * 500 + " 東京" * 50)["input_ids"]
     out = printed(build_row(BYTES, ids, ids), width=40)
     assert max(len(line) for line in out.splitlines()) <= 40
-
-
-def test_the_heading_names_labels_that_are_not_their_token():
-    ids = BYTES("abc")["input_ids"]
-    assert heading(build_row(BYTES, ids, [-100, *ids[:2]])).endswith("· 2 labels are not their token")
 
 
 def test_the_legend_has_an_entry_for_each_weight():

@@ -3,8 +3,8 @@
     python recipes/data/make_house_style.py [FOLDER]
 
 Writes ``house_style_train.jsonl`` and ``house_style_test.jsonl`` to FOLDER (by default: beside this file). All words in
-them are our own, and the result is the same, byte for byte, on every machine. The style itself, and a strict test of it,
-are in ``recipes/house_style.py``. No system prompt mentions it: a model can only know it from the answers.
+them are our own, and the result is the same, byte for byte, on every machine. The style itself, with a strict test of
+it, is in ``recipes/house_style.py``. No system prompt mentions it: a model can only know it from the answers.
 
 A conversation is about one subject (Japan, the swan, the number 12) and asks for one to three facts about it. Whole
 subjects are kept for the test set, so that neither a question nor a fact of it occurs in training.

@@ -84,7 +84,7 @@ def cells_of(pieces: Sequence[bytes], special: Sequence[bool]) -> Iterator[Cell]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     start, text = 0, ""  # tokens from start on hold a character that is not complete yet; text is what came before it
     for at, piece in enumerate(pieces):
-        if at > start and (special[at] or not _continues(piece)):
+        if at > start and not _continues(piece):
             yield Cell(start, at, text + decoder.decode(b"", final=True))
             start, text = at, ""
         text += decoder.decode(piece)

@@ -84,9 +84,7 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
         "ids": row.input_ids,
         "runs": [(run.start, run.weight, run.document) for run in row.runs],
         "cells": [cell for cell in map(_cell, row.cells) if not _usual(cell, row.input_ids, vocabulary)],
-        "notes": [
-            (note.start, note.stop, visible(note.role), visible(note.reason), note.turn) for note in row.notes
-        ],
+        "notes": [(note.start, note.stop, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
     }

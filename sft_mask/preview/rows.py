@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError
-from sft_mask.preview.cells import Cell, read_cells
+from sft_mask.preview.cells import Cell, read_cells, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,14 @@ class PreviewRow:
     def text(self) -> str:
         """The whole row, decoded."""
         return "".join(run.text for run in self.runs)
+
+    @property
+    def heading(self) -> str:
+        """One line of facts, such as ``train 17 · 81 tokens, 23 trained (28.4 %) · cut``; safe to show."""
+        facts = f"{len(self.input_ids):,} tokens, {self.trained_tokens:,} trained ({100 * self.share:.1f} %)"
+        packed = f"{len(self.documents)} documents" if len(self.documents) > 1 else ""
+        wrong = f"{len(self.wrong_labels):,} labels are not their token" if self.wrong_labels else ""
+        return visible(" · ".join(filter(None, (self.name, facts, packed, *self.status, wrong))))
 
     @property
     def wrong_labels(self) -> tuple[int, ...]:

@@ -53,21 +53,9 @@ class RowView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colour = console.color_system is not None and not console.no_color
-        yield Text(heading(self.row), style="bold")
+        yield Text(self.row.heading, style="bold")
         yield draw_row(self.row, colour=colour)
         yield legend(self.row, colour=colour)
-
-
-def heading(row: PreviewRow) -> str:
-    """One line of facts about a row.
-
-    >>> heading(PreviewRow((), (), (), (), (), (), (), (0,), ("cut",), "train 17"))
-    'train 17 · 0 tokens, 0 trained (0.0 %) · cut'
-    """
-    facts = f"{len(row.input_ids):,} tokens, {row.trained_tokens:,} trained ({100 * row.share:.1f} %)"
-    packed = f"{len(row.documents)} documents" if len(row.documents) > 1 else ""
-    wrong = f"{len(row.wrong_labels):,} labels are not their token" if row.wrong_labels else ""
-    return visible(" · ".join(filter(None, (row.name, facts, packed, *row.status, wrong))))
 
 
 def legend(row: PreviewRow, *, colour: bool = True) -> Text:

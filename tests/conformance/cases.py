@@ -36,7 +36,7 @@ class Conversation:
 CODE = "Use a generator:\n\n```python\ndef evens(limit):\n    for n in range(limit):\n        if n % 2 == 0:\n            yield n\n```\nIt holds one number at a time."
 LIST = "1. Boil water.\n2. Add salt,\n   then pasta.\n\n- 9 minutes: al dente\n- 11 minutes: soft\n\n* * *\n"
 TABLE = "| city | people |\n|:-----|-------:|\n| 東京 | 14,000,000 |\n| Oslo | 717,710 |"
-UNICODE = "東京は日本の首都です。👩‍👩‍👧‍👦🙂 Größe: naïve café — 25 °C, ½ кг, مرحبا"
+UNICODE = "東京は日本の首都です。👩‍👩‍👧‍👦🙂 Größe: naïve café — 25 °C, 5 кг, مرحبا"
 
 WEATHER_TOOL: dict[str, Any] = {
     "type": "function",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from datasets import Dataset
 from jinja2.exceptions import TemplateError
 
 from conformance.alignment import Vocabulary, read_vocabulary
-from conformance.cases import Conversation, conversations, shapes, user, assistant
+from conformance.cases import Conversation, assistant, conversations, shapes, user
 from conformance.oracle import Case, Judgement, Undecided, Verdict, judge, render
 from conformance.templates import PLAIN_TEXT, SHIPPED, Format, format_of, shipped_names, shipped_template
 
@@ -25,6 +25,14 @@ class Masker(Protocol):
     def __call__(
         self, dataset: Dataset, tokenizer: Any, instruction_part: Any, response_part: Any, *, on_ambiguous: str
     ) -> Dataset: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tested: the function, and the error that it refuses with."""
+
+    mask: Masker
+    refusal: type[Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +70,53 @@ class Pair:
     undecided: list[str]
 
 
-def pairs(name: str, tokenizer: Any, templates: Sequence[str] = ()) -> Iterator[Pair]:
-    """Every template that ``tokenizer`` has the tokens for; ``templates`` keeps those whose name is listed."""
+def pairs(
+    name: str, tokenizer: Any, templates: Sequence[str] = (), collected: Mapping[str, str] | None = None
+) -> Iterator[Pair]:
+    """Every template that ``tokenizer`` has the tokens for: its own, TRL's, collected ones, and the plain-text formats.
+
+    ``templates`` keeps those whose name is listed. A template that was met already is not met twice.
+    """
     vocabulary = read_vocabulary(tokenizer)
     own = tokenizer.chat_template
-    for template_name, template, form in [*_own(tokenizer, vocabulary), *_shipped(vocabulary), *_plain_text(tokenizer)]:
-        if templates and template_name not in templates:
+    seen: set[str] = set()
+    for template_name, template, form in _candidates(tokenizer, vocabulary, collected or {}):
+        if template.strip() in seen or (templates and template_name not in templates):
             continue
+        seen.add(template.strip())
         tokenizer.chat_template = template
         yield _pair(name, template_name, tokenizer, vocabulary, form)
-        tokenizer.chat_template = own
+    tokenizer.chat_template = own
 
 
-def _own(tokenizer: Any, vocabulary: Vocabulary) -> Iterator[tuple[str, str, Format]]:
-    if not tokenizer.chat_template:
-        return
-    text = render(tokenizer, Case([user("a"), assistant("b"), user("c"), assistant("d")]))
-    form = format_of(text, _added_tokens(vocabulary))
-    if form is not None:
-        yield "own", tokenizer.chat_template, form
+def _candidates(
+    tokenizer: Any, vocabulary: Vocabulary, collected: Mapping[str, str]
+) -> Iterator[tuple[str, str, Format]]:
+    yield from _fitting(tokenizer, vocabulary, {"own": tokenizer.chat_template} if tokenizer.chat_template else {})
+    yield from _shipped(vocabulary)
+    yield from _fitting(tokenizer, vocabulary, collected)
+    yield from _plain_text(tokenizer)
+
+
+def _fitting(
+    tokenizer: Any, vocabulary: Vocabulary, templates: Mapping[str, str]
+) -> Iterator[tuple[str, str, Format]]:
+    """Templates without a row of their own in the table: those that one row of it fits."""
+    case = Case([user("a"), assistant("b"), user("c"), assistant("d")])
+    for name, template in templates.items():
+        tokenizer.chat_template = template
+        try:
+            text = render(tokenizer, case)
+        except RENDER_ERRORS:
+            continue
+        form = format_of(text, added_tokens(vocabulary))
+        if form is not None:
+            yield name, template, form
 
 
 def _shipped(vocabulary: Vocabulary) -> Iterator[tuple[str, str, Format]]:
     for name in shipped_names():
-        if name in SHIPPED and _added_tokens(vocabulary).issuperset(SHIPPED[name].needs):
+        if name in SHIPPED and added_tokens(vocabulary).issuperset(SHIPPED[name].needs):
             yield name, shipped_template(name), SHIPPED[name]
 
 
@@ -94,7 +125,7 @@ def _plain_text(tokenizer: Any) -> Iterator[tuple[str, str, Format]]:
         yield name, template, form.with_eos(tokenizer.eos_token)
 
 
-def _added_tokens(vocabulary: Vocabulary) -> frozenset[str]:
+def added_tokens(vocabulary: Vocabulary) -> frozenset[str]:
     return frozenset(token.content.decode() for token in vocabulary.added.values())
 
 
@@ -138,3 +169,153 @@ def _tool_words(conversation: Conversation) -> Iterator[str]:
             yield message["content"].split("\n")[0].strip('{}"').split('"')[0]
         elif conversation.calls_tools and message["content"]:
             yield message["content"]
+
+
+# --- running and scoring ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Score:
+    """What one mode did to the rows of one pair. Scores add up."""
+
+    rows: int = 0
+    lost: int = 0  # tokens that must be trained and are not
+    leaked: int = 0  # tokens that must not be trained and are
+    stops: int = 0
+    stops_trained: int = 0
+    injections: int = 0
+    injections_held: int = 0
+    unknowable: int = 0  # ids-only rows that quote a marker, or hold an answer without a header
+    unknowable_wrong: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        return not (self.lost or self.leaked)
+
+    def add(self, other: Score) -> None:
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.refused.update(other.refused)
+        self.failures += other.failures
+
+
+COUNTS = (
+    "rows", "lost", "leaked", "stops", "stops_trained", "injections", "injections_held", "unknowable",
+    "unknowable_wrong",
+)  # fmt: skip
+
+
+def run(pair: Pair, subject: Subject, mode: Mode) -> Score:
+    """All rows of ``pair`` through the function under test, in as few calls as their columns allow."""
+    score = Score()
+    for rows in _groups(pair.rows, mode):
+        for row, labels in _masked(pair, rows, subject, mode, score):
+            _score_row(row, labels, mode, score)
+    return score
+
+
+def _groups(rows: Sequence[Row], mode: Mode) -> Iterator[list[Row]]:
+    """Rows with the same columns: with tools, with template arguments, with neither. Ids alone are all alike."""
+    kinds: dict[tuple[bool, bool], list[Row]] = {}
+    for row in rows:
+        has_tools, has_arguments = row.conversation.tools is not None, bool(row.conversation.template_kwargs)
+        kinds.setdefault((has_tools, has_arguments) if mode.has_messages else (False, False), []).append(row)
+    yield from kinds.values()
+
+
+def dataset_of(rows: Sequence[Row], has_messages: bool) -> Dataset:
+    """The rows as a trainer would hold them after tokenizing."""
+    return Dataset.from_list([_record(row, has_messages) for row in rows], on_mixed_types="use_json")
+
+
+def _record(row: Row, has_messages: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {"input_ids": row.judgement.ids}
+    if has_messages:
+        record["messages"] = row.conversation.messages
+        if row.conversation.tools is not None:
+            record["tools"] = row.conversation.tools
+        if row.conversation.template_kwargs:
+            record["chat_template_kwargs"] = row.conversation.template_kwargs
+    return record
+
+
+def _masked(
+    pair: Pair, rows: list[Row], subject: Subject, mode: Mode, score: Score
+) -> Iterator[tuple[Row, list[int]]]:
+    """Labels of every row; where the call is refused, row by row, so that one row cannot hide the others."""
+    instruction, response = (pair.form.user, pair.form.assistant[0]) if mode.has_markers else (None, None)
+    try:
+        masked = subject.mask(
+            dataset_of(rows, mode.has_messages), pair.tokenizer, instruction, response, on_ambiguous="error"
+        )
+    except subject.refusal as reason:
+        if len(rows) == 1:
+            _score_refusal(rows[0], reason, mode, score)
+            return
+        for row in rows:
+            yield from _masked(pair, [row], subject, mode, score)
+        return
+    assert list(masked["input_ids"]) == [row.judgement.ids for row in rows], "masking leaves rows and ids as they are"
+    yield from zip(rows, masked["labels"], strict=True)
+
+
+def _is_unknowable(row: Row, mode: Mode) -> bool:
+    return not mode.has_messages and (row.judgement.is_quoting or bool(row.judgement.headerless))
+
+
+def _score_refusal(row: Row, reason: Exception, mode: Mode, score: Score) -> None:
+    if _is_unknowable(row, mode):
+        score.unknowable += 1
+        return
+    score.rows += 1
+    score.injections += row.conversation.is_injection
+    score.refused[f"{type(reason).__name__}: {' '.join(str(reason).split())[:160]}"] += 1
+
+
+def _score_row(row: Row, labels: Sequence[int], mode: Mode, score: Score) -> None:
+    lost, leaked = mistakes(row.judgement, labels)
+    if _is_unknowable(row, mode):
+        score.unknowable += 1
+        score.unknowable_wrong += bool(lost or leaked)
+        return
+    score.rows += 1
+    score.lost += len(lost)
+    score.leaked += len(leaked)
+    score.stops += len(row.judgement.stops)
+    score.stops_trained += sum(all(labels[i] != IGNORED for i in stop) for stop in row.judgement.stops)
+    score.injections += row.conversation.is_injection
+    score.injections_held += row.conversation.is_injection and not (lost or leaked)
+    if lost or leaked:
+        score.failures.append(describe(row, labels, mode))
+
+
+def mistakes(judgement: Judgement, labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indices of the tokens that were lost, and of those that leaked."""
+    assert all(label in (IGNORED, token) for label, token in zip(labels, judgement.ids, strict=True)), (
+        "a label is the token's id or the ignored one"
+    )
+    trained = [label != IGNORED for label in labels]
+    verdicts = judgement.verdicts
+    lost = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.MUST and not trained[i]]
+    leaked = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.MUST_NOT and trained[i]]
+    return lost, leaked
+
+
+def describe(row: Row, labels: Sequence[int], mode: Mode) -> str:
+    """The mistakes of one row, each run with the text in front of it: ``+[lost]`` and ``-[leaked]``."""
+    lost, leaked = mistakes(row.judgement, labels)
+    signs = dict.fromkeys(lost, "+") | dict.fromkeys(leaked, "-")
+    data = row.judgement.text.encode()
+    pieces: list[str] = []
+    previous = ""
+    for i, (start, stop) in enumerate(row.judgement.spans):
+        sign = signs.get(i, "")
+        if sign != previous:
+            pieces.append("]" if previous else "")
+            pieces.append(f" …{data[max(0, start - 24):start].decode(errors='replace')}{sign}[" if sign else "")
+        if sign:
+            pieces.append(data[start:stop].decode(errors="replace") or "▁")
+        previous = sign
+    return f"{row.conversation.name} ({mode.name}):{''.join(pieces)!r}"

@@ -106,9 +106,9 @@ COHERE2: Final = replace(
 )
 DEEPSEEK: Final = Format(
     user="<｜User｜>",
-    assistant=("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"),
+    assistant=("<｜Assistant｜>", "<｜tool▁output▁end｜>", "<｜tool▁outputs▁end｜>"),
     stops=("<｜end▁of▁sentence｜>",),
-    others=("<｜tool▁outputs▁begin｜>",),
+    others=("<｜tool▁outputs▁begin｜>", "<｜tool▁output▁begin｜>"),
     needs=("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
 )
 DEEPSEEK_CODER: Final = Format(

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Every check in one command from a fresh clone: installs into .venv; style, types, doctests and tests.
+# Arguments go to pytest: scripts/test.sh tests/test_spans.py -k quoted
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+
+install_into_venv dev
+
+# Nothing may be fetched from a hub, and two processes with two threads each on two cores would slow each other down.
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+"$venv_python" -m ruff check .
+"$venv_python" -m ruff format --check .
+"$venv_python" -m mypy
+"$venv_python" -m pytest "$@"

@@ -1,0 +1,158 @@
+"""What an Arrow column of messages says about its rows without touching a Python object.
+
+Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any message
+holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are filled). Rows
+of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+_ROLES = ("system", "user", "assistant", "tool", "developer", "model")
+_THINKING = ("think", "[THINK]", "channel")
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What is known about each row of a batch.
+
+    Attributes:
+        answers: ``(rows,)`` messages of the model.
+        quotes: ``(rows,)`` whether any text of the conversation holds a piece of a marker.
+        shape: ``(rows,)`` a key; rows with equal keys have the same shape.
+    """
+
+    answers: Ints
+    quotes: Bools
+    shape: Ints
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _leaves(
+    array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
+    """Every leaf array below ``array``, with the row that each of its values belongs to."""
+    kind = array.type
+    if isinstance(kind, pa.ExtensionType):
+        yield from _leaves(array.storage, rows, path)
+    elif _is_list(kind):
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
+        yield from _leaves(array.flatten(), np.repeat(rows, lengths), path)
+    elif pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            field = kind.field(index)
+            yield from _leaves(pc.struct_field(array, index), rows, (*path, field.name))
+    else:
+        yield path, array, rows
+
+
+def is_conversation(kind: pa.DataType) -> bool:
+    """Whether a column type is a list of messages with a role."""
+    return _is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
+
+
+def _rows_where(found: pa.Array, rows: Ints, count: int) -> Bools:
+    answer = np.zeros(count, np.bool_)
+    answer[rows[np.asarray(pc.fill_null(found, False), np.bool_)]] = True
+    return answer
+
+
+def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Bools:
+    """Rows in which any text of a (nested) column, roles aside, holds any of the needles."""
+    array = _flat(column)
+    answer = np.zeros(len(array), np.bool_)
+    for path, leaf, rows in _leaves(array, np.arange(len(array))):
+        if not _is_text(leaf.type) or path == ("role",):
+            continue
+        for needle in needles:
+            answer |= _rows_where(pc.match_substring(leaf, needle), rows, len(array))
+    return answer
+
+
+def _role_codes(roles: pa.Array) -> Ints:
+    index = pc.index_in(roles, value_set=pa.array(_ROLES, roles.type))
+    return np.asarray(pc.fill_null(index, len(_ROLES)), np.int64)
+
+
+def _role_bits(codes: Ints, rows: Ints, count: int) -> NDArray[np.uint64]:
+    """Which pairs of roles follow each other in each row, as a bit set."""
+    bits = np.zeros(count, np.uint64)
+    if not len(codes):
+        return bits
+    first = np.append(True, rows[1:] != rows[:-1])
+    before = np.where(first, len(_ROLES) + 1, np.append(0, codes[:-1]))
+    pair = np.uint64(1) << (before * (len(_ROLES) + 1) + codes).astype(np.uint64)
+    np.bitwise_or.at(bits, rows, pair)
+    return bits
+
+
+def _filled(leaf: pa.Array) -> pa.Array:
+    if _is_text(leaf.type):
+        return pc.and_kleene(leaf.is_valid(), pc.not_equal(pc.utf8_trim_whitespace(leaf), ""))
+    return leaf.is_valid()
+
+
+def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes:
+    """Reads a batch of conversations; see :class:`Shapes`."""
+    array = _flat(column)
+    count = len(array)
+    answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+    flags: list[Bools] = []
+    for path, leaf, rows in _leaves(array, np.arange(count)):
+        if path == ("role",):
+            codes = _role_codes(leaf)
+            model = (codes == _ROLES.index("assistant")) | (codes == _ROLES.index("model"))
+            answers = np.bincount(rows[model], minlength=count).astype(np.int64)
+            key = _role_bits(codes, rows, count)
+            continue
+        flags.append(_rows_where(_filled(leaf), rows, count))
+        flags.append(_rows_where(pc.invert(pc.fill_null(_filled(leaf), False)), rows, count))
+        if _is_text(leaf.type):
+            flags.extend(_rows_where(pc.match_substring(leaf, word), rows, count) for word in _THINKING)
+    for flag in flags:
+        key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
+    return Shapes(answers, holds_any(array, needles), key.view(np.int64))
+
+
+def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]:
+    """Flat values and ``(rows + 1,)`` offsets of a list column, without a copy where Arrow allows it.
+
+    Raises:
+        ValueError: a row, or a value in a row, is null.
+    """
+    array = _flat(column)
+    if array.null_count:
+        row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
+        raise ValueError(f"row {row} is null")
+    lengths = np.asarray(pc.list_value_length(array), np.int64)
+    values = array.flatten()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if values.null_count:
+        at = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+        row = int(np.searchsorted(offsets, at, side="right") - 1)
+        raise ValueError(f"row {row} holds a null at position {at - int(offsets[row])}")
+    return values.to_numpy(zero_copy_only=False), offsets

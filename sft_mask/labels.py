@@ -1,0 +1,41 @@
+"""Spans to labels.
+
+Labels align with ``input_ids``: ``labels[t]`` is ``input_ids[t]`` where token ``t`` is trained and ``IGNORE_INDEX``
+elsewhere. The model shifts: the logits at ``t - 1`` are graded against ``labels[t]``. Nothing else in the library shifts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_mask.constants import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.spans import Turns
+
+
+def trained_mask(turns: Turns, size: int) -> NDArray[np.bool_]:
+    """``(size,)`` whether each token lies in a turn; turns are disjoint and in order."""
+    edges = np.empty(2 * len(turns) + 2, np.int64)
+    edges[0], edges[-1] = 0, size
+    edges[1:-1:2], edges[2:-1:2] = turns.start, turns.stop
+    pattern = np.zeros(2 * len(turns) + 1, np.bool_)
+    pattern[1::2] = True
+    return np.repeat(pattern, np.diff(edges))
+
+
+def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] | None = None) -> NDArray[np.int32]:
+    """Labels of a flat array of ids.
+
+    Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that somebody already masked
+    stays masked.
+    """
+    labels = ids.astype(np.int32)
+    np.copyto(labels, np.int32(IGNORE_INDEX), where=~trained_mask(turns, len(ids)))
+    if existing is not None:
+        np.copyto(labels, np.int32(IGNORE_INDEX), where=existing == IGNORE_INDEX)
+    return labels

@@ -1,0 +1,381 @@
+"""One batch of rows, as Arrow columns, to labels: markers first, messages where markers cannot know.
+
+Every row that still has its messages is checked. It takes the exact road (:mod:`sft_mask.messages`) if the number of
+turns is not the number of the model's messages, if any message quotes a piece of a marker, or if its conversation has a
+shape that has not been proven: the first rows of every shape go both roads, and only a shape in which they agree is
+trusted to markers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.columns import is_conversation, list_values, shapes
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import AmbiguousRowError, DataError
+from sft_mask.labels import paint
+from sft_mask.markers import Markers
+from sft_mask.messages import ExactRoad
+from sft_mask.policy import Policy, is_last_of_document
+from sft_mask.report import SplitReport
+from sft_mask.spans import SpanFinder, Turns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+OnAmbiguous = Literal["error", "drop", "mask"]
+_PROOFS = 3
+"""Rows of a shape that must agree on both roads before markers are believed for the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedBatch:
+    """What became of a batch.
+
+    Attributes:
+        labels: ``(tokens,)`` flat labels.
+        offsets: ``(rows + 1,)``.
+        trained: ``(rows,)`` trained tokens of each row.
+        reasons: why rows must be dropped although they may hold answers: ``{row: reason}``.
+        report: counts over the rows that count.
+    """
+
+    labels: NDArray[np.int32]
+    offsets: Ints
+    trained: Ints
+    reasons: dict[int, str]
+    report: SplitReport
+
+
+@dataclass(slots=True)
+class _Decided:
+    """Turns of a batch, and how each row was decided."""
+
+    turns: Turns
+    exact: Bools
+    checked: Bools
+    ambiguous: list[int] = field(default_factory=list)
+
+
+class Masker:
+    """Everything that is needed to label rows; built once per call, used for every split.
+
+    Args:
+        finder: the marker search.
+        markers: its texts.
+        policy: what is trained of the turns found.
+        road: the exact road, ``None`` where there is no chat template to lay messages along.
+        on_ambiguous: what happens to a row that no road can decide.
+        features: reads Arrow values back into the Python objects that a template is given.
+    """
+
+    def __init__(
+        self,
+        finder: SpanFinder,
+        markers: Markers,
+        policy: Policy,
+        road: ExactRoad | None,
+        on_ambiguous: OnAmbiguous = "error",
+    ) -> None:
+        self.finder = finder
+        self.markers = markers
+        self.policy = policy
+        self.road = road
+        self.on_ambiguous = on_ambiguous
+        self.needles = marker_needles(markers, finder)
+        self._shapes: dict[int, int] = {}
+        self._unlike: set[int] = set()
+
+    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, used: Bools | None = None) -> MaskedBatch:
+        """Labels of a batch.
+
+        Args:
+            table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, and the conversation.
+            decode: reads one row of the conversation; see :class:`Decoder`.
+            first_row: number of the batch's first row in its dataset, for messages.
+            used: ``(rows,)`` rows that count; the others are labelled but neither checked nor reported.
+
+        Raises:
+            DataError: a row holds nulls or things that are no ids.
+            AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
+        """
+        ids, offsets = _token_ids(table, first_row)
+        used = np.ones(len(offsets) - 1, np.bool_) if used is None else used
+        documents = _documents(table, offsets, first_row)
+        turns = self.finder.find(ids, documents)
+        decided = self._decide(table, decode, (ids, offsets, documents), turns, used, first_row)
+        trained_turns = self.policy.apply(decided.turns)
+        existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
+        labels = paint(ids, trained_turns, existing)
+        reasons = self._settle(labels, offsets, decided, first_row)
+        trained = _sums(labels != IGNORE_INDEX, offsets)
+        report = self._report(decided, trained_turns, labels, (offsets, documents), trained, used, reasons)
+        return MaskedBatch(labels, offsets, trained, reasons, report)
+
+    # which road
+
+    def _decide(
+        self,
+        table: pa.Table,
+        decode: Decoder,
+        row_data: tuple[NDArray[np.integer], Ints, Ints],
+        turns: Turns,
+        used: Bools,
+        first_row: int,
+    ) -> _Decided:
+        ids, offsets, documents = row_data
+        count = len(offsets) - 1
+        none = np.zeros(count, np.bool_)
+        if self.road is None or not decode.has_conversation(table) or len(documents) != len(offsets):
+            return _Decided(turns, none, none.copy())
+        seen = decode.shapes(table, self.needles)
+        found = np.bincount(turns.document, minlength=count)
+        doubtful = seen.quotes | (found != seen.answers)
+        decided = _Decided(turns, none, used & ~doubtful)
+        replaced: dict[int, Turns] = {}
+        for row in np.flatnonzero(used & (doubtful | ~self._trusted(seen.shape))).tolist():
+            shape = int(seen.shape[row])
+            if not doubtful[row] and self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike:
+                continue
+            exact = self._exact_turns(table, decode, row, ids[offsets[row] : offsets[row + 1]])
+            if exact is None:
+                decided.checked[row] = False
+                decided.ambiguous.append(row)
+                continue
+            if not doubtful[row]:
+                self._compare(shape, exact, turns, row, int(offsets[row]))
+            replaced[row] = exact
+            decided.exact[row], decided.checked[row] = True, False
+        decided.turns = _with_replaced(turns, replaced, offsets)
+        return decided
+
+    def _trusted(self, shape: Ints) -> Bools:
+        trusted = [key for key, proofs in self._shapes.items() if proofs >= _PROOFS and key not in self._unlike]
+        return np.isin(shape, np.array(trusted, np.int64))
+
+    def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
+        marked = turns.select(turns.document == row)
+        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.stop - offset, exact.stop)
+        if same:
+            self._shapes[shape] = self._shapes.get(shape, 0) + 1
+        else:
+            self._unlike.add(shape)
+
+    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | None:
+        assert self.road is not None, "asked for the exact road without one"
+        conversation = decode.row(table, row)
+        try:
+            return self.road.turns(
+                conversation.messages, ids, tools=conversation.tools, variables=conversation.variables
+            )
+        except DataError:
+            return None
+
+    # what became of it
+
+    def _settle(self, labels: NDArray[np.int32], offsets: Ints, decided: _Decided, first_row: int) -> dict[int, str]:
+        """Applies ``on_ambiguous``: raises, or masks the rows (and gives the reason for dropping them)."""
+        reasons: dict[int, str] = {}
+        for row in decided.ambiguous:
+            if self.on_ambiguous == "error":
+                raise AmbiguousRowError(
+                    f"Row {first_row + row} cannot be decided: its markers and its messages disagree, and its "
+                    "input_ids are not what the chat template renders from its messages (another template, other "
+                    "template arguments, or edited ids). Give the chat_template that rendered the rows, remove the "
+                    "messages column to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
+                )
+            labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
+            reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
+        return reasons
+
+    def _report(
+        self,
+        decided: _Decided,
+        trained_turns: Turns,
+        labels: NDArray[np.int32],
+        bounds: tuple[Ints, Ints],
+        trained: Ints,
+        used: Bools,
+        reasons: Mapping[int, str],
+    ) -> SplitReport:
+        offsets, documents = bounds
+        kept = used & (trained > 0)
+        row_of_document = np.searchsorted(offsets, documents[:-1], side="right") - 1
+        turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
+        chosen = trained_turns.select(kept[row_of_document[trained_turns.document]])
+        stops_trained = labels[chosen.stop[chosen.has_stop] - 1] != IGNORE_INDEX
+        dropped = used & (trained == 0)
+        causes: dict[str, int] = {}
+        for row in np.flatnonzero(dropped).tolist():
+            cause = reasons.get(row, "no answer to train")
+            causes[cause] = causes.get(cause, 0) + 1
+        ambiguous = np.zeros(len(used), np.bool_)
+        ambiguous[decided.ambiguous] = True
+        return SplitReport(
+            rows=int(kept.sum()),
+            documents=int(np.bincount(row_of_document, minlength=len(used))[kept].sum()),
+            tokens=int(np.diff(offsets)[kept].sum()),
+            trained_tokens=int(trained[kept].sum()),
+            turns=len(turns),
+            turns_trained=len(chosen),
+            turns_with_stop=int(turns.has_stop.sum()),
+            stops_trained=int(stops_trained.sum()),
+            turns_cut=int(turns.cut.sum()),
+            rows_cut=len(np.unique(row_of_document[turns.document[turns.cut]])),
+            rows_dropped=int(dropped.sum()),
+            dropped_reasons=causes,
+            rows_exact=int((decided.exact & kept).sum()),
+            rows_checked=int((decided.checked & kept).sum()),
+            rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
+            rows_ambiguous=int((ambiguous & used).sum()),
+        )
+
+
+def marker_needles(markers: Markers, finder: SpanFinder) -> tuple[str, ...]:
+    """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
+    needles: dict[str, None] = {}
+    vocabulary = finder.vocabulary
+    for pattern in finder.trie.patterns:
+        tokens = [atom - 256 for atom in pattern.atoms if atom >= 256]
+        if tokens:
+            needles.update(dict.fromkeys(vocabulary.text([token]) for token in tokens))
+        elif isinstance(pattern.text, str) and pattern.text.strip():
+            needles[pattern.text.strip()] = None
+    return tuple(needle for needle in needles if needle.strip())
+
+
+def _sums(flags: Bools, offsets: Ints) -> Ints:
+    """How many flags are set in each row."""
+    running = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
+    return running[offsets[1:]] - running[offsets[:-1]]
+
+
+def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], Ints]:
+    if "input_ids" not in table.column_names:
+        raise DataError(
+            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, or "
+            "one with messages."
+        )
+    try:
+        values, offsets = list_values(table["input_ids"])
+    except ValueError as error:
+        raise DataError(
+            f"input_ids is malformed in the rows from {first_row} on: {error} (counted from there). Remove or repair the row."
+        ) from error
+    if len(values) and values.dtype.kind not in "iu":
+        raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
+    return values, offsets
+
+
+def _documents(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
+    """Offsets of documents: of rows, or of the documents that ``seq_lengths`` cuts packed rows into."""
+    if "seq_lengths" not in table.column_names:
+        return offsets
+    lengths, per_row = list_values(table["seq_lengths"])
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    wrong = np.flatnonzero(ends[per_row] != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but the "
+            f"row has {int(offsets[row + 1] - offsets[row])} tokens."
+        )
+    return ends.astype(np.int64)
+
+
+def _with_replaced(turns: Turns, replaced: Mapping[int, Turns], offsets: Ints) -> Turns:
+    """The turns of a batch with those of some rows exchanged."""
+    if not replaced:
+        return turns
+    rows = np.array(sorted(replaced), np.int64)
+    kept = turns.select(~np.isin(turns.document, rows))
+    parts: dict[str, list[NDArray[Any]]] = {name: [getattr(kept, name)] for name in Turns.__slots__}
+    for row in rows.tolist():
+        exact = replaced[row]
+        for name in Turns.__slots__:
+            column = getattr(exact, name)
+            if name in ("start", "stop", "header", "stop_at"):
+                column = column + offsets[row]
+            parts[name].append(np.full(len(exact), row, np.int64) if name == "document" else column)
+    merged = Turns(*(np.concatenate(parts[name]) for name in Turns.__slots__))
+    return merged.select(np.argsort(merged.start, kind="stable"))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row as a chat template is given it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Any = None
+    variables: Mapping[str, Any] | None = None
+
+
+class Decoder:
+    """Reads conversations out of Arrow tables.
+
+    Args:
+        features: the dataset's features; they know how to decode values that Arrow stores in another form.
+    """
+
+    def __init__(self, features: Any = None) -> None:
+        self.features = features
+
+    @staticmethod
+    def columns(table: pa.Table) -> tuple[str, ...]:
+        """The columns that make up the conversation: ``messages``, ``conversations``, or prompt and completion."""
+        kinds = {name: table.schema.field(name).type for name in table.column_names}
+        for name in ("messages", "conversations"):
+            if name in kinds and is_conversation(kinds[name]):
+                return (name,)
+        pair = ("prompt", "completion")
+        if all(name in kinds and is_conversation(kinds[name]) for name in pair):
+            return pair
+        return ()
+
+    def has_conversation(self, table: pa.Table) -> bool:
+        """Whether the rows still hold their messages."""
+        return bool(self.columns(table))
+
+    def shapes(self, table: pa.Table, needles: Sequence[str]) -> Any:
+        """Shapes of the rows; see :func:`sft_mask.columns.shapes`."""
+        from sft_mask.columns import Shapes, holds_any
+
+        parts = [shapes(table[name], needles) for name in self.columns(table)]
+        answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
+        quotes = np.zeros(table.num_rows, np.bool_)
+        key = np.zeros(table.num_rows, np.int64)
+        for part in parts:
+            quotes |= part.quotes
+            key = key * np.int64(31) + part.shape
+        for extra in ("tools", "chat_template_kwargs"):
+            if extra in table.column_names:
+                filled = np.asarray(table[extra].combine_chunks().is_valid())
+                quotes |= holds_any(table[extra], needles)
+                quotes |= filled & (extra == "chat_template_kwargs")
+                key = key * np.int64(31) + filled
+        return Shapes(answers, quotes, key)
+
+    def row(self, table: pa.Table, row: int) -> Conversation:
+        """The conversation of one row, decoded."""
+        names = [
+            *self.columns(table),
+            *(name for name in ("tools", "chat_template_kwargs") if name in table.column_names),
+        ]
+        values = {name: table[name][row].as_py() for name in names}
+        if self.features is not None:
+            kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
+            values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
+        messages = [message for name in self.columns(table) for message in values[name]]
+        tools = values.get("tools")
+        if isinstance(tools, str):
+            tools = json.loads(tools)
+        return Conversation(messages, tools or None, values.get("chat_template_kwargs"))

@@ -1,0 +1,463 @@
+"""The exact road: a conversation and its chat template to the turns of the model, by character offsets.
+
+The conversation is rendered once with an owner per character (:mod:`sft_mask.tracing`). Headers and stops are then looked
+for in the template's own words only, so nothing that a message quotes can open or close a turn. What markers cannot know
+is read off the owners: an answer without a header of its own (after a tool result), somebody else's words inside the
+model's turn (a tool result in Gemma 4), several parts of one answer (gpt-oss).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.detection import EMPTY_BLOCK
+from sft_mask.errors import DataError
+from sft_mask.markers import Kind, Markers
+from sft_mask.spans import Turns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.template import ChatTemplate
+    from sft_mask.tokens import AddedPiece, Vocabulary
+    from sft_mask.tracing import Rendered
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+Message = Mapping[str, Any]
+MODEL_ROLES = frozenset({"assistant", "model"})
+
+
+@dataclass(frozen=True, slots=True)
+class TextTurn:
+    """A turn of the model in rendered text, in characters.
+
+    Attributes:
+        header: where its header begins.
+        start: first character the model has to write.
+        stop: one past the last, the stop included.
+        stop_at: where the stop begins; ``stop`` where there is none.
+        first_message: message that owns its first words, ``-1`` for none.
+        message: message that owns its last words, ``-1`` for an empty answer.
+    """
+
+    header: int
+    start: int
+    stop: int
+    stop_at: int
+    first_message: int
+    message: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    start: int
+    stop: int
+    kind: Kind
+    text: str
+    stops: bool = False
+
+
+class _Text:
+    """A rendered conversation with what the template wrote in it marked up."""
+
+    def __init__(self, rendered: Rendered, marks: list[_Mark]) -> None:
+        self.text = rendered.text
+        self.message = rendered.message_of()
+        model = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])
+        self.is_model = model[self.message]
+        self.is_foreign = ~self.is_model & (self.message != -1)
+        self.headers = [mark for mark in marks if mark.kind is not Kind.STOP]
+        self.stops = [mark for mark in marks if mark.kind is Kind.STOP]
+        self.model_at = np.flatnonzero(self.is_model)
+        self.foreign_at = np.flatnonzero(self.is_foreign)
+
+    def own_between(self, start: int, stop: int) -> Ints:
+        """Characters of the model's messages in a range."""
+        low, high = np.searchsorted(self.model_at, [start, stop])
+        return self.model_at[low:high]
+
+    def foreign_after(self, start: int) -> int:
+        """The next character of somebody else."""
+        index = int(np.searchsorted(self.foreign_at, start))
+        return int(self.foreign_at[index]) if index < len(self.foreign_at) else len(self.text)
+
+
+class ExactRoad:
+    """Turns of conversations under one chat template.
+
+    Args:
+        template: the template that the trainer rendered with.
+        markers: its markers, detected or given.
+        vocabulary: of the tokenizer.
+        tokenizer: the tokenizer itself.
+    """
+
+    def __init__(self, template: ChatTemplate, markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> None:
+        self.template = template
+        self.markers = markers
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self._kinds = self._marker_kinds()
+        texts = sorted(self._kinds, key=len, reverse=True)
+        self._pattern = re.compile("|".join(re.escape(text) for text in texts)) if texts else None
+
+    def _marker_kinds(self) -> dict[str, tuple[Kind, bool]]:
+        kinds: dict[str, tuple[Kind, bool]] = {}
+        response = [text for text in self.markers.response if isinstance(text, str)]
+        lead = self.template.first_special(response[0].lstrip()) if response else None
+        if lead is not None and lead[0] == 0:
+            kinds[lead[1]] = (Kind.OTHER, False)
+        for text in self.markers.stops:
+            if isinstance(text, str):
+                kinds[text] = (Kind.STOP, False)
+        for text in self.markers.headers:
+            if isinstance(text, str):
+                kinds[text] = (Kind.OTHER, text in self.markers.stop_headers)
+        for text in response:
+            kinds[text] = (Kind.RESPONSE, False)
+        return kinds
+
+    # text
+
+    def text_turns(
+        self,
+        messages: Sequence[Message],
+        rendered: Rendered,
+        *,
+        tools: Any = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[TextTurn]:
+        """The turns of the model in a rendered conversation, in order."""
+        text = _Text(rendered, self._marks(rendered))
+
+        def again(count: int, prompt: bool) -> str:
+            return self._render_prefix(messages[:count], prompt, tools, variables)
+
+        turns = [turn for index in range(len(text.headers)) for turn in self._header_turns(text, index, again)]
+        turns.extend(self._headerless_turns(text, turns, rendered.roles, again))
+        turns.sort(key=lambda turn: turn.start)
+        return _number_empty(_merge(turns, text), rendered.roles)
+
+    def _render_prefix(self, messages: Sequence[Message], prompt: bool, tools: Any, variables: Any) -> str:
+        if not messages:
+            return ""
+        try:
+            return self.template.render(messages, tools=tools, add_generation_prompt=prompt, variables=variables).text
+        except DataError:
+            return ""
+
+    def _marks(self, rendered: Rendered) -> list[_Mark]:
+        if self._pattern is None:
+            return []
+        characters = np.array(list(rendered.text), dtype=object) if rendered.text else np.zeros(0, object)
+        characters[rendered.owner != -1] = "\0"
+        own_words = "".join(characters.tolist())
+        marks = []
+        for found in self._pattern.finditer(own_words):
+            kind, stops = self._kinds[found.group()]
+            marks.append(_Mark(found.start(), found.end(), kind, found.group(), stops))
+        return marks
+
+    def _header_turns(self, text: _Text, index: int, again: Any) -> list[TextTurn]:
+        """The turn that a response header opens, and those that go on in it after somebody else's words."""
+        header = text.headers[index]
+        if header.kind is not Kind.RESPONSE:
+            return []
+        closer = text.headers[index + 1] if index + 1 < len(text.headers) else None
+        bound = closer.start if closer is not None else len(text.text)
+        turns: list[TextTurn] = []
+        start: int | None = self._after_empty_block(text, header.stop, bound)
+        begins = header.start
+        while start is not None and start <= bound:
+            foreign = min(text.foreign_after(start), bound)
+            turn = self._turn(text, (begins, start), foreign, closer if foreign == bound else None, again)
+            turns.extend([turn] if turn is not None else [])
+            own = text.own_between(foreign, bound)
+            begins = start = self._resume(text, int(own[0]), again) if len(own) else None
+            if start is not None and start < foreign:
+                begins = start = int(own[0])
+        return turns
+
+    @staticmethod
+    def _after_empty_block(text: _Text, start: int, bound: int) -> int:
+        """Skips an empty reasoning block that the template put in front of an answer."""
+        block = EMPTY_BLOCK.match(text.text, start, bound)
+        if block is None or len(text.own_between(start, block.end())):
+            return start
+        return block.end()
+
+    @staticmethod
+    def _resume(text: _Text, first_own: int, again: Any) -> int:
+        """Where the model speaks again without a header: where the generation prompt of its message ends."""
+        prompt = again(int(text.message[first_own]), True)
+        if prompt and len(prompt) <= first_own and text.text.startswith(prompt):
+            return len(prompt)
+        return first_own
+
+    def _turn(
+        self, text: _Text, where: tuple[int, int], bound: int, closer: _Mark | None, again: Any
+    ) -> TextTurn | None:
+        header, start = where
+        own = text.own_between(start, bound)
+        said = int(own[-1]) + 1 if len(own) else start
+        owners = (int(text.message[own[0]]), int(text.message[own[-1]])) if len(own) else (-1, -1)
+        for mark in text.stops:
+            if said <= mark.start < bound:
+                return TextTurn(header, start, mark.stop, mark.start, *owners)
+        if closer is not None and closer.stops and closer.start > start:
+            opener = self.template.first_special(closer.text)
+            length = opener[0] + len(opener[1]) if opener is not None else len(closer.text)
+            return TextTurn(header, start, closer.start + length, closer.start, *owners)
+        if closer is None and bound < len(text.text) and len(own):
+            said = self._sampled_until(text, said, bound, again(owners[1] + 1, False))
+        stop = said + len(text.text[said:bound].rstrip()) if closer is not None or bound == len(text.text) else said
+        return TextTurn(header, start, stop, stop, *owners) if stop > start else None
+
+    def _sampled_until(self, text: _Text, said: int, bound: int, alone: str) -> int:
+        """How far the template's words after an answer stay the same when nothing follows it; whole tokens only."""
+        shared = min(len(commonprefix([text.text, alone])), bound)
+        reached = said
+        position = said
+        while position < shared:
+            found = self.template.first_special(text.text[position:shared])
+            if found is None:
+                break
+            position += found[0] + len(found[1])
+            reached = position
+        return reached
+
+    def _headerless_turns(
+        self, text: _Text, turns: Sequence[TextTurn], roles: Sequence[str], again: Any
+    ) -> list[TextTurn]:
+        """Turns of messages whose words stand in no turn yet: the template wrote no header for them."""
+        inside = np.zeros(len(text.text) + 1, np.bool_)
+        for turn in turns:
+            inside[turn.start : turn.stop] = True
+        found = []
+        for index in range(len(roles)):
+            own = np.flatnonzero((text.message == index) & text.is_model)
+            if not len(own) or np.any(inside[own]):
+                continue
+            start = self._resume(text, int(own[0]), again)
+            closer = next((mark for mark in text.headers if mark.start >= int(own[-1]) + 1), None)
+            bound = min(text.foreign_after(int(own[-1])), closer.start if closer is not None else len(text.text))
+            ends = closer if closer is not None and bound == closer.start else None
+            turn = self._turn(text, (start, start), bound, ends, again)
+            found.extend([turn] if turn is not None else [])
+        return found
+
+    # tokens
+
+    def turns(
+        self,
+        messages: Sequence[Message],
+        row: NDArray[np.integer],
+        *,
+        tools: Any = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Turns:
+        """The turns of the model in a tokenized row.
+
+        Args:
+            messages: the conversation of the row.
+            row: ``(tokens,)`` its ids, whole or truncated at one end.
+
+        Raises:
+            DataError: the template refuses the conversation, or the row is not what the template renders.
+        """
+        rendered = self.template.render(messages, tools=tools, variables=variables)
+        spans = self.text_turns(messages, rendered, tools=tools, variables=variables)
+        whole = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+        first, last = token_bounds(rendered.text, whole.tolist(), self.vocabulary, self.tokenizer)
+        found = _token_turns(rendered.text, spans, first, last)
+        return _fit_to_row(found, whole, np.asarray(row, np.int64))
+
+
+def _merge(turns: list[TextTurn], text: _Text) -> list[TextTurn]:
+    """Joins parts of one message that follow each other: between them the model goes on by itself (gpt-oss)."""
+    merged: list[TextTurn] = []
+    for turn in turns:
+        last = merged[-1] if merged else None
+        same = last is not None and last.message == turn.first_message >= 0
+        if last is not None and same and text.foreign_after(last.stop) >= turn.start:
+            merged[-1] = TextTurn(last.header, last.start, turn.stop, turn.stop_at, last.first_message, turn.message)
+        else:
+            merged.append(turn)
+    return merged
+
+
+def _number_empty(turns: list[TextTurn], roles: Sequence[str]) -> list[TextTurn]:
+    """Gives empty answers the message that stands between their neighbours'."""
+    numbered: list[TextTurn] = []
+    previous = -1
+    for turn in turns:
+        message = turn.message
+        if message < 0:
+            message = next((index for index in range(previous + 1, len(roles)) if roles[index] in MODEL_ROLES), -1)
+        numbered.append(TextTurn(turn.header, turn.start, turn.stop, turn.stop_at, turn.first_message, message))
+        previous = max(previous, message)
+    return numbered
+
+
+def _byte_positions(text: str, positions: Sequence[int]) -> Ints:
+    """Character positions as positions in the UTF-8 bytes."""
+    lengths = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return starts[np.asarray(positions, np.int64)]
+
+
+def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> tuple[Ints, Ints]:
+    """The bytes of ``text`` that each token holds, as half-open ranges in UTF-8 bytes.
+
+    The bytes of the tokens are laid along the text; blanks that a control token swallowed belong to no token. Where a
+    normalizer changed the text, the tokenizer's own character offsets are used.
+
+    Raises:
+        DataError: neither way covers the text.
+    """
+    walked = _walk(text.encode(), ids, vocabulary) if vocabulary.kind != "opaque" else None
+    if walked is not None:
+        return walked
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    return _byte_positions(text, pairs[:, 0].tolist()), _byte_positions(text, pairs[:, 1].tolist())
+
+
+def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+    first = np.zeros(len(ids), np.int64)
+    last = np.zeros(len(ids), np.int64)
+    position = 0
+    glued = vocabulary.kind == "sentencepiece"
+    for index, token_id in enumerate(ids):
+        piece = vocabulary.piece(token_id)
+        added = vocabulary.added.get(token_id)
+        if added is not None and not raw.startswith(piece, position):
+            position = _skip_blanks(raw, position, added.lstrip, piece)
+        if glued and not raw.startswith(piece, position) and piece.startswith(b" "):
+            piece = piece[1:]
+        if not raw.startswith(piece, position):
+            return None
+        first[index], last[index] = position, position + len(piece)
+        position += len(piece)
+        if added is not None:
+            position = _after_swallowed(raw, position, added, vocabulary, ids[index + 1 : index + 2])
+    return (first, last) if not raw[position:].strip() else None
+
+
+def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
+    """Past blanks that the token about to come swallowed on its left."""
+    ahead = position
+    while lstrip and ahead < len(raw) and raw[ahead : ahead + 1].isspace():
+        ahead += 1
+    return ahead if raw.startswith(piece, ahead) else position
+
+
+def _after_swallowed(
+    raw: bytes, position: int, added: AddedPiece, vocabulary: Vocabulary, following: Sequence[int]
+) -> int:
+    """Past blanks that a token swallowed on its right."""
+    if not added.rstrip:
+        return position
+    while position < len(raw) and raw[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
+    """The first token that holds a byte from ``start`` on, with the glued blanks that stand right before it."""
+    tokens = np.searchsorted(last, start, side="right")
+    while True:
+        before = np.maximum(tokens - 1, 0)
+        glued = (tokens > 0) & (first[before] == last[before]) & (first[before] == start)
+        if not glued.any():
+            return tokens
+        tokens = tokens - glued
+
+
+def _token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
+    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it."""
+    if not spans:
+        return Turns.empty()
+    fields = ("header", "start", "stop", "stop_at")
+    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
+    start = _first_tokens(first, last, table["start"])
+    stop = np.searchsorted(first, table["stop"], side="left")
+    stop_at = np.searchsorted(last, table["stop_at"], side="right")
+    has_stop = table["stop"] > table["stop_at"]
+    stop_at = np.where(has_stop, stop_at, stop)
+    header = np.searchsorted(last, table["header"], side="right")
+    message = np.array([span.message for span in spans], np.int64)
+    nobody = np.zeros(len(spans), np.bool_)
+    turns = Turns(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at, message)
+    return turns.select(turns.stop > turns.start)
+
+
+def _fit_to_row(turns: Turns, whole: Ints, row: Ints) -> Turns:
+    """Moves turns of the whole conversation onto a row that holds all of it, its beginning, or its end."""
+    size = len(row)
+    if size <= len(whole) and np.array_equal(whole[:size], row):
+        return _clip(turns, 0, size)
+    if size < len(whole) and np.array_equal(whole[-size:], row):
+        return _clip(turns, len(whole) - size, len(whole))
+    return _around_difference(turns, whole, row)
+
+
+def _clip(turns: Turns, low: int, high: int) -> Turns:
+    inside = turns.select((turns.stop > low) & (turns.start < high))
+    start, stop = np.maximum(inside.start, low) - low, np.minimum(inside.stop, high) - low
+    has_stop = inside.has_stop & (inside.stop_at < high)
+    stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
+    cut = inside.cut | (inside.stop > high)
+    header = np.clip(inside.header - low, 0, None)
+    return Turns(start, stop, has_stop, cut, inside.document, header, stop_at, inside.message)
+
+
+def _around_difference(turns: Turns, whole: Ints, row: Ints) -> Turns:
+    """A row that differs from the rendered conversation in one stretch that trains nothing (a date, an added token)."""
+    shortest = min(len(whole), len(row))
+    same = whole[:shortest] == row[:shortest]
+    before = shortest if same.all() else int(np.argmin(same))
+    backwards = whole[::-1][:shortest] == row[::-1][:shortest]
+    after = min(shortest if backwards.all() else int(np.argmin(backwards)), shortest - before)
+    low, high = before, len(whole) - after
+    if np.any((turns.start < high) & (turns.stop > low)):
+        raise DataError(
+            f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
+            f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."
+        )
+    moved = np.where(turns.start >= high, len(row) - len(whole), 0)
+    return Turns(
+        turns.start + moved,
+        turns.stop + moved,
+        turns.has_stop,
+        turns.cut,
+        turns.document,
+        np.maximum(turns.header + moved, 0),
+        turns.stop_at + moved,
+        turns.message,
+    )
+
+
+def turns_per_row(found: Sequence[Turns], offsets: Ints) -> Turns:
+    """Turns of single rows as turns of one flat array."""
+    if not found:
+        return Turns.empty()
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in Turns.__slots__}
+    for row, ((low, _), turns) in enumerate(zip(pairwise(offsets.tolist()), found, strict=True)):
+        for name in Turns.__slots__:
+            column = getattr(turns, name)
+            if name in ("start", "stop", "header", "stop_at"):
+                column = column + low
+            elif name == "document":
+                column = np.full(len(turns), row, np.int64)
+            parts[name].append(column)
+    return Turns(*(np.concatenate(parts[name]) for name in Turns.__slots__))

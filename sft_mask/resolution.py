@@ -1,0 +1,266 @@
+"""From what the caller gave, what the chat template says and what the rows show, to the markers that are used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.detection import candidate_markers
+from sft_mask.errors import DetectionError, MarkerError
+from sft_mask.markers import Kind, Markers, MarkerText, MarkerTrie, as_marker_texts, compile_patterns
+from sft_mask.spans import SpanFinder, Turns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.template import ChatTemplate
+    from sft_mask.tokens import Vocabulary
+
+    Row = NDArray[np.integer]
+
+_SHOWN = 400
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Markers ready to use.
+
+    Attributes:
+        markers: their texts.
+        finder: the compiled search.
+        from_template: whether the headers are the chat template's own, so that messages can be laid along them.
+    """
+
+    markers: Markers
+    finder: SpanFinder
+    from_template: bool
+
+
+def detect(template: ChatTemplate | None, name: str) -> Markers:
+    """Markers of a chat template.
+
+    Raises:
+        DetectionError: there is no template, or it does not show where the model's turns begin.
+    """
+    if template is None:
+        raise DetectionError(
+            f"{name} has no chat template, so the markers cannot be read from it. Give both instruction_part and "
+            "response_part: the text that stands before the user's words and the text that stands before the model's."
+        )
+    return candidate_markers(template)
+
+
+def _given(instruction: object, response: object) -> tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]] | None:
+    if instruction is None and response is None:
+        return None
+    if instruction is None or response is None:
+        missing, there = ("instruction_part", response) if instruction is None else ("response_part", instruction)
+        raise MarkerError(
+            f"Only one marker was given ({there!r}); {missing} is missing. Both are needed to know where an answer ends: "
+            "give both, or neither to have them read from the chat template."
+        )
+    users, models = as_marker_texts(instruction, "instruction_part"), as_marker_texts(response, "response_part")
+    shared = set(users) & set(models)
+    if shared:
+        raise MarkerError(
+            f"The marker {sorted(map(repr, shared))[0]} was given for both roles: nothing would tell the user's words "
+            "from the model's. Give the text before the user's turns as instruction_part and the text before the "
+            "model's as response_part."
+        )
+    return users, models
+
+
+def _agrees(given: MarkerText, known: Iterable[MarkerText]) -> bool:
+    """Whether a given header is the template's, but for blanks at its edges or a cut end."""
+    if not isinstance(given, str):
+        return False
+    texts = [text.strip() for text in known if isinstance(text, str)]
+    bare = given.strip()
+    return bool(bare) and any(text == bare or text.startswith(bare) or text.endswith(bare) for text in texts)
+
+
+def combine(given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]], detected: Markers | None) -> Markers:
+    """Given markers, completed by the chat template where they are the template's own.
+
+    A header that the caller cut short (``"<|im_start|>assistant"`` without its newline) is completed: what the
+    generation prompt writes is never trained.
+    """
+    users, models = given
+    alone = Markers(response=models, instruction=users)
+    if detected is None:
+        return alone
+    if not all(_agrees(text, detected.response) for text in models):
+        return alone
+    if not any(_agrees(text, detected.instruction) for text in users):
+        return replace(detected, instruction=_merged(users, detected.instruction), detected=False)
+    return replace(detected, instruction=_merged(detected.instruction, ()), detected=False)
+
+
+def _merged(first: Sequence[MarkerText], second: Sequence[MarkerText]) -> tuple[MarkerText, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
+
+
+def resolve(
+    vocabulary: Vocabulary,
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    *,
+    instruction: object = None,
+    response: object = None,
+    rows: Sequence[Row] = (),
+    max_length: int | None = None,
+) -> Resolved:
+    """The markers to use.
+
+    Args:
+        vocabulary: of the tokenizer.
+        tokenizer: the tokenizer itself.
+        template: its chat template, if any.
+        instruction: markers before the user's turns, or ``None``.
+        response: markers before the model's turns, or ``None``.
+        rows: some rows of ids; what ends an answer is learnt from them where the template does not say it.
+        max_length: where the rows were truncated, for the error that says so.
+
+    Raises:
+        MarkerError: one marker only, an empty one, one for both roles, or markers that occur in no row.
+        DetectionError: no marker was given and the template does not show them.
+    """
+    given = _given(instruction, response)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if given is None:
+        markers = detect(template, vocabulary.name)
+    else:
+        markers = combine(given, _detected_or_none(template))
+        markers = _with_fallback(markers, given, rows, vocabulary, tokenizer)
+    if not markers.complete:
+        markers = learn_closings(markers, rows, vocabulary, tokenizer)
+    finder = SpanFinder(
+        compile_patterns(markers, vocabulary, tokenizer),
+        complete=markers.complete,
+        open_end=markers.open_end or not markers.stops,
+        pad_token_id=pad,
+    )
+    if rows and not any(len(_turns_of(finder, row)) for row in rows):
+        raise _never_found(markers, rows, vocabulary, max_length)
+    return Resolved(markers, finder, from_template=markers.complete)
+
+
+def _detected_or_none(template: ChatTemplate | None) -> Markers | None:
+    if template is None:
+        return None
+    try:
+        return candidate_markers(template)
+    except DetectionError:
+        return None
+
+
+def _with_fallback(
+    markers: Markers,
+    given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]],
+    rows: Sequence[Row],
+    vocabulary: Vocabulary,
+    tokenizer: Any,
+) -> Markers:
+    """The given markers alone, where the rows were not rendered by the chat template they resemble."""
+    if not markers.complete or not rows:
+        return markers
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), complete=True)
+    if any(len(_turns_of(finder, row)) for row in rows):
+        return markers
+    return Markers(response=given[1], instruction=given[0])
+
+
+def _turns_of(finder: SpanFinder, row: Row) -> Turns:
+    return finder.find(row, np.array([0, len(row)], np.int64))
+
+
+def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+    """Stops and separators, read from what stands before the next header and at the end of rows.
+
+    A control token there is a stop; where answers end without one, the blank text that all of them have before the next
+    header is the template's. The tokenizer's eos is a stop wherever it stands.
+    """
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
+    stops: Counter[int] = Counter()
+    blanks: list[str] = []
+    for row in rows:
+        turns = _turns_of(finder, row)
+        closed = ~turns.cut
+        for start, stop, is_closed in zip(turns.start.tolist(), turns.stop.tolist(), closed.tolist(), strict=True):
+            stop_id, blank = _closing(row[start:stop].tolist(), vocabulary)
+            if stop_id is not None:
+                stops[stop_id] += 1
+            elif is_closed:
+                blanks.append(blank)
+    eos = getattr(tokenizer, "eos_token_id", None)
+    known = _taken(markers, vocabulary, tokenizer)
+    ids = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
+    if eos is not None and eos not in ids and eos not in known:
+        ids.append(int(eos))
+    separator = commonprefix([blank[::-1] for blank in blanks])[::-1] if blanks else ""
+    openers = _openers(markers, vocabulary, tokenizer, set(ids))
+    return replace(
+        markers,
+        stops=_merged(markers.stops, tuple((token,) for token in ids)),
+        others=_merged(markers.others, openers),
+        separator=separator,
+    )
+
+
+def _taken(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
+    """Control tokens that begin a header: they open turns and are no stops."""
+    trie = compile_patterns(replace(markers, stops=()), vocabulary, tokenizer)
+    return set(trie.first_ids)
+
+
+def _openers(markers: Markers, vocabulary: Vocabulary, tokenizer: Any, stops: set[int]) -> tuple[MarkerText, ...]:
+    """Control tokens that begin a turn or a document by themselves: the shared opener of all headers, and bos."""
+    trie: MarkerTrie = compile_patterns(replace(markers, stops=()), vocabulary, tokenizer)
+    leads = {pattern.atoms[0] - 256 for pattern in trie.patterns if pattern.kind is Kind.RESPONSE}
+    others = {pattern.atoms[0] - 256 for pattern in trie.patterns if pattern.kind is Kind.OTHER}
+    found = {token for token in leads & others if token >= 0}
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is not None and bos not in stops:
+        found.add(int(bos))
+    alone = {pattern.atoms[0] - 256 for pattern in trie.patterns if len(pattern.atoms) == 1}
+    return tuple((token,) for token in sorted(found - alone))
+
+
+def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[int | None, str]:
+    """The control token that ends an answer, and the blank text at its end where there is none."""
+    tail = ""
+    for token_id in reversed(answer):
+        if vocabulary.is_special(token_id):
+            return token_id, ""
+        text = vocabulary.text([token_id])
+        tail = text + tail
+        if text.strip():
+            break
+    return None, tail[len(tail.rstrip()) :]
+
+
+def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
+    texts = ", ".join(repr(text) for text in markers.response)
+    row = rows[0]
+    shown = vocabulary.text(row[:120].tolist())[:_SHOWN]
+    full = sum(len(each) >= max_length for each in rows) if max_length else 0
+    hint = ""
+    if full:
+        hint = (
+            f" {full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation may "
+            "have cut the answers off. Raise max_length, or use truncation_mode='keep_end'."
+        )
+    for text in markers.response:
+        bare = text.strip() if isinstance(text, str) else ""
+        if isinstance(text, str) and bare != text and bare in vocabulary.text(row.tolist()):
+            hint = f" {bare!r}, without the blanks around it, does occur: give that."
+    return MarkerError(
+        f"The response marker {texts} opens an answer in none of the rows looked at.{hint} The first row begins\n"
+        f"    {shown!r}\nwith ids {row[:24].tolist()}. Give the text that stands before the model's words there as "
+        "response_part, or leave both markers out to have them read from the chat template."
+    )
