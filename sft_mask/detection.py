@@ -422,6 +422,7 @@ def candidate_markers(template: ChatTemplate) -> Markers:
     system = _system_headers(template, markers)
     response = _unique((*map(str, markers.response), *tools.resume))
     known = {*response, *map(str, markers.instruction), *map(str, markers.stops), *tools.stops}
+    spoken = {text.strip() for text in (*response, *map(str, markers.instruction))}
     lead = _lead(template, str(markers.response[0]))
     openers = [bos] if bos and bos != lead else []
     others = tuple(
@@ -430,7 +431,7 @@ def candidate_markers(template: ChatTemplate) -> Markers:
     return replace(
         markers,
         response=response,
-        others=tuple(text for text in others if text not in response),
+        others=tuple(text for text in others if text.strip() not in spoken),
         stops=_unique((*map(str, markers.stops), *tools.stops)),
         stop_headers=_unique((*map(str, markers.stop_headers), *tools.stop_headers)),
     )

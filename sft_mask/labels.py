@@ -1,7 +1,8 @@
 """Spans to labels.
 
 Labels align with ``input_ids``: ``labels[t]`` is ``input_ids[t]`` where token ``t`` is trained and ``IGNORE_INDEX``
-elsewhere. The model shifts: the logits at ``t - 1`` are graded against ``labels[t]``. Nothing else in the library shifts.
+elsewhere. The model shifts: the logits at ``t - 1`` are graded against ``labels[t]``. Nothing else in the library
+shifts.
 """
 
 from __future__ import annotations

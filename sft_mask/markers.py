@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sft_mask.errors import MarkerError
+from sft_mask.tokens import SPACE_PIECE
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sft_mask.tokens import AddedPiece, Vocabulary
 
 MarkerText = str | tuple[int, ...]
@@ -75,13 +81,8 @@ def as_marker_texts(given: object, name: str) -> tuple[MarkerText, ...]:
     >>> as_marker_texts(["USER:", [7, 8]], "instruction_part")
     ('USER:', (7, 8))
     """
-    if isinstance(given, str):
-        parts: list[MarkerText] = [given]
-    elif isinstance(given, Sequence) and given and all(isinstance(item, int) for item in given):
-        parts = [tuple(int(item) for item in given)]
-    elif isinstance(given, Sequence):
-        parts = [item if isinstance(item, str) else tuple(int(token) for token in item) for item in given]
-    else:
+    parts = _marker_parts(given)
+    if parts is None:
         raise MarkerError(
             f"{name} is {given!r}, of type {type(given).__name__}. "
             "Give a string, a list of strings, or a list of token ids."
@@ -94,24 +95,51 @@ def as_marker_texts(given: object, name: str) -> tuple[MarkerText, ...]:
     return tuple(parts)
 
 
+def _marker_parts(given: object) -> list[MarkerText] | None:
+    """The markers in what a caller gave; ``None`` where it is something else."""
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        return None
+    if given and _are_ids(given):
+        return [tuple(int(item) for item in given)]
+    if all(isinstance(item, str) or _are_ids(item) for item in given):
+        return [item if isinstance(item, str) else tuple(int(token) for token in item) for item in given]
+    return None
+
+
+def _are_ids(given: object) -> bool:
+    return (
+        isinstance(given, Sequence)
+        and not isinstance(given, str | bytes)
+        and all(isinstance(item, int | np.integer) for item in given)
+    )
+
+
 _BYTE_ATOMS = 256
+_SURE_BYTES = 4
 
 
-def _added_boundaries(text: str, vocabulary: Vocabulary) -> list[str | AddedPiece]:
-    """Cuts text at special tokens, as the tokenizer does before it looks at anything else; blanks are swallowed."""
+def token_atom(token_id: int) -> int:
+    """The atom that only this token is."""
+    return _BYTE_ATOMS + token_id
+
+
+def _added_boundaries(marker: str, vocabulary: Vocabulary) -> list[str | AddedPiece]:
+    """Cuts a marker at special tokens, as the tokenizer does before it looks at anything else; blanks are swallowed."""
     cutting = [piece for piece in vocabulary.added.values() if piece.special or piece.lstrip or piece.rstrip]
     by_content = {piece.content: piece for piece in cutting if piece.content}
     if not by_content:
-        return [text]
+        return [marker]
     alternatives = "|".join(re.escape(content) for content in sorted(by_content, key=len, reverse=True))
     parts: list[str | AddedPiece] = []
     swallow = False
-    for chunk in re.split(f"({alternatives})", text):
+    for chunk in re.split(f"({alternatives})", marker):
         piece = by_content.get(chunk)
         if piece is None:
-            chunk = chunk.lstrip() if swallow else chunk
-            parts.extend([chunk] if chunk else [])
-            swallow = swallow and not chunk
+            text = chunk.lstrip() if swallow else chunk
+            parts.append(text)
+            swallow = swallow and not text
             continue
         if piece.lstrip and parts and isinstance(parts[-1], str):
             parts[-1] = parts[-1].rstrip()
@@ -121,33 +149,42 @@ def _added_boundaries(text: str, vocabulary: Vocabulary) -> list[str | AddedPiec
 
 
 def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
-    """Text as the tokenizer's Unicode normalizer leaves it, without the blank that SentencePiece puts in front."""
+    """Text as the tokenizer's normalizer leaves it inside a row, without the blank that it puts in front of a row."""
     normalizer = tokenizer.backend_tokenizer.normalizer
-    if normalizer is None or text.isascii():
+    if normalizer is None:
         return text
-    written = str(normalizer.normalize_str("x" + text))
-    written = written[written.index("x") + 1 :]
-    return written.replace("\u2581", " ") if vocabulary.kind == "sentencepiece" else written
+    written = str(normalizer.normalize_str(f"0{text}0"))  # nothing composes with a digit
+    if "0" not in written[:2] or not written.endswith("0"):
+        return text
+    written = written[written.index("0") + 1 : -1]
+    return written.replace(SPACE_PIECE, " ") if vocabulary.kind == "sentencepiece" else written
 
 
 def marker_atoms(marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any) -> tuple[int, ...]:
-    """The atoms of a marker: ``0..255`` is a byte of text, ``256 + id`` a token that must stand there as such."""
+    """The atoms of a marker: ``0..255`` is a byte of text, ``256 + id`` a token that must stand there as such.
+
+    Raises:
+        MarkerError: the marker holds a token id that the vocabulary does not have.
+    """
+    opaque = vocabulary.kind == "opaque"
+    if opaque and isinstance(marker, str):
+        marker = tuple(int(token_id) for token_id in tokenizer(marker, add_special_tokens=False)["input_ids"])
+    atoms: list[int] = []
     if not isinstance(marker, str):
-        opaque = vocabulary.kind == "opaque"
-        atoms: list[int] = []
         for token_id in marker:
+            if not 0 <= token_id < vocabulary.size:
+                raise MarkerError(
+                    f"The marker {marker!r} holds the id {token_id}, but {vocabulary.name} has the ids 0 to "
+                    f"{vocabulary.size - 1}. Give ids of this tokenizer, or the marker's text."
+                )
             whole = opaque or vocabulary.is_special(token_id)
-            atoms.extend([_BYTE_ATOMS + token_id] if whole else vocabulary.piece(token_id))
+            atoms.extend([token_atom(token_id)] if whole else vocabulary.piece(token_id))
         return tuple(atoms)
-    if vocabulary.kind == "opaque":
-        ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
-        return tuple(_BYTE_ATOMS + int(token_id) for token_id in ids)
-    atoms = []
     for part in _added_boundaries(marker, vocabulary):
         if isinstance(part, str):
             atoms.extend(_normalized(part, vocabulary, tokenizer).encode())
         elif part.special:
-            atoms.append(_BYTE_ATOMS + part.token_id)
+            atoms.append(token_atom(part.token_id))
         else:
             atoms.extend(vocabulary.piece(part.token_id))
     return tuple(atoms)
@@ -176,12 +213,12 @@ class Step:
     Attributes:
         node: node after the whole token, ``-1`` where no marker goes on.
         pattern: longest marker completed inside this token, ``-1`` for none.
-        leftover: whether the token holds bytes after that marker.
+        used: bytes of the token up to the end of that marker, ``0`` where the token ends with it.
     """
 
     node: int
     pattern: int
-    leftover: bool
+    used: int
 
 
 class MarkerTrie:
@@ -208,25 +245,42 @@ class MarkerTrie:
 
     def step(self, node: int, token_id: int, skip: int = 0) -> Step:
         """Reads one token from ``node``, leaving out its first ``skip`` bytes."""
-        direct = self.nodes[node].edges.get(_BYTE_ATOMS + token_id)
+        direct = self.nodes[node].edges.get(token_atom(token_id))
         if direct is not None:
-            return Step(direct, self.nodes[direct].pattern, False)
+            return Step(direct if self.nodes[direct].edges else -1, self.nodes[direct].pattern, 0)
         if self.vocabulary.kind == "opaque" or self.vocabulary.is_special(token_id):
-            return Step(-1, -1, False)
-        return self._step_bytes(node, self.vocabulary.piece(token_id)[skip:])
+            return Step(-1, -1, 0)
+        return self._step_bytes(node, self.vocabulary.piece(token_id), skip)
 
-    def _step_bytes(self, node: int, piece: bytes) -> Step:
-        found, leftover = -1, False
+    def _step_bytes(self, node: int, piece: bytes, skip: int) -> Step:
+        pattern, used = -1, 0
         if not piece:
-            return Step(-1, -1, False)
-        for position, byte in enumerate(piece):
-            following = self.nodes[node].edges.get(byte)
+            return Step(-1, -1, 0)
+        for position in range(skip, len(piece)):
+            following = self.nodes[node].edges.get(piece[position])
             if following is None:
-                return Step(-1, found, leftover)
+                return Step(-1, pattern, used)
             node = following
             if self.nodes[node].pattern >= 0:
-                found, leftover = self.nodes[node].pattern, position + 1 < len(piece)
-        return Step(node if self.nodes[node].edges else -1, found, leftover)
+                pattern, used = self.nodes[node].pattern, (position + 1) % len(piece)
+        return Step(node if self.nodes[node].edges else -1, pattern, used)
+
+    @cached_property
+    def cut_headers(self) -> NDArray[np.int64]:
+        """``(nodes,)`` the header that a row cut off at each node was about to write, ``-1`` for none.
+
+        Any beginning with a control token counts, and text of which half stands there, four bytes or more: a lone ``#``
+        is rather the answer's own.
+        """
+        cut = np.full(len(self.nodes), -1, np.int64)
+        headers = [index for index, pattern in enumerate(self.patterns) if pattern.kind is not Kind.STOP]
+        for index in sorted(headers, key=lambda index: self.patterns[index].first_token_stops):
+            atoms, node = self.patterns[index].atoms, 0
+            for read, atom in enumerate(atoms[:-1], start=1):
+                node = self.nodes[node].edges[atom]
+                if atoms[0] >= _BYTE_ATOMS or (read >= _SURE_BYTES and 2 * read >= len(atoms)):
+                    cut[node] = index
+        return cut
 
     @property
     def first_bytes(self) -> frozenset[int]:
@@ -245,27 +299,35 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     Raises:
         MarkerError: one marker serves both roles, or stands for no token at all.
     """
-    patterns: list[Pattern] = []
-
     glues = _glues_blank(vocabulary, tokenizer)
+    swallows = any(piece.special and piece.rstrip for piece in vocabulary.added.values())
 
-    def add(texts: Sequence[MarkerText], kind: Kind, first_token_stops: bool = False) -> None:
+    def patterns_of(texts: Sequence[MarkerText], kind: Kind) -> list[Pattern]:
+        found: list[Pattern] = []
         for text in texts:
             atoms = marker_atoms(text, vocabulary, tokenizer)
             if not atoms:
                 raise MarkerError(f"The marker {text!r} stands for no token of {vocabulary.name}.")
-            patterns.append(Pattern(text, kind, atoms, first_token_stops))
-            if glues and (glued := _with_glue(atoms)) != atoms:
-                patterns.append(Pattern(text, kind, glued, first_token_stops))
+            ways = (atoms, _with_glue(atoms) if glues else atoms, _without_swallowed(atoms) if swallows else atoms)
+            found.extend(Pattern(text, kind, way) for way in dict.fromkeys(ways))
+        return found
 
-    add(markers.response, Kind.RESPONSE)
+    stops = patterns_of(markers.stops, Kind.STOP)
+    stop_tokens = {pattern.atoms[0] for pattern in stops if len(pattern.atoms) == 1}
+    patterns = patterns_of(_with_separator(markers.response, markers), Kind.RESPONSE)
     for header in markers.headers:
-        add([header], Kind.OTHER, header in markers.stop_headers)
-        if markers.separator and isinstance(header, str):
-            add([markers.separator + header], Kind.OTHER, False)
-    add(markers.stops, Kind.STOP)
+        for pattern in patterns_of(_with_separator((header,), markers), Kind.OTHER):
+            stopping = pattern.text in markers.stop_headers or pattern.atoms[0] in stop_tokens
+            patterns.append(replace(pattern, first_token_stops=stopping))
+    patterns.extend(stops)
     _refuse_shared(patterns)
     return MarkerTrie(patterns, vocabulary)
+
+
+def _with_separator(headers: Sequence[MarkerText], markers: Markers) -> list[MarkerText]:
+    """Headers as they stand, and behind the blank text that ends an answer without a stop."""
+    separated = [markers.separator + header for header in headers if isinstance(header, str)]
+    return list(dict.fromkeys((*headers, *separated)))
 
 
 def _glues_blank(vocabulary: Vocabulary, tokenizer: Any) -> bool:
@@ -285,6 +347,12 @@ def _with_glue(atoms: tuple[int, ...]) -> tuple[int, ...]:
             glued.append(ord(" "))
         glued.append(atom)
     return tuple(glued)
+
+
+def _without_swallowed(atoms: tuple[int, ...]) -> tuple[int, ...]:
+    """The atoms without blanks before a first control token: in a row, a control token before them may eat them."""
+    blanks = next((index for index, atom in enumerate(atoms) if atom >= _BYTE_ATOMS), 0)
+    return atoms[blanks:] if not bytes(atoms[:blanks]).strip() else atoms
 
 
 def _refuse_shared(patterns: Sequence[Pattern]) -> None:

@@ -26,8 +26,8 @@ class Policy:
         turns: ``"all"`` answers, or the ``"last"`` of each conversation (of each document of a packed row).
         stop: the stop token is trained ``"always"`` (the model must learn to stop), on the ``"last"`` answer of each
             conversation only, or ``"never"``.
-        cut_answers: an answer that runs into the end of its row is kept (``"keep"``: what is there was said) or left out
-            (``"mask"``).
+        cut_answers: an answer that runs into the end of its row is kept (``"keep"``: what is there was said) or left
+            out (``"mask"``).
 
     Raises:
         SftMaskError: a value that is none of these.

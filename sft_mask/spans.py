@@ -1,13 +1,10 @@
 """Token ids to the turns of the model, as half-open spans; the heart of the library.
 
 Everything works on one flat array of ids and the offsets of its documents (a row, or a document of a packed row), never
-on a Python list of tokens. Three steps:
+on a Python list of tokens. :mod:`sft_mask.search` finds the markers; here each response header opens a turn, and its
+stop, the next header or the end of the document closes it.
 
-1. candidates: positions whose token can begin a marker (a handful a row);
-2. verification: the candidates are read on through a :class:`~sft_mask.markers.MarkerTrie`, all at once;
-3. turns: each response header opens a turn; the stop, the next header or the end of the document closes it.
-
-Positions are tokens of the unshifted sequence; ``start`` is the first token the model has to sample (it holds at least
+Spans are tokens of the unshifted sequence; ``start`` is the first token the model has to sample (it holds at least
 one byte of the answer), ``stop`` is one past the last, the stop token included.
 """
 
@@ -18,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.markers import Kind, MarkerTrie
+from sft_mask.markers import Kind, MarkerTrie, token_atom
+from sft_mask.search import Found, MarkerSearch, position_of, token_holding, tokens_before
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
-_UNREAD = -2
+_UNREAD, _TEXT, _BLANK, _CONTROL = -1, 0, 1, 2
 _LONGEST_FILLER = 8
 """Tokens between a stop and the next header; templates write one newline, rarely two tokens."""
 
@@ -46,7 +44,7 @@ class Turns:
         cut: ``(n,)`` whether the document ends before the turn does.
         document: ``(n,)`` index of the document the turn lies in.
         header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
-        stop_at: ``(n,)`` first token of the stop, ``stop`` where the turn has none.
+        stop_at: ``(n,)`` first token that holds nothing but the stop, ``stop`` where the turn has none.
         message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
     """
 
@@ -73,104 +71,6 @@ class Turns:
         return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
 
 
-@dataclass(frozen=True, slots=True)
-class _Events:
-    """Markers found, in order.
-
-    ``start`` is the token that holds the marker's first byte and ``inside`` says that other text comes before it in that
-    token; ``stop`` is the token that holds the first byte after the marker, and ``leftover`` says that this token also
-    holds the marker's last byte.
-    """
-
-    start: Ints
-    inside: Bools
-    stop: Ints
-    leftover: Bools
-    pattern: Ints
-
-    def select(self, keep: Bools | Ints) -> _Events:
-        return _Events(*(getattr(self, name)[keep] for name in self.__slots__))
-
-
-class _Table:
-    """Transitions from one node of the trie for every token id, filled in as ids are met."""
-
-    def __init__(self, trie: MarkerTrie, node: int) -> None:
-        size = trie.vocabulary.size + 1
-        self._trie, self._node = trie, node
-        self.node = np.full(size, _UNREAD, np.int32)
-        self.pattern = np.full(size, -1, np.int16)
-        self.leftover = np.zeros(size, np.bool_)
-
-    def read(self, ids: Ints) -> None:
-        """Makes sure that the transitions of ``ids`` are there."""
-        unread = ids[self.node[ids] == _UNREAD]
-        for token_id in np.unique(unread).tolist():
-            step = self._trie.step(self._node, token_id)
-            self.node[token_id], self.pattern[token_id], self.leftover[token_id] = (
-                step.node,
-                step.pattern,
-                step.leftover,
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Beginnings:
-    """How a marker can begin inside each token: the ``k``-th way of each id, earliest byte first."""
-
-    can: Bools
-    node: list[NDArray[np.int32]]
-    pattern: list[NDArray[np.int16]]
-    leftover: list[Bools]
-    inside: list[Bools]
-
-
-def _beginnings_of(trie: MarkerTrie, token_id: int) -> list[tuple[int, int, bool, bool]]:
-    """Ways in which a marker can begin inside one token: (node after it, pattern, leftover, inside)."""
-    ways = []
-    if token_id in trie.first_ids:
-        step = trie.step(0, token_id)
-        ways.append((step.node, step.pattern, step.leftover, False))
-    elif not trie.vocabulary.is_special(token_id) and trie.vocabulary.kind != "opaque":
-        piece = trie.vocabulary.piece(token_id)
-        for skip in (index for index, byte in enumerate(piece) if byte in trie.first_bytes):
-            step = trie.step(0, token_id, skip)
-            if step.node >= 0 or step.pattern >= 0:
-                ways.append((step.node, step.pattern, step.leftover, skip > 0))
-    return ways
-
-
-def _candidate_ids(trie: MarkerTrie) -> list[int]:
-    """Token ids that can hold the beginning of a marker."""
-    ids = set(trie.first_ids)
-    first = trie.first_bytes
-    if first and trie.vocabulary.kind != "opaque":
-        anywhere = tuple(bytes([byte]) for byte in first)
-        piece = trie.vocabulary.piece
-        ids.update(
-            token_id
-            for token_id in range(trie.vocabulary.size)
-            if not trie.vocabulary.is_special(token_id) and any(byte in piece(token_id) for byte in anywhere)
-        )
-    return sorted(token_id for token_id in ids if token_id < trie.vocabulary.size)
-
-
-def _read_beginnings(trie: MarkerTrie) -> _Beginnings:
-    size = trie.vocabulary.size + 1
-    table = _Beginnings(np.zeros(size, np.bool_), [], [], [], [])
-    for token_id in _candidate_ids(trie):
-        for way, (node, pattern, leftover, inside) in enumerate(_beginnings_of(trie, token_id)):
-            if way == len(table.node):
-                table.node.append(np.full(size, -1, np.int32))
-                table.pattern.append(np.full(size, -1, np.int16))
-                table.leftover.append(np.zeros(size, np.bool_))
-                table.inside.append(np.zeros(size, np.bool_))
-            table.can[token_id] = True
-            table.node[way][token_id], table.pattern[way][token_id] = node, pattern
-            table.leftover[way][token_id], table.inside[way][token_id] = leftover, inside
-    return table
-
-
 class SpanFinder:
     """Finds the turns of the model in flat arrays of ids; reusable, and cheap to call again.
 
@@ -188,13 +88,12 @@ class SpanFinder:
         self.complete = complete
         self.open_end = open_end
         self.pad_token_id = pad_token_id
-        self._beginnings = _read_beginnings(trie)
-        self._tables: dict[int, _Table] = {}
+        self._search = MarkerSearch(trie)
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
         self._is_stop = kinds == Kind.STOP
         self._is_response = kinds == Kind.RESPONSE
         self._first_token_stops = np.array([pattern.first_token_stops for pattern in trie.patterns], np.bool_)
-        self._filler = np.full(trie.vocabulary.size + 1, -1, np.int8)
+        self._looks = np.full(trie.vocabulary.size + 1, _UNREAD, np.int8)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -202,200 +101,163 @@ class SpanFinder:
         return self.trie.vocabulary
 
     def find(self, ids: NDArray[np.integer], offsets: Ints) -> Turns:
-        """The turns of the model.
+        """The turns of the model, disjoint and in order.
 
         Args:
-            ids: ``(tokens,)`` flat token ids.
+            ids: ``(tokens,)`` flat token ids of any integer type; ids outside the vocabulary stand for no text.
             offsets: ``(documents + 1,)`` where each document begins and ends in ``ids``, ascending.
         """
         safe = self._in_vocabulary(ids)
-        events = self._events(safe, offsets)
-        return self._turns(safe, offsets, events)
+        ends = self._content_ends(safe, offsets)
+        found, cut_headers = self._search.find(safe, offsets, ends)
+        is_stop = self._is_stop[found.pattern]
+        headers = Found.joined([found.select(~is_stop), cut_headers])
+        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), offsets, ends)
+        if not len(answers.start):
+            return Turns.empty()
+        stop, stop_at, has_stop = self._closings(safe, answers, headers, found.select(is_stop))
+        start = token_holding(answers.start)
+        start[1:] = np.maximum(start[1:], stop[:-1])  # one token can hold an answer's end, a header and a beginning
+        cut = ~has_stop & (answers.closer < 0) & (not self.open_end)
+        header = token_holding(headers.start[answers.opener])
+        unknown = np.full(len(start), -1, np.int64)
+        turns = Turns(start, stop, has_stop, cut, answers.document, header, stop_at, unknown)
+        return turns.select(stop > start)
 
     def _in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         size = self.vocabulary.size
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
-            return np.where((ids < 0) | (ids >= size), size, ids)
+            return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
         return ids
 
-    # 1 and 2: markers
+    # padding
 
-    def _candidates(self, ids: NDArray[np.integer]) -> Ints:
-        first = sorted(self.trie.first_ids)
-        if not self.trie.first_bytes and 0 < len(first) <= 4:
-            hit = ids == first[0]
-            for token_id in first[1:]:
-                hit |= ids == token_id
-            return np.flatnonzero(hit)
-        return np.flatnonzero(self._beginnings.can[ids])
+    def _content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
+        """Where each document ends, its trailing padding left out.
 
-    def _events(self, ids: NDArray[np.integer], offsets: Ints) -> _Events:
-        at = self._candidates(ids)
-        inside_rows = (at >= offsets[0]) & (at < offsets[-1])
-        at = at[inside_rows]
-        end = offsets[np.searchsorted(offsets, at, side="right")]
-        found = [self._follow(ids, at, end, way) for way in range(len(self._beginnings.node))]
-        if not found:
-            return _Events(*(np.zeros(0, kind) for kind in (np.int64, np.bool_, np.int64, np.bool_, np.int64)))
-        parts = [np.concatenate(column) for column in zip(*found, strict=True)]
-        events = _Events(*parts)
-        order = np.lexsort((-events.stop, events.inside, events.start)) if len(found) > 1 else np.argsort(events.start)
-        return self._without_overlaps(events.select(order))
-
-    def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints, way: int) -> tuple[Ints, ...]:
-        """Reads every candidate on until no marker goes on; keeps the longest marker completed."""
-        table, first = self._beginnings, ids[at]
-        can = (table.node[way][first] >= 0) | (table.pattern[way][first] >= 0)
-        at, end, first = at[can], end[can], first[can]
-        node = table.node[way][first].astype(np.int64)
-        pattern = table.pattern[way][first].astype(np.int64)
-        leftover = table.leftover[way][first].copy()
-        last = at.copy()  # token that holds the marker's last byte
-        live = np.flatnonzero(node >= 0)
-        position = at.copy()
-        while len(live):
-            position[live] += 1
-            live = live[position[live] < end[live]]
-            for start_node in np.unique(node[live]).tolist():
-                here = live[node[live] == start_node]
-                self._advance(ids, here, position, node, (pattern, leftover, last))
-            live = live[node[live] >= 0]
-        done = pattern >= 0
-        at, last, leftover = at[done], last[done], leftover[done]
-        inside = table.inside[way][ids[at]]
-        return at, inside, np.where(leftover, last, last + 1), leftover, pattern[done]
-
-    def _advance(
-        self, ids: NDArray[np.integer], here: Ints, position: Ints, node: Ints, best: tuple[Ints, Bools, Ints]
-    ) -> None:
-        start_node = int(node[here[0]])
-        table = self._tables.get(start_node)
-        if table is None:
-            table = self._tables[start_node] = _Table(self.trie, start_node)
-        tokens = ids[position[here]].astype(np.int64)
-        table.read(tokens)
-        pattern, leftover, last = best
-        completed = table.pattern[tokens] >= 0
-        hit = here[completed]
-        pattern[hit] = table.pattern[tokens[completed]]
-        leftover[hit] = table.leftover[tokens[completed]]
-        last[hit] = position[hit]
-        node[here] = table.node[tokens]
-
-    @staticmethod
-    def _without_overlaps(events: _Events) -> _Events:
-        """Drops markers that begin inside an earlier one (`` USER:`` inside ``\\n USER:``)."""
-        begin = events.start * 2 + events.inside  # two half-tokens a token: a marker can end and begin inside one token
-        finish = events.stop * 2 + events.leftover
-        if not np.any(begin[1:] < finish[:-1]):
-            return events
-        keep, reached = np.ones(len(begin), np.bool_), -1
-        for index in range(len(begin)):
-            keep[index] = begin[index] >= reached
-            reached = finish[index] if keep[index] else reached
-        return events.select(keep)
-
-    # 3: turns
-
-    def _turns(self, ids: NDArray[np.integer], offsets: Ints, events: _Events) -> Turns:
-        is_stop = self._is_stop[events.pattern]
-        stops, headers = events.select(is_stop), events.select(~is_stop)
-        opens = np.flatnonzero(self._is_response[headers.pattern])
-        if not len(opens):
-            return Turns.empty()
-        start = headers.stop[opens]
-        document = np.searchsorted(offsets, headers.start[opens], side="right") - 1
-        end = self._content_end(ids, offsets, document)
-        bound, closer = self._bounds(headers, opens, end)
-        stop, stop_at, has_stop, cut = self._closings(ids, start, bound, closer, (headers, stops))
-        unknown = np.full(len(start), -1, np.int64)
-        turns = Turns(start, stop, has_stop, cut, document, headers.start[opens], stop_at, unknown)
-        return turns.select(turns.stop > turns.start)
-
-    def _bounds(self, headers: _Events, opens: Ints, end: Ints) -> tuple[Ints, Ints]:
-        """One past the last token a turn can hold, and the header that closes it (``-1`` for the document's end)."""
-        following = opens + 1
-        exists = following < len(headers.start)
-        following = np.where(exists, following, 0)
-        begins = headers.start[following]
-        closed = exists & (begins < end)
-        bound = np.where(closed, begins + headers.inside[following], end)
-        return bound, np.where(closed, following, -1)
-
-    def _content_end(self, ids: NDArray[np.integer], offsets: Ints, document: Ints) -> Ints:
-        """Where a document ends, its trailing padding left out (a run of two or more where padding is also a stop)."""
-        end = offsets[document + 1].copy()
+        Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.
+        """
+        end = offsets[1:].copy()
         pad = self.pad_token_id
-        if pad is None:
+        if pad is None or not len(ids):
             return end
-        first = offsets[document]
-        padded = np.flatnonzero((end - first >= 2) & (ids[np.maximum(end - 1, 0)] == pad))
-        for index in padded.tolist():
+        first = offsets[:-1]
+        for index in np.flatnonzero((end > first) & (ids[np.maximum(end - 1, 0)] == pad)).tolist():
             row = ids[first[index] : end[index]]
             others = np.flatnonzero(row != pad)
             content = int(others[-1]) + 1 if len(others) else 0
-            end[index] = first[index] + content + (1 if content < len(row) else 0) * self._pad_can_stop
+            end[index] = first[index] + content + self._pad_can_stop
         return end
 
     @property
     def _pad_can_stop(self) -> bool:
-        """Whether the padding token is also a stop: then the first of the trailing run is kept as the stop."""
+        """Whether the padding token is also a stop."""
         stops = (pattern.atoms for pattern in self.trie.patterns if pattern.kind is Kind.STOP)
-        return any(atoms[:1] == (256 + (self.pad_token_id or 0),) for atoms in stops)
+        return self.pad_token_id is not None and token_atom(self.pad_token_id) in {atoms[0] for atoms in stops}
+
+    # what ends an answer
 
     def _closings(
-        self, ids: NDArray[np.integer], start: Ints, bound: Ints, closer: Ints, found: tuple[_Events, _Events]
-    ) -> tuple[Ints, Ints, Bools, Bools]:
-        headers, stops = found
-        closed = closer >= 0
-        stop, stop_at, has_stop = bound.copy(), bound.copy(), np.zeros(len(bound), np.bool_)
-        last = self._last_stop(ids, start, bound, stops)
-        with_stop = np.flatnonzero(last >= 0)
-        chosen = last[with_stop]
-        stop_end = stops.stop[chosen] + stops.leftover[chosen]
-        ends_turn = self._only_filler(ids, stop_end, bound[with_stop]) | closed[with_stop] | (not self.complete)
-        with_stop, chosen, stop_end = with_stop[ends_turn], chosen[ends_turn], stop_end[ends_turn]
-        stop[with_stop], stop_at[with_stop], has_stop[with_stop] = stop_end, stops.start[chosen], True
-        answered = headers.start[closer] > start
-        header_stops = closed & ~has_stop & answered & self._first_token_stops[headers.pattern[closer]]
-        stop_at[header_stops] = headers.start[closer[header_stops]]
-        stop[header_stops], has_stop[header_stops] = stop_at[header_stops] + 1, True
-        return stop, stop_at, has_stop, ~has_stop & ~closed & (not self.open_end)
+        self, ids: NDArray[np.integer], answers: _Answers, headers: Found, stops: Found
+    ) -> tuple[Ints, Ints, Bools]:
+        """One past the last token of each turn, where its stop begins, and whether it has one."""
+        closed = answers.closer >= 0
+        stop = tokens_before(answers.stop)
+        stop_at, has_stop = stop.copy(), np.zeros(len(stop), np.bool_)
+        chosen = self._chosen_stop(ids, answers, stops)
+        turns = np.flatnonzero(chosen >= 0)
+        end = tokens_before(stops.stop[chosen[turns]])
+        # Where all markers are known, words between the last stop and the row's end show that the stop was quoted.
+        ends_turn = closed[turns] | (not self.complete) | self._only_filler(ids, end, stop[turns])
+        turns, end = turns[ends_turn], end[ends_turn]
+        stop[turns], stop_at[turns], has_stop[turns] = end, tokens_before(stops.start[chosen[turns]]), True
+        # The model ends its turn by sampling the next role's control token.
+        turns = np.flatnonzero(closed & ~has_stop & self._first_token_stops[headers.pattern[answers.closer]])
+        stop_at[turns] = token_holding(headers.start[answers.closer[turns]])
+        stop[turns], has_stop[turns] = stop_at[turns] + 1, True
+        return stop, stop_at, has_stop
 
-    def _last_stop(self, ids: NDArray[np.integer], start: Ints, bound: Ints, stops: _Events) -> Ints:
-        """For each turn the stop that ends it, ``-1`` for none.
+    def _chosen_stop(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> Ints:
+        """For each answer the stop that ends it, ``-1`` for none.
 
-        That is the last stop before the bound, or the first of the stops that stand there with nothing but blanks and
-        control tokens between them (padding with the stop token). A stop quoted inside the answer has text after it.
+        That is the last one inside its bounds, because a stop quoted in an answer has words after it; of several with
+        nothing but blanks and control tokens between them the first (padding with the stop token). Where headers of
+        other roles may be unknown, a control token behind a stop is taken for one.
         """
-        if not len(stops.start):
-            return np.full(len(start), -1, np.int64)
-        finish = stops.stop + stops.leftover
-        linked = np.zeros(len(stops.start), np.bool_)
-        linked[1:] = self._only_filler(ids, finish[:-1], stops.start[1:])
-        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(linked))))
-        first_inside = np.searchsorted(stops.start, start)
-        last = np.searchsorted(stops.start, bound) - 1
-        chosen = np.maximum(first_of_run[np.maximum(last, 0)], first_inside)
+        if not len(stops):
+            return np.full(len(answers.start), -1, np.int64)
+        first_inside = np.searchsorted(stops.start, answers.start)
+        last = np.searchsorted(stops.start, answers.stop) - 1
+        end = tokens_before(stops.stop)
+        linked = np.zeros(len(stops), np.bool_)
+        linked[1:] = self._only_filler(ids, end[:-1], token_holding(stops.start[1:]))
+        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(stops))))
+        chosen = np.maximum(first_of_run[last], first_inside)
+        if not self.complete:
+            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(stops))
+            chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
         return np.where(last >= first_inside, chosen, -1)
 
     def _only_filler(self, ids: NDArray[np.integer], start: Ints, stop: Ints) -> Bools:
-        """Whether only blanks and control tokens stand between two positions."""
-        near = stop - start <= _LONGEST_FILLER
-        answer = near.copy()
+        """Whether only blanks and control tokens, and few of them, stand between two tokens."""
+        answer = stop - start <= _LONGEST_FILLER
         for ahead in range(_LONGEST_FILLER):
-            position = start + ahead
-            inside = np.flatnonzero(answer & (position < stop))
+            inside = np.flatnonzero(answer & (start + ahead < stop))
             if not len(inside):
                 break
-            answer[inside] = self._is_filler(ids[position[inside]])
+            answer[inside] = self._look_of(ids[start[inside] + ahead]) != _TEXT
         return answer
 
-    def _is_filler(self, tokens: NDArray[np.integer]) -> Bools:
-        for token_id in np.unique(tokens[self._filler[tokens] < 0]).tolist():
-            blank = not self.vocabulary.piece(token_id).strip()
-            self._filler[token_id] = blank or self.vocabulary.is_special(token_id)
-        return self._filler[tokens] == 1
+    def _control_follows(self, ids: NDArray[np.integer], start: Ints) -> Bools:
+        """Whether a control token follows, blanks passed over."""
+        answer = np.zeros(len(start), np.bool_)
+        live = np.arange(len(start))
+        for ahead in range(_LONGEST_FILLER):
+            live = live[start[live] + ahead < len(ids)]
+            looks = self._look_of(ids[start[live] + ahead])
+            answer[live[looks == _CONTROL]] = True
+            live = live[looks == _BLANK]
+        return answer
+
+    def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
+        for token_id in np.unique(tokens[self._looks[tokens] == _UNREAD]).tolist():
+            if self.vocabulary.is_special(token_id):
+                self._looks[token_id] = _CONTROL
+            else:
+                self._looks[token_id] = _TEXT if self.vocabulary.piece(token_id).strip() else _BLANK
+        looks: NDArray[np.int8] = self._looks[tokens]
+        return looks
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What stands between a response header and what closes it; positions are those of :mod:`sft_mask.search`.
+
+    Attributes:
+        opener: ``(n,)`` index of the header that opens it.
+        closer: ``(n,)`` index of the header that closes it, ``-1`` for the document's end.
+        start: ``(n,)`` position of the first byte.
+        stop: ``(n,)`` position one past the last byte, the turn's stop included.
+        document: ``(n,)`` index of the document it lies in.
+    """
+
+    opener: Ints
+    closer: Ints
+    start: Ints
+    stop: Ints
+    document: Ints
+
+
+def _answers(headers: Found, opens: Ints, offsets: Ints, ends: Ints) -> _Answers:
+    """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does."""
+    document = np.searchsorted(offsets, token_holding(headers.start[opens]), side="right") - 1
+    start, end = headers.stop[opens], position_of(ends[document])
+    following = np.append(headers.start, np.iinfo(np.int64).max)[opens + 1]
+    closed = following < end
+    stop = np.where(closed, following, end)
+    some = np.flatnonzero(stop > start)
+    closer = np.where(closed, opens + 1, -1)
+    return _Answers(opens[some], closer[some], start[some], stop[some], document[some])
 
 
 def document_offsets(row_offsets: Ints, lengths: Sequence[NDArray[np.integer]] | None) -> Ints:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_SPACE_PIECE = "\u2581"
+SPACE_PIECE = "\u2581"
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
 
 
@@ -103,8 +103,8 @@ class Vocabulary:
     def _piece(self, token_id: int) -> bytes:
         added = self.added.get(token_id)
         if added is not None:
-            blank = " " if self.kind == "sentencepiece" and not added.special else _SPACE_PIECE
-            return added.content.replace(_SPACE_PIECE, blank).encode()
+            blank = " " if self.kind == "sentencepiece" and not added.special else SPACE_PIECE
+            return added.content.replace(SPACE_PIECE, blank).encode()
         token = self.tokens[token_id] if 0 <= token_id < self.size else None
         if token is None:
             return b""
@@ -115,7 +115,7 @@ class Vocabulary:
             return token.encode()
         if self.kind == "sentencepiece" and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
-        return token.replace(_SPACE_PIECE, " ").encode()
+        return token.replace(SPACE_PIECE, " ").encode()
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token, never ordinary text."""

@@ -16,6 +16,7 @@ from conformance.oracle import Case, Judgement, Undecided, Verdict, judge, rende
 from conformance.templates import PLAIN_TEXT, SHIPPED, Format, format_of, shipped_names, shipped_template
 
 IGNORED = -100  # the framework's, written out here: the suite takes nothing from the library
+ROW_NUMBER = "row_number"
 RENDER_ERRORS = (TemplateError, ValueError, TypeError)
 
 
@@ -227,7 +228,8 @@ def _groups(rows: Sequence[Row], mode: Mode) -> Iterator[list[Row]]:
 
 def dataset_of(rows: Sequence[Row], has_messages: bool) -> Dataset:
     """The rows as a trainer would hold them after tokenizing."""
-    return Dataset.from_list([_record(row, has_messages) for row in rows], on_mixed_types="use_json")
+    records = [_record(row, has_messages) | {ROW_NUMBER: number} for number, row in enumerate(rows)]
+    return Dataset.from_list(records, on_mixed_types="use_json")
 
 
 def _record(row: Row, has_messages: bool) -> dict[str, Any]:
@@ -257,8 +259,11 @@ def _masked(
         for row in rows:
             yield from _masked(pair, [row], subject, mode, score)
         return
-    assert list(masked["input_ids"]) == [row.judgement.ids for row in rows], "masking leaves rows and ids as they are"
-    yield from zip(rows, masked["labels"], strict=True)
+    kept = dict(zip(masked[ROW_NUMBER], zip(masked["input_ids"], masked["labels"], strict=True), strict=True))
+    for number, row in enumerate(rows):
+        ids, labels = kept.get(number, (row.judgement.ids, [IGNORED] * len(row.judgement.ids)))
+        assert list(ids) == row.judgement.ids, "masking never changes an id"
+        yield row, labels  # a row that was dropped trains nothing
 
 
 def _is_unknowable(row: Row, mode: Mode) -> bool:

@@ -3,7 +3,7 @@
 Where the two differ the reason is found in the text, not in a list of names, and there are four that are known:
 
 header       TRL's block opens in front of the role header or inside it (DeepSeek, GLM, gpt-oss; the newline of Qwen2.5)
-after stop   TRL's block closes behind the newline that follows the stop
+after stop   TRL's block closes behind the newline that follows the stop (Phi-3: behind the appended end of text too)
 no stop      the stop is the next role's marker (GLM), which stands outside of TRL's block
 prefill      the generation prompt already holds a tag that stands inside TRL's block
 """
@@ -62,7 +62,7 @@ def _opinion(template: str, name: str, tokenizer: Any, vocabulary: Vocabulary, f
     differences: Counter[str] = Counter()
     rows = agreed = 0
     for judgement, mask in _rows(tokenizer, vocabulary, form):
-        found = Counter(_reason(judgement, form, i) for i in _differing(judgement, mask))
+        found = Counter(_reason(judgement, form, i, tokenizer.eos_token) for i in _differing(judgement, mask))
         differences.update(found)
         rows += 1
         agreed += not found
@@ -96,7 +96,7 @@ def _differing(judgement: Judgement, mask: list[int]) -> Iterator[int]:
             yield i
 
 
-def _reason(judgement: Judgement, form: Format, index: int) -> str:
+def _reason(judgement: Judgement, form: Format, index: int, eos: str) -> str:
     if judgement.verdicts[index] is Verdict.MUST:
         is_stop = any(index in stop for stop in judgement.stops)
         return "no stop" if is_stop and form.next_role_stops else "unexplained"
@@ -104,7 +104,7 @@ def _reason(judgement: Judgement, form: Format, index: int) -> str:
     start, stop = judgement.spans[index]
     if any(data.startswith(header, at) for header in _encoded(form) for at in _starts(data, header, start, stop)):
         return "header"
-    if not data[_end_of_last_stop(judgement, index) : stop].strip():
+    if data[_end_of_last_stop(judgement, index) : stop].strip() in (b"", eos.encode()):
         return "after stop"
     return "prefill" if "think" in data[max(0, start - 12) : stop + 12].decode(errors="ignore") else "unexplained"
 

@@ -1,0 +1,234 @@
+"""Where markers stand in a flat array of token ids; exact to the byte, vectorised over all documents at once.
+
+Two steps: positions whose token can hold the beginning of a marker (a handful a row), then all of them are read on
+through a :class:`~sft_mask.markers.MarkerTrie` at the same time. At each place the longest marker counts, and of
+markers that overlap the one that begins first.
+
+Positions are bytes of tokens: byte ``b`` of token ``t`` is ``t * 2**20 + b``, and the end of a token is the beginning
+of the next, so that two positions compare as the text does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from sft_mask.markers import MarkerTrie
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+_BITS = 20
+_UNREAD = -2
+_FEW_IDS = 4
+"""Up to so many ids it is faster to compare with each than to look all tokens up in a table."""
+
+
+def position_of(token: Ints) -> Ints:
+    """The position of a token's first byte."""
+    return token << _BITS
+
+
+def token_holding(position: Ints) -> Ints:
+    """The token that holds the byte at a position."""
+    return position >> _BITS
+
+
+def tokens_before(position: Ints) -> Ints:
+    """One past the last token that holds a byte before a position."""
+    return (position + ((1 << _BITS) - 1)) >> _BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Markers in order.
+
+    Attributes:
+        start: ``(n,)`` position of the first byte.
+        stop: ``(n,)`` position one past the last byte.
+        pattern: ``(n,)`` index of the pattern in the trie.
+    """
+
+    start: Ints
+    stop: Ints
+    pattern: Ints
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def select(self, keep: Bools | Ints) -> Found:
+        """The markers that ``keep`` points at."""
+        return Found(self.start[keep], self.stop[keep], self.pattern[keep])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found]) -> Found:
+        """All markers of several searches, in order."""
+        none = np.zeros(0, np.int64)
+        start = np.concatenate([none, *(part.start for part in parts)])
+        stop = np.concatenate([none, *(part.stop for part in parts)])
+        pattern = np.concatenate([none, *(part.pattern for part in parts)])
+        return cls(start, stop, pattern).select(np.argsort(start, kind="stable"))
+
+
+class _Table:
+    """What reading each token id from one node of the trie gives, filled in as ids are met."""
+
+    def __init__(self, trie: MarkerTrie, node: int) -> None:
+        size = trie.vocabulary.size + 1
+        self._trie, self._node = trie, node
+        self.node = np.full(size, _UNREAD, np.int32)
+        self.pattern = np.full(size, -1, np.int32)
+        self.used = np.zeros(size, np.int32)
+
+    def read(self, ids: Ints) -> None:
+        """Makes sure that the entries of ``ids`` are there."""
+        for token_id in np.unique(ids[self.node[ids] == _UNREAD]).tolist():
+            step = self._trie.step(self._node, token_id)
+            self.node[token_id], self.pattern[token_id], self.used[token_id] = step.node, step.pattern, step.used
+
+
+class _Way:
+    """The ``k``-th place in each token where a marker can begin, earliest first; ``-1`` for tokens that have none."""
+
+    def __init__(self, size: int) -> None:
+        self.skip = np.full(size, -1, np.int32)
+        self.node = np.full(size, -1, np.int32)
+        self.pattern = np.full(size, -1, np.int32)
+        self.used = np.zeros(size, np.int32)
+
+
+def _places(trie: MarkerTrie, token_id: int) -> list[int]:
+    """Bytes of a token at which a marker may begin."""
+    if token_id in trie.first_ids:
+        return [0]
+    if trie.vocabulary.is_special(token_id):
+        return []
+    return [index for index, byte in enumerate(trie.vocabulary.piece(token_id)) if byte in trie.first_bytes]
+
+
+def _possible_ids(trie: MarkerTrie) -> list[int]:
+    """Token ids that may hold the beginning of a marker."""
+    vocabulary = trie.vocabulary
+    ids = set(trie.first_ids)
+    if trie.first_bytes and vocabulary.kind != "opaque":
+        first = trie.first_bytes
+        ids.update(token_id for token_id in range(vocabulary.size) if not first.isdisjoint(vocabulary.piece(token_id)))
+    return sorted(token_id for token_id in ids if 0 <= token_id < vocabulary.size)
+
+
+def _read_ways(trie: MarkerTrie) -> list[_Way]:
+    size = trie.vocabulary.size + 1
+    ways: list[_Way] = []
+    for token_id in _possible_ids(trie):
+        steps = ((skip, trie.step(0, token_id, skip)) for skip in _places(trie, token_id))
+        alive = [(skip, step) for skip, step in steps if step.node >= 0 or step.pattern >= 0]
+        ways.extend(_Way(size) for _ in range(len(ways), len(alive)))
+        for way, (skip, step) in zip(ways, alive, strict=False):
+            way.skip[token_id], way.node[token_id] = skip, step.node
+            way.pattern[token_id], way.used[token_id] = step.pattern, step.used
+    return ways
+
+
+class MarkerSearch:
+    """Finds every marker of a trie; reusable, and cheap to call again."""
+
+    def __init__(self, trie: MarkerTrie) -> None:
+        self.trie = trie
+        self._ways = _read_ways(trie)
+        self._possible = self._ways[0].skip >= 0 if self._ways else np.zeros(trie.vocabulary.size + 1, np.bool_)
+        self._tables: dict[int, _Table] = {}
+
+    def find(self, ids: NDArray[np.integer], offsets: Ints, ends: Ints) -> tuple[Found, Found]:
+        """Markers that stand whole in a document, and headers that the end of a document cut.
+
+        Args:
+            ids: ``(tokens,)`` ids in ``[0, size]``, where ``size`` stands for everything outside the vocabulary.
+            offsets: ``(documents + 1,)`` ascending.
+            ends: ``(documents,)`` where each document's content ends.
+
+        Returns:
+            The markers, without overlaps; and for each document at most one cut header behind them, which ``stop``\\s
+            where the content does.
+        """
+        at = self._candidates(ids)
+        at = at[(at >= offsets[0]) & (at < offsets[-1])]
+        end = ends[np.searchsorted(offsets, at, side="right") - 1]
+        at, end = at[at < end], end[at < end]
+        found = [self._follow(ids, at, end, way) for way in self._ways]
+        whole = _without_overlaps(Found.joined([whole for whole, _ in found]))
+        return whole, _behind(Found.joined([cut for _, cut in found]), whole)
+
+    def _candidates(self, ids: NDArray[np.integer]) -> Ints:
+        first = sorted(self.trie.first_ids)
+        if self.trie.first_bytes or not 0 < len(first) <= _FEW_IDS:
+            return np.flatnonzero(self._possible[ids])
+        hit = ids == first[0]
+        for token_id in first[1:]:
+            hit |= ids == token_id
+        return np.flatnonzero(hit)
+
+    def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints, way: _Way) -> tuple[Found, Found]:
+        """Reads every candidate on until no marker goes on or its document ends; the longest marker counts."""
+        begins = way.skip[ids[at]] >= 0
+        at, end = at[begins], end[begins]
+        first = ids[at]
+        node, pattern = way.node[first].astype(np.int64), way.pattern[first].astype(np.int64)
+        last, used = at.copy(), way.used[first].astype(np.int64)
+        position = at.copy()
+        live = np.flatnonzero(node >= 0)
+        ran_out = [live[:0]]
+        while len(live):
+            position[live] += 1
+            goes_on = position[live] < end[live]
+            ran_out.append(live[~goes_on])
+            live = live[goes_on]
+            for start_node in np.unique(node[live]).tolist():
+                here = live[node[live] == start_node]
+                table = self._table(start_node, tokens := ids[position[here]].astype(np.int64))
+                completed = table.pattern[tokens] >= 0
+                hit, hit_tokens = here[completed], tokens[completed]
+                pattern[hit], used[hit], last[hit] = table.pattern[hit_tokens], table.used[hit_tokens], position[hit]
+                node[here] = table.node[tokens]
+            live = live[node[live] >= 0]
+        start = position_of(at) + way.skip[first]
+        stop = np.where(used > 0, position_of(last) + used, position_of(last + 1))
+        done = pattern >= 0
+        left = np.concatenate(ran_out)
+        left = left[~done[left]]
+        cut_header = self.trie.cut_headers[node[left]]
+        left, cut_header = left[cut_header >= 0], cut_header[cut_header >= 0]
+        return Found(start[done], stop[done], pattern[done]), Found(start[left], position_of(end[left]), cut_header)
+
+    def _table(self, node: int, tokens: Ints) -> _Table:
+        table = self._tables.get(node)
+        if table is None:
+            table = self._tables[node] = _Table(self.trie, node)
+        table.read(tokens)
+        return table
+
+
+def _without_overlaps(found: Found) -> Found:
+    """Drops markers that begin inside an earlier one (`` USER:`` inside ``\\n USER:``)."""
+    if not np.any(found.start[1:] < found.stop[:-1]):
+        return found
+    keep, reached = np.ones(len(found), np.bool_), -1
+    for index, (start, stop) in enumerate(zip(found.start.tolist(), found.stop.tolist(), strict=True)):
+        keep[index] = start >= reached
+        reached = stop if keep[index] else reached
+    return found.select(keep)
+
+
+def _behind(cut: Found, whole: Found) -> Found:
+    """The earliest cut header of each document that begins behind its last whole marker."""
+    if not len(cut):
+        return cut
+    reached = np.append(whole.stop, 0)[np.searchsorted(whole.start, cut.stop) - 1]
+    cut = cut.select(cut.start >= reached)
+    return cut.select(np.unique(cut.stop, return_index=True)[1])
