@@ -209,38 +209,25 @@ COUNTS = (
 
 
 def run(pair: Pair, subject: Subject, mode: Mode) -> Score:
-    """All rows of ``pair`` through the function under test, in as few calls as their columns allow."""
+    """All rows of ``pair`` through the function under test, in one call where none is refused."""
     score = Score()
-    for rows in _groups(pair.rows, mode):
-        for row, labels in _masked(pair, rows, subject, mode, score):
-            _score_row(row, labels, mode, score)
+    for row, labels in _masked(pair, pair.rows, subject, mode, score):
+        _score_row(row, labels, mode, score)
     return score
-
-
-def _groups(rows: Sequence[Row], mode: Mode) -> Iterator[list[Row]]:
-    """Rows with the same columns: with tools, with template arguments, with neither. Ids alone are all alike."""
-    kinds: dict[tuple[bool, bool], list[Row]] = {}
-    for row in rows:
-        has_tools, has_arguments = row.conversation.tools is not None, bool(row.conversation.template_kwargs)
-        kinds.setdefault((has_tools, has_arguments) if mode.has_messages else (False, False), []).append(row)
-    yield from kinds.values()
 
 
 def dataset_of(rows: Sequence[Row], has_messages: bool) -> Dataset:
     """The rows as a trainer would hold them after tokenizing."""
-    records = [_record(row, has_messages) | {ROW_NUMBER: number} for number, row in enumerate(rows)]
-    return Dataset.from_list(records, on_mixed_types="use_json")
-
-
-def _record(row: Row, has_messages: bool) -> dict[str, Any]:
-    record: dict[str, Any] = {"input_ids": row.judgement.ids}
-    if has_messages:
+    records: list[dict[str, Any]] = [
+        {ROW_NUMBER: number, "input_ids": row.judgement.ids} for number, row in enumerate(rows)
+    ]
+    for record, row in zip(records, rows if has_messages else (), strict=False):
         record["messages"] = row.conversation.messages
-        if row.conversation.tools is not None:
+        if any(other.conversation.tools for other in rows):
             record["tools"] = row.conversation.tools
-        if row.conversation.template_kwargs:
+        if any(other.conversation.template_kwargs for other in rows):
             record["chat_template_kwargs"] = row.conversation.template_kwargs
-    return record
+    return Dataset.from_list(records, on_mixed_types="use_json")
 
 
 def _masked(
