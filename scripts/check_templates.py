@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conformance import tokenizers  # noqa: E402 - the suite lives among the tests
 from conformance.harness import COUNTS, MODES, Mode, Pair, Score, Subject, pairs, run  # noqa: E402
@@ -91,8 +92,12 @@ def lines(folders: dict[str, Path], options: argparse.Namespace, console: Consol
     subject = library()
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
     templates = collected(console)
+
+    def is_wanted(template: str) -> bool:
+        return not options.template or template in options.template
+
     for name, folder in folders.items():
-        for pair in pairs(name, tokenizers.load(folder), options.template, templates):
+        for pair in pairs(name, tokenizers.load(folder), templates, is_wanted):
             for mode in modes:
                 yield _line(pair, mode, subject)
 

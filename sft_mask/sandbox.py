@@ -1,8 +1,8 @@
 """The sandbox of ``transformers``, in which a chat template works on strings that keep their origin.
 
-Everything a template can do to text goes through one of five doors: output and ``~`` (``concat``), filters, calls of string
-methods, the ``%`` operator, and printing of lists and mappings. Each is replaced by one that keeps origins. Where a change
-cannot be followed character by character, the whole result belongs to the first owner among what went in.
+Everything a template can do to text goes through one of five doors: output and ``~`` (``concat``), filters, calls of
+string methods, the ``%`` operator, and printing of lists and mappings. Each is replaced by one that keeps origins. Where
+a change cannot be followed character by character, the whole result belongs to the first owner among what went in.
 """
 
 from __future__ import annotations
@@ -11,18 +11,10 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, cast
 
-from sft_mask.traced import NOBODY, SafeTraced, Traced, owners_in, runs_of, traced_join
+from sft_mask.traced import SafeTraced, Traced, owned, runs_of, traced_join
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
-
-
-def _owned(result: Any, *sources: object) -> Any:
-    """Text that came out without an origin belongs to the first owner among what went in."""
-    if not isinstance(result, str) or isinstance(result, Traced) or not result:
-        return result
-    owner = next(owners_in(sources), None)
-    return result if owner is None else Traced(result, ((len(result), owner),))
 
 
 def _tracing_filter(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +22,7 @@ def _tracing_filter(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(plain)
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        return _owned(plain(*args, **kwargs), *args[first:], kwargs)
+        return owned(plain(*args, **kwargs), *args[first:], kwargs)
 
     return filtered
 
@@ -60,7 +52,7 @@ def _safe_filter(value: object) -> SafeTraced:
 
 def _finalize(value: Any) -> Any:
     """What is about to be printed: the words inside a list or a mapping keep their owner."""
-    return _owned(str(value), value) if isinstance(value, (list, tuple, dict)) else value
+    return owned(str(value), value) if isinstance(value, (list, tuple, dict)) else value
 
 
 def _tracing_call(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,17 +60,18 @@ def _tracing_call(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
         receiver = getattr(called, "__self__", None)
-        if type(receiver) is not str or next(owners_in((args, kwargs)), None) is None:
-            return _owned(plain(context, called, *args, **kwargs), receiver if isinstance(receiver, Traced) else None)
-        if called.__name__ in ("join", "replace"):
+        if type(receiver) is str and called.__name__ in ("join", "replace"):
             called = getattr(_lifted(receiver), called.__name__)
-        return _owned(plain(context, called, *args, **kwargs), args, kwargs)
+        result = plain(context, called, *args, **kwargs)
+        if isinstance(receiver, str):
+            return owned(result, receiver, args, kwargs)
+        return result
 
     return call
 
 
 def _percent(left: Any, right: Any) -> Any:
-    return _owned(left % right, left, right)
+    return owned(left % right, left, right)
 
 
 @lru_cache(maxsize=64)
@@ -114,6 +107,3 @@ def traced_template(source: str) -> Template:
         "safe": _safe_filter,
     }
     return cast("Template", environment.from_string(source))
-
-
-__all__ = ["NOBODY", "traced_template"]

@@ -164,28 +164,30 @@ class SpanFinder:
         closed = answers.closer >= 0
         stop = tokens_before(answers.stop)
         stop_at, has_stop = stop.copy(), np.zeros(len(stop), np.bool_)
-        chosen = self._chosen_stop(ids, answers, stops)
+        chosen, last = self._chosen_stops(ids, answers, stops)
         turns = np.flatnonzero(chosen >= 0)
-        end = tokens_before(stops.stop[chosen[turns]])
         # Where all markers are known, words between the last stop and the row's end show that the stop was quoted.
-        ends_turn = closed[turns] | (not self.complete) | self._only_filler(ids, end, stop[turns])
-        turns, end = turns[ends_turn], end[ends_turn]
-        stop[turns], stop_at[turns], has_stop[turns] = end, tokens_before(stops.start[chosen[turns]]), True
+        nothing_follows = self._only_filler(ids, tokens_before(stops.stop[last[turns]]), stop[turns])
+        turns = turns[closed[turns] | (not self.complete) | nothing_follows]
+        chosen = chosen[turns]
+        stop[turns], stop_at[turns] = tokens_before(stops.stop[chosen]), tokens_before(stops.start[chosen])
+        has_stop[turns] = True
         # The model ends its turn by sampling the next role's control token.
         turns = np.flatnonzero(closed & ~has_stop & self._first_token_stops[headers.pattern[answers.closer]])
         stop_at[turns] = token_holding(headers.start[answers.closer[turns]])
         stop[turns], has_stop[turns] = stop_at[turns] + 1, True
         return stop, stop_at, has_stop
 
-    def _chosen_stop(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> Ints:
-        """For each answer the stop that ends it, ``-1`` for none.
+    def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
+        """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
 
-        That is the last one inside its bounds, because a stop quoted in an answer has words after it; of several with
+        What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of several with
         nothing but blanks and control tokens between them the first (padding with the stop token). Where headers of
         other roles may be unknown, a control token behind a stop is taken for one.
         """
         if not len(stops):
-            return np.full(len(answers.start), -1, np.int64)
+            none = np.full(len(answers.start), -1, np.int64)
+            return none, none
         first_inside = np.searchsorted(stops.start, answers.start)
         last = np.searchsorted(stops.start, answers.stop) - 1
         end = tokens_before(stops.stop)
@@ -196,7 +198,7 @@ class SpanFinder:
         if not self.complete:
             before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(stops))
             chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
-        return np.where(last >= first_inside, chosen, -1)
+        return np.where(last >= first_inside, chosen, -1), last
 
     def _only_filler(self, ids: NDArray[np.integer], start: Ints, stop: Ints) -> Bools:
         """Whether only blanks and control tokens, and few of them, stand between two tokens."""

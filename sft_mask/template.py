@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import MarkerError
-from sft_mask.tracing import Rendered, render
+from sft_mask.traced import TOOLS
+from sft_mask.tracing import Rendered, plain_data, render
 
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
@@ -65,7 +66,7 @@ class ChatTemplate:
             self.source,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            variables={**self.variables, **(variables or {})},
+            variables={**self.variables, **plain_data(dict(variables or {}), TOOLS)},
         )
 
     def first_special(self, text: str) -> tuple[int, str] | None:

@@ -1,12 +1,13 @@
 """Strings that know, for every character, whose words it is.
 
-Idea: taint tracking, as security tools do it for strings. Slicing, stripping, splitting and joining keep the origin. What
-changes the text in another way makes all of it the first owner's: words of a message never become the template's.
+Idea: taint tracking, as security tools do it for strings. Slicing, stripping, splitting and joining keep the origin.
+What changes the text in another way makes all of it the first owner's: words of a message never become the template's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index as index_of
 from typing import Any, SupportsIndex, cast
 
 Runs = tuple[tuple[int, int], ...]
@@ -82,8 +83,7 @@ class Traced(str):
         """The origin of a changed text: kept letter by letter, or the first owner's where the length changed."""
         if len(text) == len(self):
             return Traced(text, self.runs)
-        owner = next((owner for _, owner in self.runs if owner != NOBODY), NOBODY)
-        return Traced(text, ((len(text), owner),))
+        return cast("str", owned(text, self))
 
     def __str__(self) -> str:
         return self
@@ -99,7 +99,7 @@ class Traced(str):
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         if not isinstance(key, slice):
-            index = range(len(self))[int(key)]
+            index = range(len(self))[index_of(key)]  # a template's "text"["type"] must stay a TypeError
             return self._sub(index, index + 1)
         start, stop, step = key.indices(len(self))
         if step == 1:
@@ -239,10 +239,18 @@ def _escaped(text: str) -> str:
     return traced_join(parts)
 
 
-def _join(values: Sequence[object] | Iterator[object], separator: str) -> str:
+def owned(result: Any, *sources: object) -> Any:
+    """Text that came out of a change without an origin belongs to the first owner among what went in."""
+    if not isinstance(result, str) or isinstance(result, Traced) or not result:
+        return result
+    owner = next(owners_in(sources), None)
+    return result if owner is None else Traced(result, ((len(result), owner),))
+
+
+def _join(values: Iterable[object], separator: str) -> str:
     parts: list[str] = []
     for value in values:
-        parts.extend((separator, value if isinstance(value, str) else str(value)))
+        parts.extend((separator, value if isinstance(value, str) else owned(str(value), value)))
     return traced_join(parts[1:])
 
 

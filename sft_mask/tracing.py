@@ -1,75 +1,26 @@
 """Renders a chat template and remembers, for every character, whose words it is.
 
-A template is run once, in the sandbox that ``transformers`` builds for it, with strings that carry their origin
-(:class:`Traced`): slicing, stripping, splitting, concatenation and the filters that templates use keep it. What comes out
-is the very text that ``apply_chat_template`` gives, plus an owner per character: the message and field it came from, or
-nobody (the template's own words). So a marker that a user typed can never be taken for one that the template wrote.
-
-Idea: taint tracking, as security tools do it for strings.
+A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.sandbox`), with strings that
+carry their origin (:mod:`sft_mask.traced`). What comes out is the very text that ``apply_chat_template`` gives, plus an
+owner per character: the message and field it came from, or nobody (the template's own words). So a marker that a user
+typed can never be taken for one that the template wrote.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask.errors import DataError
+from sft_mask.sandbox import traced_template
+from sft_mask.traced import NOBODY, TOOLS, Traced, runs_of, traced_join
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from numpy.typing import NDArray
-
-
-def _owned_by_first(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose text belongs to whoever owns the first piece of its input (``tojson``, ``indent``, ...)."""
-
-    def filtered(value: object, *args: Any, **kwargs: Any) -> Any:
-        text = plain(value, *args, **kwargs)
-        owner = next(_owners_in(value), None)
-        if owner is None or not isinstance(text, str) or isinstance(text, Traced):
-            return text
-        return Traced(str.__str__(text), ((len(text), owner),) if text else ())
-
-    return filtered
-
-
-def _join_filter(value: Any, d: str = "", attribute: Any = None) -> str:
-    if attribute is not None:
-        value = [item[attribute] for item in value]
-    return _join(value, d)
-
-
-@lru_cache(maxsize=64)
-def _traced_template(source: str) -> Template:
-    """Compiles a template in the sandbox of ``transformers``, with tracing filters and concatenation."""
-    from jinja2.compiler import CodeGenerator
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    class TracingCode(CodeGenerator):
-        def visit_Concat(self, node: Any, frame: Any) -> None:
-            self.write("environment.concat((")
-            for child in node.nodes:
-                self.write("str(")
-                self.visit(child, frame)
-                self.write("), ")
-            self.write("))")
-
-    environment = _compile_jinja_template(source).environment.overlay()
-    environment.code_generator_class = TracingCode
-    environment.concat = traced_join
-    owned = ("tojson", "indent", "wordwrap", "format", "center", "truncate", "pprint", "striptags", "urlencode")
-    environment.filters = {
-        **environment.filters,
-        **{name: _owned_by_first(environment.filters[name]) for name in owned if name in environment.filters},
-        "join": _join_filter,
-        "safe": _safe,
-    }
-    return cast("Template", environment.from_string(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,42 +59,59 @@ class Rendered:
         return table[self.owner]
 
 
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template's own mistakes raise, beside the errors of Jinja."""
+
 _ALIASES = ("reasoning_content", "thinking", "reasoning")
+_ROLE = re.compile(r"[\w.-]{1,64}")
+"""A role that is one word is the template's to write; anything else was typed by somebody and could hold a marker."""
 
 
-def _plain(value: Any, owner: Callable[[], int]) -> Any:
-    """Plain JSON types, as ``transformers`` hands them to templates, with every string traced."""
+def plain_data(value: Any, owner: int) -> Any:
+    """Plain JSON types, as ``transformers`` hands them to templates, with every string (keys too) traced."""
+    if value is None or type(value) in (int, float, bool):
+        return value
     if isinstance(value, str):
-        return Traced(str.__str__(value), ((len(value), owner()),) if value else ())
+        return Traced(str.__str__(value), ((len(value), owner),) if value else ())
     if isinstance(value, Mapping):
-        return {key: _plain(item, owner) for key, item in value.items()}
+        return {plain_data(key, owner): plain_data(item, owner) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, owner) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), owner)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+        return type(value)(plain_data(item, owner) for item in value) if type(value) in (list, tuple) else list(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain_data(value.tolist(), owner)
+    return f"<{type(value).__name__}>"  # images and the like: a template only asks whether they are there
 
 
 def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Origin]]:
     origins: list[Origin] = []
     traced = []
     for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise DataError(
+                f"Message {index} is {message!r:.80}, of type {type(message).__name__}. Give each message as a mapping "
+                "with a role and a content."
+            )
         copy: dict[str, Any] = {}
         for key, value in message.items():
             if value is None:
                 continue
-            if key == "role":
-                copy[key] = value
+            if key == "role" and isinstance(value, str) and _ROLE.fullmatch(value):
+                copy[key] = str.__str__(value)
                 continue
-            origins.append(Origin(index, "reasoning_content" if key in _ALIASES else key))
-            copy[key] = _plain(value, lambda: len(origins) - 1)
-        reasoning = next((copy[key] for key in _ALIASES if copy.get(key) is not None), None)
-        if reasoning is not None:
-            copy = {"thinking": reasoning, **copy, "reasoning_content": reasoning}
-        traced.append(copy)
+            copy[key] = plain_data(value, len(origins))
+            origins.append(Origin(index, _ALIASES[0] if key in _ALIASES else str(key)))
+        traced.append(_with_reasoning(copy))
     return traced, origins
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose reasoning can be read under every name, where this ``transformers`` does that."""
+    from transformers.utils import chat_template_utils
+
+    reasoning = next((message[key] for key in _ALIASES if message.get(key) is not None), None)
+    if reasoning is None or not hasattr(chat_template_utils, "_alias_reasoning_fields"):
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def render(
@@ -169,25 +137,30 @@ def render(
     from jinja2.exceptions import TemplateError
 
     traced, origins = _traced_messages(messages)
-    template = _traced_template(chat_template)
     context = {
         "messages": traced,
-        "tools": _plain(tools, lambda: TOOLS) if tools is not None else None,
+        "tools": plain_data(tools, TOOLS),
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
         **(variables or {}),
     }
     try:
+        template = traced_template(chat_template)
         text = traced_join(template.root_render_func(template.new_context(context)))
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise DataError(f"The chat template refuses this conversation: {error}") from error
-    owner = np.array([owner for _, owner in runs_of(text)], np.int32)
-    lengths = np.array([length for length, _ in runs_of(text)], np.int64)
-    roles = tuple(str(message.get("role", "")) for message in messages)
-    return Rendered(
-        str.__str__(text) if type(text) is str else "".join(text), np.repeat(owner, lengths), tuple(origins), roles
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        # Whatever a template may do wrong; an error of our own (assertions, memory, interrupts) is none of these.
+        raise DataError(f"The chat template refuses this conversation: {type(error).__name__}: {error}") from error
+    runs = runs_of(text)
+    owner = np.repeat(
+        np.array([owner for _, owner in runs], np.int32), np.array([length for length, _ in runs], np.int64)
     )
-
-
-GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""Marks a template that says itself what the model writes."""
+    roles = tuple(str(message.get("role", "")) for message in messages)
+    return Rendered(str.__str__(text), owner, tuple(origins), roles)

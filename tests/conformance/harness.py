@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,17 +72,20 @@ class Pair:
 
 
 def pairs(
-    name: str, tokenizer: Any, templates: Sequence[str] = (), collected: Mapping[str, str] | None = None
+    name: str,
+    tokenizer: Any,
+    collected: Mapping[str, str] | None = None,
+    is_wanted: Callable[[str], bool] = lambda template: True,
 ) -> Iterator[Pair]:
     """Every template that ``tokenizer`` has the tokens for: its own, TRL's, collected ones, and the plain-text formats.
 
-    ``templates`` keeps those whose name is listed. A template that was met already is not met twice.
+    A template that was met already is not met twice, under whatever name.
     """
     vocabulary = read_vocabulary(tokenizer)
     own = tokenizer.chat_template
     seen: set[str] = set()
     for template_name, template, form in _candidates(tokenizer, vocabulary, collected or {}):
-        if template.strip() in seen or (templates and template_name not in templates):
+        if template.strip() in seen or not is_wanted(template_name):
             continue
         seen.add(template.strip())
         tokenizer.chat_template = template

@@ -1,0 +1,84 @@
+"""Draws the pictures of the README from the quickstart's data, masked by the library.
+
+    .venv/bin/python scripts/make_pictures.py      # docs/images/terminal.svg; with Chromium also docs/images/preview.png
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from datasets import Dataset  # noqa: E402  the recipes folder is no package
+from local_model import smollm2_folder  # noqa: E402
+from rich.cells import cell_len  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.terminal_theme import TerminalTheme  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from sft_mask import mask_dataset  # noqa: E402
+from sft_mask.preview import PreviewRow, build_row, write_html  # noqa: E402
+from sft_mask.preview.terminal import RowView  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+BACKGROUND, TEXT = (22, 24, 29), (222, 224, 228)
+COLOURS = [BACKGROUND, (230, 100, 90), (76, 201, 122), (233, 174, 82), (110, 168, 255), (210, 110, 190), (95, 190, 205), TEXT]
+FONT = "ui-monospace, Menlo, Consolas, DejaVu Sans Mono,"
+
+
+def masked_rows(count: int) -> list[PreviewRow]:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    lines = (ROOT / "recipes" / "data" / "house_style_train.jsonl").read_text(encoding="utf-8").splitlines()
+    masked = mask_dataset(Dataset.from_list([json.loads(line) for line in lines]), tokenizer)
+    return [
+        build_row(tokenizer, row["input_ids"], row["labels"], name=f"conversation {number}")
+        for number, row in enumerate(masked.select(range(count)))
+    ]
+
+
+def draw_terminal(row: PreviewRow, path: Path) -> None:
+    console = Console(record=True, width=72, file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(RowView(row))
+    drawn = console.export_svg(title="what is trained", theme=TerminalTheme(BACKGROUND, TEXT, COLOURS))
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL).replace("Fira Code,", FONT)
+    path.write_text(re.sub(r'textLength="([\d.]+)"([^>]*)>([^<]*)<', _wide, drawn), encoding="utf-8")
+
+
+def _wide(found: re.Match[str]) -> str:
+    """Rich counts characters; 東 is two cells wide."""
+    text = html.unescape(found[3])
+    length = float(found[1]) / max(1, len(text)) * cell_len(text)
+    return f'textLength="{length:g}"{found[2]}>{found[3]}<'
+
+
+def photograph(rows: list[PreviewRow], path: Path) -> bool:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_html(rows, Path(folder) / "mask.html", title="What is trained")
+        quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        size = ["--window-size=1200,720", f"--screenshot={path}", f"--user-data-dir={folder}/profile"]
+        subprocess.run([chromium, *quiet, *size, page.as_uri()], check=True, capture_output=True, timeout=120)
+    return True
+
+
+def main() -> None:
+    rows = masked_rows(40)
+    shown = min((row for row in rows if "東京" in str(row.runs) or "🙂" in str(row.runs)), key=lambda row: len(row.input_ids))
+    draw_terminal(shown, IMAGES / "terminal.svg")
+    drawn = photograph(rows, IMAGES / "preview.png")
+    print(f"docs/images/terminal.svg{' and docs/images/preview.png' if drawn else ' (no Chromium: preview.png left as it was)'}")
+
+
+if __name__ == "__main__":
+    main()
