@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from sft_mask.constants import IGNORE_INDEX
     from sft_mask.errors import SftMaskError
     from sft_mask.markers import Markers
+    from sft_mask.offline import mask_dataset
     from sft_mask.policy import Policy
     from sft_mask.report import MaskReport, SplitReport
-    from sft_mask.trainer import mask_dataset, train_on_responses_only
+    from sft_mask.trainer import train_on_responses_only
 
 _HOME = {
     "IGNORE_INDEX": "sft_mask.constants",
@@ -25,7 +26,7 @@ _HOME = {
     "Policy": "sft_mask.policy",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
-    "mask_dataset": "sft_mask.trainer",
+    "mask_dataset": "sft_mask.offline",
     "train_on_responses_only": "sft_mask.trainer",
 }
 

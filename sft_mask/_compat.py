@@ -16,8 +16,9 @@ def main_process_first() -> AbstractContextManager[Any]:
     except ImportError:
         from accelerate import PartialState
 
-        return PartialState().main_process_first()
-    return global_then_local_main_first()  # type: ignore[no-any-return]
+        first: AbstractContextManager[Any] = PartialState().main_process_first()
+        return first
+    return global_then_local_main_first()
 
 
 def is_main_process() -> bool:

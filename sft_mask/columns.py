@@ -1,8 +1,8 @@
 """What an Arrow column of messages says about its rows without touching a Python object.
 
-Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any message
-holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are filled). Rows
-of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
+Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any
+message holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are
+filled). Rows of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 _ROLES = ("system", "user", "assistant", "tool", "developer", "model")
+_INSIDE = "[]"
 _THINKING = ("think", "[THINK]", "channel")
 
 
@@ -47,11 +48,11 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_json(kind: pa.DataType) -> bool:
@@ -59,15 +60,23 @@ def _is_json(kind: pa.DataType) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string inside a JSON value."""
+    """Every string inside a JSON value, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
+        for key, item in value.items():
+            yield key
             yield from _strings(item)
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
+
+
+def _spoken(content: Any) -> str:
+    """The strings of a content; the texts of its parts also joined, as a template joins them."""
+    parts = content if isinstance(content, list) else []
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return "\0".join([*_strings(content), "".join(texts)] if parts else _strings(content))
 
 
 def _from_json(array: pa.Array) -> pa.Array:
@@ -77,7 +86,7 @@ def _from_json(array: pa.Array) -> pa.Array:
         message = json.loads(text) if text is not None else {}
         fields = message if isinstance(message, dict) else {"content": message}
         roles.append(fields.get("role") if isinstance(fields.get("role"), str) else None)
-        contents.append("\0".join(_strings(fields.get("content"))))
+        contents.append(_spoken(fields.get("content")))
         rest = {name: value for name, value in fields.items() if name not in ("role", "content") and value is not None}
         others.append("\0".join(_strings(rest)) if rest else None)
         keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
@@ -88,7 +97,7 @@ def _from_json(array: pa.Array) -> pa.Array:
 def _leaves(
     array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
-    """Every leaf array below ``array``, with the row that each of its values belongs to."""
+    """Every leaf array below ``array``, with the row that each of its values belongs to; ``[]`` is a list inside."""
     kind = array.type
     if _is_json(kind):
         yield from _leaves(_from_json(array), rows, path)
@@ -96,7 +105,7 @@ def _leaves(
         yield from _leaves(array.storage, rows, path)
     elif _is_list(kind):
         lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
-        yield from _leaves(array.flatten(), np.repeat(rows, lengths), path)
+        yield from _leaves(array.flatten(), np.repeat(rows, lengths), (*path, _INSIDE) if path else path)
     elif pa.types.is_struct(kind):
         for index in range(kind.num_fields):
             field = kind.field(index)
@@ -119,15 +128,40 @@ def _rows_where(found: pa.Array, rows: Ints, count: int) -> Bools:
 
 
 def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Bools:
-    """Rows in which any text of a (nested) column, roles aside, holds any of the needles."""
+    """Rows in which any text of a (nested) column holds any of the needles.
+
+    Roles that are known are passed over. Parts of one content are also read joined, as a template joins them: half a
+    marker in each of two parts is a marker.
+    """
     array = _flat(column)
     answer = np.zeros(len(array), np.bool_)
-    for path, leaf, rows in _leaves(array, np.arange(len(array))):
-        if not _is_text(leaf.type) or path == ("role",):
-            continue
+    for path, leaf, rows in _texts(array):
         for needle in needles:
             answer |= _rows_where(pc.match_substring(leaf, needle), rows, len(array))
+        if _INSIDE in path:
+            joined = _joined(leaf, rows, len(array))
+            for needle in needles:
+                answer |= np.asarray(pc.match_substring(joined, needle), np.bool_)
     return answer
+
+
+def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
+    """Leaves that hold text; of the roles those that are not known."""
+    for path, leaf, rows in _leaves(array, np.arange(len(array))):
+        if not _is_text(leaf.type):
+            continue
+        if path == ("role",):
+            strange = _role_codes(leaf) == len(_ROLES)
+            yield path, leaf.filter(pa.array(strange)), rows[strange]
+        else:
+            yield path, leaf, rows
+
+
+def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
+    """The texts of each row as one."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
+    texts = pc.fill_null(leaf.cast(pa.string()), "")
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "")
 
 
 def _role_codes(roles: pa.Array) -> Ints:

@@ -1,32 +1,79 @@
-"""Labels for whole datasets: Arrow buffers in, one Arrow column out.
+"""Labels for a ``datasets.Dataset``: Arrow buffers in, one Arrow column out.
 
-Only the column that changes is written, to a file of its own beside the dataset's cache, and put next to the old columns;
-the dataset's index mapping is kept. A file is written under another name and moved into place when it is whole, so a run
-that dies leaves nothing that looks finished. Its name is a fingerprint of the dataset and of everything that decides a
-label, so another run, or another rank, finds it.
+Only the column that changes is written, to a file of its own beside the dataset's cache, and put next to the old
+columns; the dataset's index mapping is kept. The name of the file is a fingerprint of the dataset and of everything
+that decides a label, so another run, or another rank, finds it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sft_mask.errors import DataError
+from sft_mask import labelfile
+from sft_mask.batches import READ, Tally, list_column, mask_rows
+from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.masking import Decoder, MaskedBatch, Masker
-from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
+    from numpy.typing import NDArray
 
-_ROWS_PER_BATCH = 1000
-_LABELS = pa.list_(pa.int32())
+    Ints = NDArray[np.int64]
+
+_ROWS_AT_ONCE = 1000
+_TOKENS_AT_ONCE = 1 << 20
+"""A batch ends at whichever comes first, so that memory depends on neither the dataset nor the length of its rows."""
+
+
+def label_dataset(
+    dataset: Dataset, masker: Masker, key: tuple[object, ...], *, name: str = "train", keep_all_rows: bool = False
+) -> tuple[Dataset, Tally]:
+    """A dataset with response-only labels, without the rows that would train nothing.
+
+    Args:
+        dataset: has ``input_ids``; other columns, the format and the order of the rows are kept.
+        masker: decides the labels.
+        key: everything that decides a label; part of the fingerprint.
+        name: of the split, for the progress bar and for errors.
+        keep_all_rows: keep rows that train nothing too, so that row ``i`` stays row ``i``.
+
+    Raises:
+        DataError: there is no ``input_ids`` column, or a row is malformed.
+        UnsupportedError: rows are made on the fly by ``with_transform``.
+    """
+    check_columns(dataset, name)
+    used = _used_rows(dataset)
+    fingerprint = fingerprint_of(dataset, key)
+    labels = _labels(dataset, masker, used, fingerprint, name)
+    labelled = _beside(dataset, labels.table, fingerprint)
+    trained = labels.trained if used is None else labels.trained[used]
+    keep = np.flatnonzero(trained)
+    if len(keep) < len(labelled) and not keep_all_rows:
+        labelled = labelled.select(keep)
+    return labelled, labels.tally
+
+
+def check_columns(dataset: Dataset, name: str) -> None:
+    """Refuses what cannot be labelled, before anything is read."""
+    where = f"the {name} dataset"
+    if dataset.format["type"] == "custom":
+        raise UnsupportedError(
+            f"Rows of {where} are made on the fly (with_transform or set_transform), so there is nothing to label. "
+            "Make them once with dataset.map(...)."
+        )
+    list_column(dataset._data, "input_ids", where)
+    if "labels" in dataset._data.column_names:
+        list_column(dataset._data, "labels", where)
+    if not len(dataset):
+        raise DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
 
 
 def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:
@@ -36,163 +83,136 @@ def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:
     return str(Hasher.hash((dataset._fingerprint, *map(repr, key))))
 
 
-def _cache_file(dataset: Dataset, fingerprint: str) -> Path | None:
-    """Where the labels are kept: beside the dataset's own cache; ``None`` where it has none or caching is off."""
+def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: str, name: str) -> labelfile.Labels:
+    folder = _cache_folder(dataset)
+    path = folder / f"sft-mask-{fingerprint}.arrow" if folder is not None else None
+    rows = dataset._data.num_rows
+    known = labelfile.stored(path, rows) if path is not None else None
+    if known is not None:
+        return known
+    tally = Tally(masker.finder.vocabulary.size)
+    with _Progress(f"Masking {name}", rows) as advance:
+        batches = _label_batches(dataset, masker, used, tally, name, advance)
+        return labelfile.in_memory(batches, tally) if path is None else labelfile.store(path, batches, tally)
+
+
+def _cache_folder(dataset: Dataset) -> Path | None:
+    """Beside the dataset's own files; a folder that goes with this process where caching is off or nothing may be
+    written there; ``None`` for a dataset that lives in memory."""
     import datasets
+    from datasets.fingerprint import get_temporary_cache_files_directory
 
-    files = dataset.cache_files
-    if not files or not datasets.is_caching_enabled():
+    if not dataset.cache_files:
         return None
-    return Path(files[0]["filename"]).parent / f"sft-mask-{fingerprint}.arrow"
+    folder = Path(dataset.cache_files[0]["filename"]).parent
+    if datasets.is_caching_enabled() and os.access(folder, os.W_OK):
+        return folder
+    return Path(get_temporary_cache_files_directory())
 
 
-def _used_rows(dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+# batches
+
+
+def _used_rows(dataset: Dataset) -> Ints | None:
     """Rows of the underlying table that the dataset points at, in its order; ``None`` for all of them as they stand."""
     if dataset._indices is None:
         return None
     return np.asarray(dataset._indices.column(0), np.int64)
 
 
-def _batches(dataset: Dataset, used: np.ndarray[Any, Any] | None) -> Iterator[tuple[int, pa.Table, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Some rows of the underlying table.
+
+    Attributes:
+        table: the columns that decide labels, of the rows that are used.
+        numbers: ``(used,)`` numbers of these rows in the dataset.
+        places: ``(used,)`` their places in the batch, ascending; twice where the dataset holds a row twice.
+        rows: rows in the batch, used or not.
+    """
+
+    table: pa.Table
+    numbers: Ints
+    places: Ints
+    rows: int
+
+
+def _batches(dataset: Dataset, used: Ints | None) -> Iterator[_Batch]:
     table = dataset._data
-    flags = None
-    if used is not None:
-        flags = np.zeros(table.num_rows, np.bool_)
-        flags[used] = True
-    for first in range(0, table.num_rows, _ROWS_PER_BATCH):
-        batch = table.fast_slice(first, min(_ROWS_PER_BATCH, table.num_rows - first))
-        here = None if flags is None else flags[first : first + batch.num_rows]
-        yield first, pa.table(batch) if not isinstance(batch, pa.Table) else batch, here
+    order = np.argsort(used, kind="stable") if used is not None else None
+    sorted_rows = used[order] if used is not None and order is not None else None
+    first = 0
+    while first < table.num_rows:
+        part = table.fast_slice(first, min(_ROWS_AT_ONCE, table.num_rows - first))
+        part = part.select([name for name in READ if name in part.column_names])
+        part = part.slice(0, _rows_that_fit(part["input_ids"]))
+        if order is None or sorted_rows is None:
+            yield _Batch(part, np.arange(first, first + part.num_rows), np.arange(part.num_rows), part.num_rows)
+        else:
+            low, high = np.searchsorted(sorted_rows, [first, first + part.num_rows])
+            places = sorted_rows[low:high] - first
+            whole = len(places) == part.num_rows and np.array_equal(places, np.arange(part.num_rows))
+            yield _Batch(part if whole else part.take(places), order[low:high], places, part.num_rows)
+        first += part.num_rows
+
+
+def _rows_that_fit(ids: pa.ChunkedArray) -> int:
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(ids), 0), np.int64)
+    return max(1, int(np.searchsorted(np.cumsum(lengths), _TOKENS_AT_ONCE, side="right")))
 
 
 def _label_batches(
-    dataset: Dataset, masker: Masker, used: np.ndarray[Any, Any] | None, progress: Callable[[int], None]
-) -> Iterator[MaskedBatch]:
+    dataset: Dataset,
+    masker: Masker,
+    used: Ints | None,
+    tally: Tally,
+    name: str,
+    advance: Callable[[int], object],
+) -> Iterator[pa.RecordBatch]:
     decode = Decoder(dataset.features)
-    for first, batch, here in _batches(dataset, used):
-        yield masker.mask(batch, decode, first_row=first, used=here)
-        progress(batch.num_rows)
+    for batch in _batches(dataset, used):
+        if len(batch.places):
+            masked = mask_rows(masker, batch.table, decode, batch.numbers, f"the {name} dataset")
+            tally.add(masked)
+            yield _spread(masked, batch.places, batch.rows)
+        else:
+            yield _record(np.zeros(0, np.int32), np.zeros(batch.rows, np.int64), np.zeros(batch.rows, np.int64))
+        advance(batch.rows)
 
 
-def _as_column(batch: MaskedBatch) -> pa.RecordBatch:
-    labels = pa.ListArray.from_arrays(pa.array(batch.offsets, pa.int32()), pa.array(batch.labels, pa.int32()))
-    return pa.record_batch([labels], names=["labels"])
+def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
+    """Labels of the rows that are used, at their places; the others get an empty list, which nobody sees."""
+    lengths = np.diff(masked.offsets)
+    first = np.append(True, places[1:] != places[:-1])
+    labels = masked.labels if first.all() else masked.labels[np.repeat(first, lengths)]
+    all_lengths, trained = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    all_lengths[places], trained[places] = lengths, masked.trained
+    return _record(labels, all_lengths, trained)
 
 
-class _Written:
-    """Sums over the batches as they are written."""
-
-    def __init__(self) -> None:
-        self.report = SplitReport()
-        self.trained: list[np.ndarray[Any, Any]] = []
-        self.dropped: dict[int, str] = {}
-        self._rows = 0
-
-    def add(self, batch: MaskedBatch) -> None:
-        self.report += batch.report
-        self.trained.append(batch.trained)
-        self._rows += len(batch.trained)
-
-    @property
-    def trained_tokens(self) -> np.ndarray[Any, Any]:
-        return np.concatenate(self.trained) if self.trained else np.zeros(0, np.int64)
+def _record(labels: NDArray[np.int32], lengths: Ints, trained: Ints) -> pa.RecordBatch:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
+    return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=labelfile.SCHEMA)
 
 
-def _write(path: Path, batches: Iterator[MaskedBatch]) -> _Written:
-    """Writes the labels and, beside them, their counts; both appear under their names only when they are whole."""
-    written = _Written()
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, pa.schema({"labels": _LABELS})) as stream:
-            for batch in batches:
-                stream.write_batch(_as_column(batch))
-                written.add(batch)
-        counts = {"report": asdict(written.report), "trained": written.trained_tokens.tolist()}
-        side = path.with_suffix(f".{os.getpid()}.json.partial")
-        side.write_text(json.dumps(counts))
-        side.replace(path.with_suffix(".json"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return written
-
-
-def _read(path: Path) -> tuple[Any, _Written] | None:
-    """Labels that were written before, with their counts; ``None`` where there are none, or not all of them."""
-    from datasets.table import MemoryMappedTable
-
-    side = path.with_suffix(".json")
-    if not path.exists() or not side.exists():
-        return None
-    counts = json.loads(side.read_text())
-    written = _Written()
-    written.report = SplitReport(**counts["report"])
-    written.trained = [np.asarray(counts["trained"], np.int64)]
-    return MemoryMappedTable.from_file(str(path)), written
-
-
-def label_dataset(
-    dataset: Dataset, masker: Masker, key: tuple[object, ...], *, name: str = "train"
-) -> tuple[Dataset, SplitReport]:
-    """A dataset with response-only labels, without the rows that would train nothing.
-
-    Args:
-        dataset: has ``input_ids``; other columns are kept.
-        masker: decides the labels.
-        key: everything that decides a label; part of the fingerprint.
-        name: of the split, for the progress bar.
-
-    Raises:
-        DataError: there is no ``input_ids`` column, or a row is malformed.
-    """
-    from datasets.table import InMemoryTable
-
-    if "input_ids" not in dataset.column_names:
-        raise DataError(
-            f"The {name} dataset has no input_ids column (it has {', '.join(dataset.column_names)}). Pass a tokenized "
-            "dataset, or one with messages."
-        )
-    used = _used_rows(dataset)
-    fingerprint = fingerprint_of(dataset, key)
-    path = _cache_file(dataset, fingerprint)
-    known = _read(path) if path is not None else None
-    if known is not None:
-        labels, written = known
-    else:
-        with _progress(name, len(dataset._data)) as progress:
-            batches = _label_batches(dataset, masker, used, progress)
-            if path is not None:
-                written = _write(path, batches)
-                found = _read(path)
-                assert found is not None, "labels that were just written are there"
-                labels = found[0]
-            else:
-                written, columns = _Written(), []
-                for batch in batches:
-                    columns.append(_as_column(batch))
-                    written.add(batch)
-                labels = InMemoryTable(pa.Table.from_batches(columns, pa.schema({"labels": _LABELS})))
-    labelled = _beside(dataset, labels, fingerprint)
-    trained = written.trained_tokens
-    keep = np.flatnonzero((trained if used is None else trained[used]) > 0)
-    if len(keep) < len(dataset):
-        labelled = labelled.select(keep)
-    return labelled, written.report
-
-
-class _progress:
+class _Progress:
     """The progress bar of ``datasets``, which people can switch off where they expect to."""
 
-    def __init__(self, name: str, rows: int) -> None:
+    def __init__(self, what: str, rows: int) -> None:
         from datasets.utils import tqdm
 
-        self._bar = tqdm(total=rows, desc=f"Masking {name}", unit=" rows")
+        self._bar: Any = tqdm(total=rows, desc=what, unit=" rows")
 
-    def __enter__(self) -> Callable[[int], None]:
-        return self._bar.update  # type: ignore[no-any-return]
+    def __enter__(self) -> Callable[[int], object]:
+        advance: Callable[[int], object] = self._bar.update
+        return advance
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+# the new dataset
 
 
 def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
@@ -213,64 +233,9 @@ def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
         indices_table=dataset._indices,
         fingerprint=fingerprint,
     )
-    shown = dict(dataset.format)
-    if set(shown["columns"]) >= set(dataset.column_names):
-        shown["columns"] = None
-    elif "labels" not in shown["columns"]:
-        shown["columns"] = [*shown["columns"], "labels"]
-    if shown["type"] is not None or shown["columns"] is not None:
-        made.set_format(**shown)
+    shown = dataset.format
+    everything = set(shown["columns"]) >= set(dataset.column_names)
+    columns = None if everything else list(dict.fromkeys([*shown["columns"], "labels"]))
+    if shown["type"] is not None or columns is not None:
+        made.set_format(shown["type"], columns, shown["output_all_columns"], **shown["format_kwargs"])
     return made
-
-
-class LabelBatch:
-    """Labels a batch of Python lists: for ``datasets.map(batched=True)``, streams and plain loops.
-
-    Returns ``{"labels": [...]}``; each row a list of its ids where trained and ``IGNORE_INDEX`` elsewhere.
-    """
-
-    def __init__(self, masker: Masker, record: Callable[[SplitReport], None] | None = None) -> None:
-        self._masker = masker
-        self._record = record
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
-        masked = self._masker.mask(batch_table(batch), Decoder())
-        if self._record is not None:
-            self._record(masked.report)
-        bounds = masked.offsets.tolist()
-        rows = [masked.labels[low:high].tolist() for low, high in zip(bounds, bounds[1:], strict=False)]
-        return {"labels": rows}
-
-
-_READ = ("input_ids", "labels", "seq_lengths", "messages", "conversations", "prompt", "completion", "tools")
-
-
-def batch_table(batch: Mapping[str, Any]) -> pa.Table:
-    """The columns that masking reads, as Arrow; rows may be lists, NumPy arrays or tensors.
-
-    Raises:
-        DataError: a column cannot be read as a list of rows.
-    """
-    columns = {}
-    for name in _READ:
-        values = batch.get(name)
-        if values is None or all(value is None for value in values):
-            continue
-        try:
-            columns[name] = pa.array([row.tolist() if hasattr(row, "tolist") else row for row in values])
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(f"The column {name} of the batch cannot be read: {error}") from error
-    return pa.table(columns)
-
-
-def label_stream(dataset: IterableDataset, masker: Masker, record: Callable[[SplitReport], None]) -> IterableDataset:
-    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over."""
-    labelled = dataset.map(LabelBatch(masker, record), batched=True, batch_size=64)
-    return labelled.filter(has_trained_token)
-
-
-def has_trained_token(row: Mapping[str, Any]) -> bool:
-    """Whether any label of a row is trained."""
-    from sft_mask.constants import IGNORE_INDEX
-
-    return any(label != IGNORE_INDEX for label in row["labels"])

@@ -8,21 +8,21 @@ trusted to markers.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.columns import is_conversation, list_values, shapes
+from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.conversations import Conversation, Decoder
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.labels import paint
 from sft_mask.markers import Markers
 from sft_mask.messages import ExactRoad
-from sft_mask.policy import Policy, is_last_of_document
+from sft_mask.policy import Policy
 from sft_mask.report import SplitReport
 from sft_mask.spans import SpanFinder, Turns
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
+
+__all__ = ["Conversation", "Decoder", "MaskedBatch", "Masker", "OnAmbiguous", "marker_needles"]
 
 OnAmbiguous = Literal["error", "drop", "mask"]
 _PROOFS = 3
@@ -58,12 +60,12 @@ class MaskedBatch:
 
 @dataclass(slots=True)
 class _Decided:
-    """Turns of a batch, and how each row was decided."""
+    """Turns of a batch, and how each row was decided; ``ambiguous`` says why a row could not be."""
 
     turns: Turns
     exact: Bools
     checked: Bools
-    ambiguous: list[int] = field(default_factory=list)
+    ambiguous: dict[int, str] = field(default_factory=dict)
 
 
 class Masker:
@@ -75,7 +77,6 @@ class Masker:
         policy: what is trained of the turns found.
         road: the exact road, ``None`` where there is no chat template to lay messages along.
         on_ambiguous: what happens to a row that no road can decide.
-        features: reads Arrow values back into the Python objects that a template is given.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Masker:
         self.policy = policy
         self.road = road
         self.on_ambiguous = on_ambiguous
-        self.needles = marker_needles(markers, finder)
+        self.needles = marker_needles(finder)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
+        self._rendered = 0  # rows that were what the chat template renders from their messages
 
     def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, used: Bools | None = None) -> MaskedBatch:
         """Labels of a batch.
@@ -112,7 +114,7 @@ class Masker:
         used = np.ones(len(offsets) - 1, np.bool_) if used is None else used
         documents = _documents(table, offsets, first_row)
         turns = self.finder.find(ids, documents)
-        decided = self._decide(table, decode, (ids, offsets, documents), turns, used, first_row)
+        decided = self._decide(table, decode, (ids, offsets, documents), turns, used)
         trained_turns = self.policy.apply(decided.turns)
         existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
         labels = paint(ids, trained_turns, existing)
@@ -130,36 +132,38 @@ class Masker:
         row_data: tuple[NDArray[np.integer], Ints, Ints],
         turns: Turns,
         used: Bools,
-        first_row: int,
     ) -> _Decided:
         ids, offsets, documents = row_data
         count = len(offsets) - 1
         none = np.zeros(count, np.bool_)
         if self.road is None or not decode.has_conversation(table) or len(documents) != len(offsets):
             return _Decided(turns, none, none.copy())
+        known = used & ~decode.unknown(table)
         seen = decode.shapes(table, self.needles)
-        found = np.bincount(turns.document, minlength=count)
-        doubtful = seen.quotes | (found != seen.answers)
-        decided = _Decided(turns, none, used & ~doubtful)
+        doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
+        decided = _Decided(turns, none, known & ~doubtful)
         replaced: dict[int, Turns] = {}
-        for row in np.flatnonzero(used & (doubtful | ~self._trusted(seen.shape))).tolist():
+        for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
             shape = int(seen.shape[row])
-            if not doubtful[row] and self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike:
+            if not doubtful[row] and self._trusts(shape):
                 continue
             exact = self._exact_turns(table, decode, row, ids[offsets[row] : offsets[row + 1]])
-            if exact is None:
-                decided.checked[row] = False
-                decided.ambiguous.append(row)
+            decided.checked[row] = False
+            if isinstance(exact, str):
+                decided.ambiguous[row] = exact
                 continue
             if not doubtful[row]:
                 self._compare(shape, exact, turns, row, int(offsets[row]))
             replaced[row] = exact
-            decided.exact[row], decided.checked[row] = True, False
+            decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, offsets)
         return decided
 
+    def _trusts(self, shape: int) -> bool:
+        return self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike
+
     def _trusted(self, shape: Ints) -> Bools:
-        trusted = [key for key, proofs in self._shapes.items() if proofs >= _PROOFS and key not in self._unlike]
+        trusted = [key for key in self._shapes if self._trusts(key)]
         return np.isin(shape, np.array(trusted, np.int64))
 
     def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
@@ -170,32 +174,43 @@ class Masker:
         else:
             self._unlike.add(shape)
 
-    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | None:
+    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
+        """The turns by messages, or why there are none."""
         assert self.road is not None, "asked for the exact road without one"
-        conversation = decode.row(table, row)
         try:
-            return self.road.turns(
+            conversation = decode.row(table, row)
+            found = self.road.turns(
                 conversation.messages, ids, tools=conversation.tools, variables=conversation.variables
             )
-        except DataError:
-            return None
+        except DataError as error:
+            return str(error)
+        self._rendered += 1
+        return found
 
     # what became of it
 
     def _settle(self, labels: NDArray[np.int32], offsets: Ints, decided: _Decided, first_row: int) -> dict[int, str]:
         """Applies ``on_ambiguous``: raises, or masks the rows (and gives the reason for dropping them)."""
         reasons: dict[int, str] = {}
-        for row in decided.ambiguous:
+        for row, why in decided.ambiguous.items():
             if self.on_ambiguous == "error":
-                raise AmbiguousRowError(
-                    f"Row {first_row + row} cannot be decided: its markers and its messages disagree, and its "
-                    "input_ids are not what the chat template renders from its messages (another template, other "
-                    "template arguments, or edited ids). Give the chat_template that rendered the rows, remove the "
-                    "messages column to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
-                )
+                raise self._undecided(first_row + row, why)
             labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
             reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
         return reasons
+
+    def _undecided(self, row: int, why: str) -> AmbiguousRowError:
+        if not self._rendered:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided, nor can any row before it: {why} So the rows were rendered by another "
+                "chat template, or with other template arguments. Give the one that was used as chat_template=, remove the "
+                "messages column to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
+            )
+        return AmbiguousRowError(
+            f"Row {row} cannot be decided: {why} Other rows are what the template renders ({self._rendered} so far), "
+            "so this one was edited, or has other template arguments. Repair or remove it, or choose "
+            "on_ambiguous='drop' or 'mask'."
+        )
 
     def _report(
         self,
@@ -219,7 +234,7 @@ class Masker:
             cause = reasons.get(row, "no answer to train")
             causes[cause] = causes.get(cause, 0) + 1
         ambiguous = np.zeros(len(used), np.bool_)
-        ambiguous[decided.ambiguous] = True
+        ambiguous[list(decided.ambiguous)] = True
         return SplitReport(
             rows=int(kept.sum()),
             documents=int(np.bincount(row_of_document, minlength=len(used))[kept].sum()),
@@ -240,7 +255,7 @@ class Masker:
         )
 
 
-def marker_needles(markers: Markers, finder: SpanFinder) -> tuple[str, ...]:
+def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
     """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
     needles: dict[str, None] = {}
     vocabulary = finder.vocabulary
@@ -256,20 +271,22 @@ def marker_needles(markers: Markers, finder: SpanFinder) -> tuple[str, ...]:
 def _sums(flags: Bools, offsets: Ints) -> Ints:
     """How many flags are set in each row."""
     running = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
-    return running[offsets[1:]] - running[offsets[:-1]]
+    sums: Ints = running[offsets[1:]] - running[offsets[:-1]]
+    return sums
 
 
 def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], Ints]:
     if "input_ids" not in table.column_names:
         raise DataError(
-            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, or "
-            "one with messages."
+            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, "
+            "or one with messages."
         )
     try:
         values, offsets = list_values(table["input_ids"])
     except ValueError as error:
         raise DataError(
-            f"input_ids is malformed in the rows from {first_row} on: {error} (counted from there). Remove or repair the row."
+            f"input_ids is malformed in the rows from {first_row} on: {error} (counted from there). Remove or repair "
+            "the row."
         ) from error
     if len(values) and values.dtype.kind not in "iu":
         raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
@@ -286,8 +303,8 @@ def _documents(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
     if len(wrong):
         row = int(wrong[0]) - 1
         raise DataError(
-            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but the "
-            f"row has {int(offsets[row + 1] - offsets[row])} tokens."
+            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but "
+            f"the row has {int(offsets[row + 1] - offsets[row])} tokens."
         )
     return ends.astype(np.int64)
 
@@ -308,74 +325,3 @@ def _with_replaced(turns: Turns, replaced: Mapping[int, Turns], offsets: Ints) -
             parts[name].append(np.full(len(exact), row, np.int64) if name == "document" else column)
     merged = Turns(*(np.concatenate(parts[name]) for name in Turns.__slots__))
     return merged.select(np.argsort(merged.start, kind="stable"))
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One row as a chat template is given it."""
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: Any = None
-    variables: Mapping[str, Any] | None = None
-
-
-class Decoder:
-    """Reads conversations out of Arrow tables.
-
-    Args:
-        features: the dataset's features; they know how to decode values that Arrow stores in another form.
-    """
-
-    def __init__(self, features: Any = None) -> None:
-        self.features = features
-
-    @staticmethod
-    def columns(table: pa.Table) -> tuple[str, ...]:
-        """The columns that make up the conversation: ``messages``, ``conversations``, or prompt and completion."""
-        kinds = {name: table.schema.field(name).type for name in table.column_names}
-        for name in ("messages", "conversations"):
-            if name in kinds and is_conversation(kinds[name]):
-                return (name,)
-        pair = ("prompt", "completion")
-        if all(name in kinds and is_conversation(kinds[name]) for name in pair):
-            return pair
-        return ()
-
-    def has_conversation(self, table: pa.Table) -> bool:
-        """Whether the rows still hold their messages."""
-        return bool(self.columns(table))
-
-    def shapes(self, table: pa.Table, needles: Sequence[str]) -> Any:
-        """Shapes of the rows; see :func:`sft_mask.columns.shapes`."""
-        from sft_mask.columns import Shapes, holds_any
-
-        parts = [shapes(table[name], needles) for name in self.columns(table)]
-        answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
-        quotes = np.zeros(table.num_rows, np.bool_)
-        key = np.zeros(table.num_rows, np.int64)
-        for part in parts:
-            quotes |= part.quotes
-            key = key * np.int64(31) + part.shape
-        for extra in ("tools", "chat_template_kwargs"):
-            if extra in table.column_names:
-                filled = np.asarray(table[extra].combine_chunks().is_valid())
-                quotes |= holds_any(table[extra], needles)
-                quotes |= filled & (extra == "chat_template_kwargs")
-                key = key * np.int64(31) + filled
-        return Shapes(answers, quotes, key)
-
-    def row(self, table: pa.Table, row: int) -> Conversation:
-        """The conversation of one row, decoded."""
-        names = [
-            *self.columns(table),
-            *(name for name in ("tools", "chat_template_kwargs") if name in table.column_names),
-        ]
-        values = {name: table[name][row].as_py() for name in names}
-        if self.features is not None:
-            kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
-            values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
-        messages = [message for name in self.columns(table) for message in values[name]]
-        tools = values.get("tools")
-        if isinstance(tools, str):
-            tools = json.loads(tools)
-        return Conversation(messages, tools or None, values.get("chat_template_kwargs"))

@@ -1,9 +1,9 @@
 """The exact road: a conversation and its chat template to the turns of the model, by character offsets.
 
-The conversation is rendered once with an owner per character (:mod:`sft_mask.tracing`). Headers and stops are then looked
-for in the template's own words only, so nothing that a message quotes can open or close a turn. What markers cannot know
-is read off the owners: an answer without a header of its own (after a tool result), somebody else's words inside the
-model's turn (a tool result in Gemma 4), several parts of one answer (gpt-oss).
+The conversation is rendered once with an owner per character (:mod:`sft_mask.tracing`). Headers and stops are then
+looked for in the template's own words only, so nothing that a message quotes can open or close a turn. What markers
+cannot know is read off the owners: an answer without a header of its own (after a tool result), somebody else's words
+inside the model's turn (a tool result in Gemma 4), several parts of one answer (gpt-oss).
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.detection import EMPTY_BLOCK
+from sft_mask.alignment import TextTurn, fit_to_row, token_bounds, token_turns
 from sft_mask.errors import DataError
 from sft_mask.markers import Kind, Markers
 from sft_mask.spans import Turns
+from sft_mask.template import EMPTY_BLOCK, common_prefix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sft_mask.template import ChatTemplate
-    from sft_mask.tokens import AddedPiece, Vocabulary
+    from sft_mask.tokens import Vocabulary
     from sft_mask.tracing import Rendered
 
     Ints = NDArray[np.int64]
@@ -34,27 +33,6 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 MODEL_ROLES = frozenset({"assistant", "model"})
-
-
-@dataclass(frozen=True, slots=True)
-class TextTurn:
-    """A turn of the model in rendered text, in characters.
-
-    Attributes:
-        header: where its header begins.
-        start: first character the model has to write.
-        stop: one past the last, the stop included.
-        stop_at: where the stop begins; ``stop`` where there is none.
-        first_message: message that owns its first words, ``-1`` for none.
-        message: message that owns its last words, ``-1`` for an empty answer.
-    """
-
-    header: int
-    start: int
-    stop: int
-    stop_at: int
-    first_message: int
-    message: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +153,16 @@ class ExactRoad:
         closer = text.headers[index + 1] if index + 1 < len(text.headers) else None
         bound = closer.start if closer is not None else len(text.text)
         turns: list[TextTurn] = []
-        start: int | None = self._after_empty_block(text, header.stop, bound)
-        begins = header.start
-        while start is not None and start <= bound:
+        begins, start = header.start, self._after_empty_block(text, header.stop, bound)
+        while True:
             foreign = min(text.foreign_after(start), bound)
             turn = self._turn(text, (begins, start), foreign, closer if foreign == bound else None, again)
             turns.extend([turn] if turn is not None else [])
             own = text.own_between(foreign, bound)
-            begins = start = self._resume(text, int(own[0]), again) if len(own) else None
-            if start is not None and start < foreign:
-                begins = start = int(own[0])
-        return turns
+            if not len(own):
+                return turns
+            resumed = self._resume(text, int(own[0]), again)
+            begins = start = resumed if resumed > foreign else int(own[0])
 
     @staticmethod
     def _after_empty_block(text: _Text, start: int, bound: int) -> int:
@@ -224,7 +201,7 @@ class ExactRoad:
 
     def _sampled_until(self, text: _Text, said: int, bound: int, alone: str) -> int:
         """How far the template's words after an answer stay the same when nothing follows it; whole tokens only."""
-        shared = min(len(commonprefix([text.text, alone])), bound)
+        shared = min(len(common_prefix([text.text, alone])), bound)
         reached = said
         position = said
         while position < shared:
@@ -251,8 +228,8 @@ class ExactRoad:
             closer = next((mark for mark in text.headers if mark.start >= int(own[-1]) + 1), None)
             bound = min(text.foreign_after(int(own[-1])), closer.start if closer is not None else len(text.text))
             ends = closer if closer is not None and bound == closer.start else None
-            turn = self._turn(text, (start, start), bound, ends, again)
-            found.extend([turn] if turn is not None else [])
+            made = self._turn(text, (start, start), bound, ends, again)
+            found.extend([made] if made is not None else [])
         return found
 
     # tokens
@@ -278,17 +255,21 @@ class ExactRoad:
         spans = self.text_turns(messages, rendered, tools=tools, variables=variables)
         whole = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
         first, last = token_bounds(rendered.text, whole.tolist(), self.vocabulary, self.tokenizer)
-        found = _token_turns(rendered.text, spans, first, last)
-        return _fit_to_row(found, whole, np.asarray(row, np.int64))
+        found = token_turns(rendered.text, spans, first, last)
+        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.tokenizer.bos_token_id)
+
+    def _opens_turn(self, ids: Ints) -> bool:
+        """Whether ids hold a response header."""
+        text = self.vocabulary.text(ids.tolist())
+        return any(header.strip() in text for header in self.markers.response if isinstance(header, str))
 
 
-def _merge(turns: list[TextTurn], text: _Text) -> list[TextTurn]:
+def _merge(turns: Sequence[TextTurn], text: _Text) -> list[TextTurn]:
     """Joins parts of one message that follow each other: between them the model goes on by itself (gpt-oss)."""
     merged: list[TextTurn] = []
     for turn in turns:
         last = merged[-1] if merged else None
-        same = last is not None and last.message == turn.first_message >= 0
-        if last is not None and same and text.foreign_after(last.stop) >= turn.start:
+        if last is not None and last.message == turn.first_message >= 0 and text.foreign_after(last.stop) >= turn.start:
             merged[-1] = TextTurn(last.header, last.start, turn.stop, turn.stop_at, last.first_message, turn.message)
         else:
             merged.append(turn)
@@ -306,158 +287,3 @@ def _number_empty(turns: list[TextTurn], roles: Sequence[str]) -> list[TextTurn]
         numbered.append(TextTurn(turn.header, turn.start, turn.stop, turn.stop_at, turn.first_message, message))
         previous = max(previous, message)
     return numbered
-
-
-def _byte_positions(text: str, positions: Sequence[int]) -> Ints:
-    """Character positions as positions in the UTF-8 bytes."""
-    lengths = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return starts[np.asarray(positions, np.int64)]
-
-
-def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> tuple[Ints, Ints]:
-    """The bytes of ``text`` that each token holds, as half-open ranges in UTF-8 bytes.
-
-    The bytes of the tokens are laid along the text; blanks that a control token swallowed belong to no token. Where a
-    normalizer changed the text, the tokenizer's own character offsets are used.
-
-    Raises:
-        DataError: neither way covers the text.
-    """
-    walked = _walk(text.encode(), ids, vocabulary) if vocabulary.kind != "opaque" else None
-    if walked is not None:
-        return walked
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    pairs = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    return _byte_positions(text, pairs[:, 0].tolist()), _byte_positions(text, pairs[:, 1].tolist())
-
-
-def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
-    first = np.zeros(len(ids), np.int64)
-    last = np.zeros(len(ids), np.int64)
-    position = 0
-    glued = vocabulary.kind == "sentencepiece"
-    for index, token_id in enumerate(ids):
-        piece = vocabulary.piece(token_id)
-        added = vocabulary.added.get(token_id)
-        if added is not None and not raw.startswith(piece, position):
-            position = _skip_blanks(raw, position, added.lstrip, piece)
-        if glued and not raw.startswith(piece, position) and piece.startswith(b" "):
-            piece = piece[1:]
-        if not raw.startswith(piece, position):
-            return None
-        first[index], last[index] = position, position + len(piece)
-        position += len(piece)
-        if added is not None:
-            position = _after_swallowed(raw, position, added, vocabulary, ids[index + 1 : index + 2])
-    return (first, last) if not raw[position:].strip() else None
-
-
-def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
-    """Past blanks that the token about to come swallowed on its left."""
-    ahead = position
-    while lstrip and ahead < len(raw) and raw[ahead : ahead + 1].isspace():
-        ahead += 1
-    return ahead if raw.startswith(piece, ahead) else position
-
-
-def _after_swallowed(
-    raw: bytes, position: int, added: AddedPiece, vocabulary: Vocabulary, following: Sequence[int]
-) -> int:
-    """Past blanks that a token swallowed on its right."""
-    if not added.rstrip:
-        return position
-    while position < len(raw) and raw[position : position + 1].isspace():
-        position += 1
-    return position
-
-
-def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
-    """The first token that holds a byte from ``start`` on, with the glued blanks that stand right before it."""
-    tokens = np.searchsorted(last, start, side="right")
-    while True:
-        before = np.maximum(tokens - 1, 0)
-        glued = (tokens > 0) & (first[before] == last[before]) & (first[before] == start)
-        if not glued.any():
-            return tokens
-        tokens = tokens - glued
-
-
-def _token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
-    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it."""
-    if not spans:
-        return Turns.empty()
-    fields = ("header", "start", "stop", "stop_at")
-    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
-    start = _first_tokens(first, last, table["start"])
-    stop = np.searchsorted(first, table["stop"], side="left")
-    stop_at = np.searchsorted(last, table["stop_at"], side="right")
-    has_stop = table["stop"] > table["stop_at"]
-    stop_at = np.where(has_stop, stop_at, stop)
-    header = np.searchsorted(last, table["header"], side="right")
-    message = np.array([span.message for span in spans], np.int64)
-    nobody = np.zeros(len(spans), np.bool_)
-    turns = Turns(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at, message)
-    return turns.select(turns.stop > turns.start)
-
-
-def _fit_to_row(turns: Turns, whole: Ints, row: Ints) -> Turns:
-    """Moves turns of the whole conversation onto a row that holds all of it, its beginning, or its end."""
-    size = len(row)
-    if size <= len(whole) and np.array_equal(whole[:size], row):
-        return _clip(turns, 0, size)
-    if size < len(whole) and np.array_equal(whole[-size:], row):
-        return _clip(turns, len(whole) - size, len(whole))
-    return _around_difference(turns, whole, row)
-
-
-def _clip(turns: Turns, low: int, high: int) -> Turns:
-    inside = turns.select((turns.stop > low) & (turns.start < high))
-    start, stop = np.maximum(inside.start, low) - low, np.minimum(inside.stop, high) - low
-    has_stop = inside.has_stop & (inside.stop_at < high)
-    stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
-    cut = inside.cut | (inside.stop > high)
-    header = np.clip(inside.header - low, 0, None)
-    return Turns(start, stop, has_stop, cut, inside.document, header, stop_at, inside.message)
-
-
-def _around_difference(turns: Turns, whole: Ints, row: Ints) -> Turns:
-    """A row that differs from the rendered conversation in one stretch that trains nothing (a date, an added token)."""
-    shortest = min(len(whole), len(row))
-    same = whole[:shortest] == row[:shortest]
-    before = shortest if same.all() else int(np.argmin(same))
-    backwards = whole[::-1][:shortest] == row[::-1][:shortest]
-    after = min(shortest if backwards.all() else int(np.argmin(backwards)), shortest - before)
-    low, high = before, len(whole) - after
-    if np.any((turns.start < high) & (turns.stop > low)):
-        raise DataError(
-            f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
-            f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."
-        )
-    moved = np.where(turns.start >= high, len(row) - len(whole), 0)
-    return Turns(
-        turns.start + moved,
-        turns.stop + moved,
-        turns.has_stop,
-        turns.cut,
-        turns.document,
-        np.maximum(turns.header + moved, 0),
-        turns.stop_at + moved,
-        turns.message,
-    )
-
-
-def turns_per_row(found: Sequence[Turns], offsets: Ints) -> Turns:
-    """Turns of single rows as turns of one flat array."""
-    if not found:
-        return Turns.empty()
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in Turns.__slots__}
-    for row, ((low, _), turns) in enumerate(zip(pairwise(offsets.tolist()), found, strict=True)):
-        for name in Turns.__slots__:
-            column = getattr(turns, name)
-            if name in ("start", "stop", "header", "stop_at"):
-                column = column + low
-            elif name == "document":
-                column = np.full(len(turns), row, np.int64)
-            parts[name].append(column)
-    return Turns(*(np.concatenate(parts[name]) for name in Turns.__slots__))

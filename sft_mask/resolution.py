@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.detection import candidate_markers
+from sft_mask.detection import proven_markers
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.markers import Kind, Markers, MarkerText, MarkerTrie, as_marker_texts, compile_patterns
 from sft_mask.spans import SpanFinder, Turns
+from sft_mask.template import common_suffix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,28 +41,14 @@ class Resolved:
     from_template: bool
 
 
-def detect(template: ChatTemplate | None, name: str) -> Markers:
-    """Markers of a chat template.
-
-    Raises:
-        DetectionError: there is no template, or it does not show where the model's turns begin.
-    """
-    if template is None:
-        raise DetectionError(
-            f"{name} has no chat template, so the markers cannot be read from it. Give both instruction_part and "
-            "response_part: the text that stands before the user's words and the text that stands before the model's."
-        )
-    return candidate_markers(template)
-
-
 def _given(instruction: object, response: object) -> tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]] | None:
     if instruction is None and response is None:
         return None
     if instruction is None or response is None:
         missing, there = ("instruction_part", response) if instruction is None else ("response_part", instruction)
         raise MarkerError(
-            f"Only one marker was given ({there!r}); {missing} is missing. Both are needed to know where an answer ends: "
-            "give both, or neither to have them read from the chat template."
+            f"Only one marker was given ({there!r}); {missing} is missing. Both are needed to know where an answer "
+            "ends: give both, or neither to have them read from the chat template."
         )
     users, models = as_marker_texts(instruction, "instruction_part"), as_marker_texts(response, "response_part")
     shared = set(users) & set(models)
@@ -130,14 +116,18 @@ def resolve(
         MarkerError: one marker only, an empty one, one for both roles, or markers that occur in no row.
         DetectionError: no marker was given and the template does not show them.
     """
+    detected: Markers | None
     given = _given(instruction, response)
     pad = getattr(tokenizer, "pad_token_id", None)
     if given is None:
-        markers = detect(template, vocabulary.name)
+        markers = proven_markers(template, vocabulary, tokenizer)
+        detected = markers
     else:
-        markers = combine(given, _detected_or_none(template))
+        detected = _detected_or_none(template, vocabulary, tokenizer)
+        markers = combine(given, detected)
         markers = _with_fallback(markers, given, rows, vocabulary, tokenizer)
-    if not markers.complete:
+    from_template = detected is not None and markers.response == detected.response
+    if not from_template:
         markers = learn_closings(markers, rows, vocabulary, tokenizer)
     finder = SpanFinder(
         compile_patterns(markers, vocabulary, tokenizer),
@@ -147,14 +137,12 @@ def resolve(
     )
     if rows and not any(len(_turns_of(finder, row)) for row in rows):
         raise _never_found(markers, rows, vocabulary, max_length)
-    return Resolved(markers, finder, from_template=markers.complete)
+    return Resolved(markers, finder, from_template)
 
 
-def _detected_or_none(template: ChatTemplate | None) -> Markers | None:
-    if template is None:
-        return None
+def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tokenizer: Any) -> Markers | None:
     try:
-        return candidate_markers(template)
+        return proven_markers(template, vocabulary, tokenizer)
     except DetectionError:
         return None
 
@@ -167,9 +155,9 @@ def _with_fallback(
     tokenizer: Any,
 ) -> Markers:
     """The given markers alone, where the rows were not rendered by the chat template they resemble."""
-    if not markers.complete or not rows:
+    if markers.response == given[1] or not rows:
         return markers
-    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), complete=True)
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
     if any(len(_turns_of(finder, row)) for row in rows):
         return markers
     return Markers(response=given[1], instruction=given[0])
@@ -202,7 +190,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     ids = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
     if eos is not None and eos not in ids and eos not in known:
         ids.append(int(eos))
-    separator = commonprefix([blank[::-1] for blank in blanks])[::-1] if blanks else ""
+    separator = common_suffix(blanks)
     openers = _openers(markers, vocabulary, tokenizer, set(ids))
     return replace(
         markers,
@@ -252,8 +240,8 @@ def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, 
     hint = ""
     if full:
         hint = (
-            f" {full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation may "
-            "have cut the answers off. Raise max_length, or use truncation_mode='keep_end'."
+            f" {full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "
+            "may have cut the answers off. Raise max_length, or use truncation_mode='keep_end'."
         )
     for text in markers.response:
         bare = text.strip() if isinstance(text, str) else ""

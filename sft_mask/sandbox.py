@@ -1,8 +1,8 @@
 """The sandbox of ``transformers``, in which a chat template works on strings that keep their origin.
 
 Everything a template can do to text goes through one of five doors: output and ``~`` (``concat``), filters, calls of
-string methods, the ``%`` operator, and printing of lists and mappings. Each is replaced by one that keeps origins. Where
-a change cannot be followed character by character, the whole result belongs to the first owner among what went in.
+string methods, the ``%`` operator, and printing of lists. Each is replaced by one that keeps origins. Where a
+change cannot be followed character by character, the whole result belongs to the first owner among what went in.
 """
 
 from __future__ import annotations

@@ -189,8 +189,9 @@ class MarkerSearch:
             goes_on = position[live] < end[live]
             ran_out.append(live[~goes_on])
             live = live[goes_on]
-            for start_node in np.unique(node[live]).tolist():
-                here = live[node[live] == start_node]
+            before = node[live]
+            for start_node in np.unique(before).tolist():
+                here = live[before == start_node]
                 table = self._table(start_node, tokens := ids[position[here]].astype(np.int64))
                 completed = table.pattern[tokens] >= 0
                 hit, hit_tokens = here[completed], tokens[completed]

@@ -181,9 +181,9 @@ class SpanFinder:
     def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
         """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
 
-        What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of several with
-        nothing but blanks and control tokens between them the first (padding with the stop token). Where headers of
-        other roles may be unknown, a control token behind a stop is taken for one.
+        What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of
+        several with nothing but blanks and control tokens between them the first (padding with the stop token). Where
+        headers of other roles may be unknown, a control token behind a stop is taken for one.
         """
         if not len(stops):
             none = np.full(len(answers.start), -1, np.int64)

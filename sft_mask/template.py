@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,25 @@ from sft_mask.tracing import Rendered, plain_data, render
 
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
+
+
+EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|channel>\w*\s*<channel\|>)\s*")
+"""An empty reasoning block: nothing but a pair of tags. The model never samples one it was not asked for."""
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The longest beginning that all texts share.
+
+    >>> common_prefix(["<|end|>", "<|eot|>"])
+    '<|e'
+    """
+    low, high = min(texts, default=""), max(texts, default="")
+    return next((low[:index] for index, letter in enumerate(low) if high[index : index + 1] != letter), low)
+
+
+def common_suffix(texts: Sequence[str]) -> str:
+    """The longest end that all texts share."""
+    return common_prefix([text[::-1] for text in texts])[::-1]
 
 
 @dataclass(frozen=True)
@@ -76,3 +96,20 @@ class ChatTemplate:
             return None
         position, _, special = min(found)
         return position, special
+
+    def lead(self, header: str) -> str | None:
+        """The control token that a header begins with."""
+        found = self.first_special(header)
+        return found[1] if found is not None and not header[: found[0]].strip() else None
+
+    def whole_tokens_prefix(self, *texts: str) -> str:
+        """The longest common beginning that does not end inside a control token of any text."""
+        common = common_prefix(texts)
+        for text in texts:
+            for special in self.specials:
+                at = text.find(special)
+                while at >= 0:
+                    if at < len(common) < at + len(special):
+                        common = common[:at]
+                    at = text.find(special, at + 1)
+        return common

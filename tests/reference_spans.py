@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from sft_mask.markers import Kind, Pattern
@@ -48,6 +50,50 @@ def look_of(token: int, vocabulary: Vocabulary) -> str:
     return "text" if vocabulary.piece(token).strip() else "blank"
 
 
+@dataclass(frozen=True)
+class Row:
+    """One document: its tokens, padding left out, and what stands in them."""
+
+    content: list[int]
+    looks: list[str]
+    owner: list[int]
+    markers: list[tuple[int, int, Pattern]]
+
+    def after(self, place: int) -> int:
+        """One past the last token that holds a byte before a place."""
+        return self.owner[place - 1] + 1 if place else 0
+
+    def only_filler(self, low: int, high: int) -> bool:
+        return high - low <= 8 and "text" not in self.looks[low:high]
+
+    def control_follows(self, place: int) -> bool:
+        return next((look for look in self.looks[place : place + 8] if look != "blank"), "") == "control"
+
+    def stop_of(self, start: int, bound: int, closed: bool, complete: bool) -> tuple[int, int] | None:
+        """Where the stop of an answer begins and ends, in tokens."""
+        stops = [(low, high) for low, high, one in self.markers if one.kind is Kind.STOP and start <= low < bound]
+        if not stops:
+            return None
+        if complete and not closed and not self.only_filler(self.after(stops[-1][1]), self.after(bound)):
+            return None
+        chosen = len(stops) - 1
+        while chosen and self.only_filler(self.after(stops[chosen - 1][1]), self.owner[stops[chosen][0]]):
+            chosen -= 1
+        if not complete:
+            chosen = next((k for k in range(chosen) if self.control_follows(self.after(stops[k][1]))), chosen)
+        return self.after(stops[chosen][0]), self.after(stops[chosen][1])
+
+
+def read_row(ids: Sequence[int], patterns: Sequence[Pattern], vocabulary: Vocabulary, pad: int | None) -> Row:
+    pads = next((index for index, token in enumerate(reversed(ids)) if token != pad), len(ids))
+    keeps_one = any(pattern.kind is Kind.STOP and pattern.atoms[0] == 256 + (pad or 0) for pattern in patterns)
+    content = list(ids[: len(ids) - pads + (1 if pads and keeps_one else 0)])
+    symbols = [symbol for token in content for symbol in symbols_of(token, vocabulary)]
+    owner = [index for index, token in enumerate(content) for _ in symbols_of(token, vocabulary)]
+    looks = [look_of(token, vocabulary) for token in ids]
+    return Row(content, looks, [*owner, len(content)], find_markers(symbols, patterns))
+
+
 def reference_turns(
     ids: Sequence[int],
     patterns: Sequence[Pattern],
@@ -58,54 +104,25 @@ def reference_turns(
     pad: int | None = None,
 ) -> list[dict[str, Any]]:
     """Turns of one document, with the fields of :class:`sft_mask.spans.Turns`."""
-    pads = next((index for index, token in enumerate(reversed(ids)) if token != pad), len(ids))
-    keeps_one = any(pattern.kind is Kind.STOP and pattern.atoms[0] == 256 + (pad or 0) for pattern in patterns)
-    content = list(ids[: len(ids) - pads + (1 if pads and keeps_one else 0)])
-    row = [symbol for token in content for symbol in symbols_of(token, vocabulary)]
-    owner = [index for index, token in enumerate(content) for _ in symbols_of(token, vocabulary)] + [len(content)]
-    markers = find_markers(row, patterns)
-    looks = [look_of(token, vocabulary) for token in ids]
-
-    def after(place: int) -> int:
-        """One past the last token that holds a byte before a place."""
-        return owner[place - 1] + 1 if place else 0
-
-    def only_filler(low: int, high: int) -> bool:
-        return high - low <= 8 and "text" not in looks[low:high]
-
-    def control_follows(place: int) -> bool:
-        return next((look for look in looks[place : place + 8] if look != "blank"), "") == "control"
-
-    headers = [marker for marker in markers if marker[2].kind is not Kind.STOP]
+    row = read_row(ids, patterns, vocabulary, pad)
+    headers = [marker for marker in row.markers if marker[2].kind is not Kind.STOP]
     turns: list[dict[str, Any]] = []
     previous_stop = 0
-    for index, (header_start, start, header) in enumerate(headers):
-        closer = headers[index + 1] if index + 1 < len(headers) else None
-        bound = closer[0] if closer is not None else len(row)
+    for (header_start, start, header), closer in zip_longest(headers, headers[1:]):
+        bound = closer[0] if closer is not None else len(row.owner) - 1
         if header.kind is not Kind.RESPONSE or start == bound:
             continue
-        stop, stop_at, has_stop = after(bound), after(bound), False
-        stops = [one for one in markers if one[2].kind is Kind.STOP and start <= one[0] < bound]
-        if stops:
-            end = after(stops[-1][1])
-            ends_turn = closer is not None or not complete or only_filler(end, stop)
-            chosen = len(stops) - 1
-            while chosen and only_filler(after(stops[chosen - 1][1]), owner[stops[chosen][0]]):
-                chosen -= 1
-            if not complete:
-                controlled = (k for k in range(chosen) if control_follows(after(stops[k][1])))
-                chosen = next(controlled, chosen)
-            if ends_turn:
-                stop, stop_at, has_stop = after(stops[chosen][1]), after(stops[chosen][0]), True
-        if closer is not None and not has_stop and closer[2].first_token_stops:
-            stop_at, has_stop = owner[closer[0]], True
-            stop = stop_at + 1
-        first = max(owner[start], previous_stop)
+        stopping = row.stop_of(start, bound, closer is not None, complete)
+        if stopping is None and closer is not None and closer[2].first_token_stops:
+            stopping = row.owner[bound], row.owner[bound] + 1
+        has_stop = stopping is not None
+        stop_at, stop = stopping if stopping is not None else (row.after(bound), row.after(bound))
+        first = max(row.owner[start], previous_stop)
         previous_stop = stop
         if stop > first:
             cut = not has_stop and closer is None and not open_end
             turns.append(
-                {"start": first, "stop": stop, "has_stop": has_stop, "cut": cut, "header": owner[header_start]}
+                {"start": first, "stop": stop, "has_stop": has_stop, "cut": cut, "header": row.owner[header_start]}
                 | {"stop_at": stop_at, "message": -1}
             )
     return turns

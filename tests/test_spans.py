@@ -50,9 +50,7 @@ def spans(turns: Turns) -> list[tuple[int, int]]:
     return list(zip(turns.start.tolist(), turns.stop.tolist(), strict=True))
 
 
-def trained(
-    tokenizer: Any, markers: Markers, text: str | Sequence[int], pad: str | None = None, keep: Any = None
-) -> list[str]:
+def trained(tokenizer: Any, markers: Markers, text: str | Sequence[int], pad: str | None = None) -> list[str]:
     """The trained tokens of each turn, ``|`` between them."""
     ids = encode(tokenizer, text) if isinstance(text, str) else list(text)
     vocabulary = read_vocabulary(tokenizer)
@@ -114,7 +112,7 @@ def test_text_in_front_of_a_control_token_completes_no_text_marker():
     assert trained(tokenizer, Markers(response=("AB",), instruction=("Q",)), "A<|x|>Byes") == []
 
 
-def test_two_words_between_a_stop_and_an_unknown_control_token_do_not_hide_another_role():
+def test_an_unknown_control_token_behind_a_stop_begins_another_role():
     tokenizer = byte_level(WORDS, specials=("<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"))
     markers = Markers(response=("<|assistant|>",), instruction=("<|user|>",), stops=("<|end|>",))
     text = "<|assistant|>A<|end|>\n<|tool|>hello<|end|><|assistant|>B<|end|>"
@@ -154,10 +152,9 @@ def test_a_longer_header_wins_over_its_own_beginning():
 
 def test_control_tokens_that_eat_blanks_are_found_with_and_without_them_in_the_marker():
     markers = Markers(response=("\n<|assistant|>\n",), instruction=("\n<|user|>\n",), stops=("<|end|>",))
-    text = "<|user|>\nQ<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\n"
-    assert trained(swallowing(), markers, text) == [" A|<|end|>"] or trained(swallowing(), markers, text) == [
-        " |A|<|end|>"
-    ]
+    text = "<|user|>\nQ<|end|>\n<|assistant|>\nhi<|end|>\n<|user|>\n"
+    assert encode(swallowing(), text).count(10) == 0
+    assert trained(swallowing(), markers, text) == [" |h|i|<|end|>"]
 
 
 def test_a_marker_given_as_ids_is_the_marker_given_as_text():
@@ -242,8 +239,7 @@ def test_a_text_stop_is_trained_and_its_shared_token_once():
 def test_sentencepiece_markers_are_found_with_a_blank_glued_in_front_or_not(legacy: bool):
     tokenizer = sentencepiece(("▁USER", "▁ASSISTANT"), legacy=legacy)
     markers = Markers(response=("ASSISTANT: ",), instruction=("USER: ",), stops=("</s>",))
-    first = " |h|i|</s>"[2:]
-    assert trained(tokenizer, markers, "USER: a ASSISTANT: hi</s>USER: a") == [first]
+    assert trained(tokenizer, markers, "USER: a ASSISTANT: hi</s>USER: a") == ["h|i|</s>"]
 
 
 def test_a_sentencepiece_marker_of_control_token_and_text_is_found_with_the_glued_blank():
@@ -253,8 +249,7 @@ def test_a_sentencepiece_marker_of_control_token_and_text_is_found_with_the_glue
 
 def test_byte_pieces_of_sentencepiece_are_text():
     markers = Markers(response=("答：",), instruction=("問：",))
-    answer = trained(sentencepiece(), markers, "問：a答：b問：")
-    assert answer == ["b"]
+    assert trained(sentencepiece(), markers, "問：a答：b問：") == ["b"]
 
 
 # the end of rows
@@ -398,24 +393,34 @@ def smollm2() -> Any:
     return AutoTokenizer.from_pretrained(smollm2_folder())
 
 
-@pytest.mark.parametrize("answer", ["hi", "\nhi", "\n\nhi", " hi", "(hi)", '"hi"', "1", "", "東京 🙂", "\n", "### A:"])
-def test_trained_text_is_the_answer_and_its_stop_on_a_real_tokenizer(smollm2: Any, answer: str):
-    text = f"{START}system\nS{STOP}\n{START}user\nQ{STOP}\n{START}assistant\n{answer}{STOP}\n{START}user\nQ{STOP}\n"
-    ids = encode(smollm2, text)
-    (low, high), *more = spans(find(finder_for(smollm2, CHATML), ids))
-    said = smollm2.decode(ids[low:high])
-    fused = answer.startswith("\n") and said == f"\n{answer}{STOP}"
-    assert not more
-    assert said == f"{answer}{STOP}" or fused
+ANSWERS = ["hi", "\nhi", "\n\nhi", " hi", "(hi)", '"hi"', "1", "東京 🙂", "\n", "### A:"]
 
 
-@pytest.mark.parametrize("answer", ["hi", "\nhi", "1", "東京", "(a)"])
-def test_plain_markers_leave_no_answer_byte_out_on_a_real_tokenizer(smollm2: Any, answer: str):
-    markers = Markers(response=("### Response:\n",), instruction=("### Instruction:\n",))
-    ids = encode(smollm2, f"### Instruction:\nQ\n\n### Response:\n{answer}\n\n### Instruction:\nQ")
-    ((low, high),) = spans(find(finder_for(smollm2, markers), ids))
-    assert f"{answer}\n\n" in smollm2.decode(ids[low:high])
-    assert answer.lstrip() not in smollm2.decode(ids[low + 1 : high]) or answer.startswith("\n")
+def holding(tokenizer: Any, text: str, low: int, high: int) -> list[int]:
+    """Tokens that hold any character of ``text[low:high]``, by the tokenizer's own offsets."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [index for index, (start, stop) in enumerate(offsets) if start < high and stop > low]
+
+
+def inside(turns: Turns) -> list[int]:
+    return [index for low, high in spans(turns) for index in range(low, high)]
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS, ""])
+def test_the_tokens_of_the_answer_and_its_stop_are_trained_on_a_real_tokenizer(smollm2: Any, answer: str):
+    header = f"{START}system\nS{STOP}\n{START}user\nQ{STOP}\n{START}assistant\n"
+    text = f"{header}{answer}{STOP}\n{START}user\nQ{STOP}\n"
+    expected = holding(smollm2, text, len(header), len(header) + len(answer) + len(STOP))
+    assert inside(find(finder_for(smollm2, CHATML), encode(smollm2, text))) == expected
+
+
+@pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer.strip()])
+def test_every_token_that_holds_a_byte_of_the_answer_is_trained_on_a_real_tokenizer(smollm2: Any, answer: str):
+    markers = Markers(("### Response:\n",), ("### Instruction:\n",), separator="\n\n", complete=True)
+    header = "### Instruction:\nQ\n\n### Response:\n"
+    text = f"{header}{answer}\n\n### Instruction:\nQ"
+    expected = holding(smollm2, text, len(header), len(header) + len(answer))
+    assert inside(find(finder_for(smollm2, markers), encode(smollm2, text))) == expected
 
 
 # against the reference
@@ -424,7 +429,7 @@ NO_NORMALIZER = SimpleNamespace(backend_tokenizer=SimpleNamespace(normalizer=Non
 CONTROL = ("<c0>", "<c1>", "<c2>")
 CHARACTERS = "ab .*(\n#é東"
 LETTER = {byte: character for character, byte in gpt2_byte_alphabet().items()}
-EXAMPLES = int(os.environ.get("SFT_MASK_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("SFT_MASK_EXAMPLES", "300"))
 
 Chunk = bytes | str  # a token: bytes of text, or the name of a control token
 

@@ -1,0 +1,200 @@
+"""Turns in the characters of a rendered conversation to turns in the tokens of a row.
+
+The bytes of the tokens are laid along the rendered text; the turns are then moved onto the row, which holds all of the
+conversation or only its beginning or end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.errors import DataError
+from sft_mask.spans import Turns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.tokens import AddedPiece, Vocabulary
+
+    Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TextTurn:
+    """A turn of the model in rendered text, in characters.
+
+    Attributes:
+        header: where its header begins.
+        start: first character the model has to write.
+        stop: one past the last, the stop included.
+        stop_at: where the stop begins; ``stop`` where there is none.
+        first_message: message that owns its first words, ``-1`` for none.
+        message: message that owns its last words, ``-1`` for an empty answer.
+    """
+
+    header: int
+    start: int
+    stop: int
+    stop_at: int
+    first_message: int
+    message: int
+
+
+def _byte_positions(text: str, positions: Sequence[int]) -> Ints:
+    """Character positions as positions in the UTF-8 bytes."""
+    lengths = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return starts[np.asarray(positions, np.int64)]
+
+
+def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> tuple[Ints, Ints]:
+    """The bytes of ``text`` that each token holds, as half-open ranges in UTF-8 bytes.
+
+    The bytes of the tokens are laid along the text; blanks that a control token swallowed belong to no token. Where a
+    normalizer changed the text, the tokenizer's own character offsets are used.
+
+    Raises:
+        DataError: neither way covers the text.
+    """
+    walked = _walk(text.encode(), ids, vocabulary) if vocabulary.kind != "opaque" else None
+    if walked is not None:
+        return walked
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    return _byte_positions(text, pairs[:, 0].tolist()), _byte_positions(text, pairs[:, 1].tolist())
+
+
+def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+    first = np.zeros(len(ids), np.int64)
+    last = np.zeros(len(ids), np.int64)
+    position = 0
+    glued = vocabulary.kind == "sentencepiece"
+    for index, token_id in enumerate(ids):
+        piece = vocabulary.piece(token_id)
+        added = vocabulary.added.get(token_id)
+        if added is not None and not raw.startswith(piece, position):
+            position = _skip_blanks(raw, position, added.lstrip, piece)
+        if glued and not raw.startswith(piece, position) and piece.startswith(b" "):
+            piece = piece[1:]
+        if not raw.startswith(piece, position):
+            return None
+        first[index], last[index] = position, position + len(piece)
+        position += len(piece)
+        if added is not None:
+            position = _after_swallowed(raw, position, added)
+    return (first, last) if not raw[position:].strip() else None
+
+
+def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
+    """Past blanks that the token about to come swallowed on its left."""
+    ahead = position
+    while lstrip and ahead < len(raw) and raw[ahead : ahead + 1].isspace():
+        ahead += 1
+    return ahead if raw.startswith(piece, ahead) else position
+
+
+def _after_swallowed(raw: bytes, position: int, added: AddedPiece) -> int:
+    """Past blanks that a token swallowed on its right."""
+    if not added.rstrip:
+        return position
+    while position < len(raw) and raw[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
+    """The first token that holds a byte from ``start`` on, with the glued blanks that stand right before it."""
+    tokens = np.searchsorted(last, start, side="right")
+    while True:
+        before = np.maximum(tokens - 1, 0)
+        glued = (tokens > 0) & (first[before] == last[before]) & (first[before] == start)
+        if not glued.any():
+            return tokens
+        tokens = tokens - glued
+
+
+def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
+    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it."""
+    if not spans:
+        return Turns.empty()
+    fields = ("header", "start", "stop", "stop_at")
+    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
+    start = _first_tokens(first, last, table["start"])
+    stop = np.searchsorted(first, table["stop"], side="left")
+    stop_at = np.searchsorted(last, table["stop_at"], side="right")
+    has_stop = table["stop"] > table["stop_at"]
+    stop_at = np.where(has_stop, stop_at, stop)
+    header = np.searchsorted(last, table["header"], side="right")
+    message = np.array([span.message for span in spans], np.int64)
+    nobody = np.zeros(len(spans), np.bool_)
+    turns = Turns(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at, message)
+    return turns.select(turns.stop > turns.start)
+
+
+def fit_to_row(
+    turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool], bos_token_id: int | None = None
+) -> Turns:
+    """Moves turns of the whole conversation onto a row that holds all of it, its beginning, or its end.
+
+    Args:
+        turns: in tokens of ``whole``.
+        whole: ``(n,)`` ids of the rendered conversation.
+        row: ``(tokens,)`` ids of the row.
+        opens_turn: whether some ids hold a response header: a row may differ from its conversation where nobody speaks
+            (another date, an added token), but not by a turn of the model that is not in its messages.
+        bos_token_id: a row may begin with one more of these than its template wrote.
+
+    Raises:
+        DataError: the row is not what the template renders.
+    """
+    for lead in range(2 if bos_token_id is not None and len(row) and row[0] == bos_token_id else 1):
+        body = row[lead:]
+        size = len(body)
+        if size <= len(whole) and np.array_equal(whole[:size], body):
+            return _moved(_clip(turns, 0, size), lead)
+        if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
+            return _moved(_clip(turns, len(whole) - size, len(whole)), lead)
+    return _around_difference(turns, whole, row, opens_turn)
+
+
+def _moved(turns: Turns, by: int | Ints) -> Turns:
+    return Turns(
+        turns.start + by,
+        turns.stop + by,
+        turns.has_stop,
+        turns.cut,
+        turns.document,
+        np.maximum(turns.header + by, 0),
+        turns.stop_at + by,
+        turns.message,
+    )
+
+
+def _clip(turns: Turns, low: int, high: int) -> Turns:
+    inside = turns.select((turns.stop > low) & (turns.start < high))
+    start, stop = np.maximum(inside.start, low) - low, np.minimum(inside.stop, high) - low
+    has_stop = inside.has_stop & (inside.stop_at < high)
+    stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
+    cut = inside.cut | (inside.stop > high)
+    header = np.clip(inside.header - low, 0, None)
+    return Turns(start, stop, has_stop, cut, inside.document, header, stop_at, inside.message)
+
+
+def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool]) -> Turns:
+    """A row that differs from its conversation in one stretch in which the model says nothing."""
+    shortest = min(len(whole), len(row))
+    same = whole[:shortest] == row[:shortest]
+    before = shortest if same.all() else int(np.argmin(same))
+    backwards = whole[::-1][:shortest] == row[::-1][:shortest]
+    after = min(shortest if backwards.all() else int(np.argmin(backwards)), shortest - before)
+    low, high = before, len(whole) - after
+    if np.any((turns.start < high) & (turns.stop > low)) or opens_turn(row[low : len(row) - after]):
+        raise DataError(
+            f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
+            f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."
+        )
+    return _moved(turns, np.where(turns.start >= high, len(row) - len(whole), 0))

@@ -1,0 +1,136 @@
+"""What every road to labels shares: the columns that are read, errors that name their row, and the running counts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import DataError, SftMaskError
+from sft_mask.report import SplitReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.masking import Decoder, MaskedBatch, Masker
+
+    Ints = NDArray[np.int64]
+
+CONVERSATION = ("messages", "conversations", "prompt", "completion")
+READ = ("input_ids", "labels", "seq_lengths", *CONVERSATION, "tools", "chat_template_kwargs")
+"""Columns that decide labels; no other is looked at."""
+
+
+class Tally:
+    """Counts of one split, and which ids it trains; a stream's grows while the stream is read.
+
+    Args:
+        vocabulary_size: ids to expect; the table grows where a row holds a larger one.
+    """
+
+    def __init__(self, vocabulary_size: int = 0) -> None:
+        self.report = SplitReport()
+        self.trained_ids: NDArray[np.bool_] = np.zeros(vocabulary_size, np.bool_)
+
+    def add(self, batch: MaskedBatch) -> None:
+        """Counts a batch."""
+        self.report += batch.report
+        kept = batch.labels[batch.labels != IGNORE_INDEX]
+        self._grow(int(kept.max()) + 1 if len(kept) else 0)
+        self.trained_ids[kept] = True
+
+    def _grow(self, size: int) -> None:
+        if size > len(self.trained_ids):
+            self.trained_ids = np.append(self.trained_ids, np.zeros(size - len(self.trained_ids), np.bool_))
+
+    def to_dict(self) -> dict[str, object]:
+        """Ready for ``json.dumps``; small whatever the number of rows.
+
+        >>> Tally.from_dict(Tally(9).to_dict()).report == SplitReport()
+        True
+        """
+        bits = base64.b64encode(np.packbits(self.trained_ids).tobytes()).decode()
+        return {"report": asdict(self.report), "trained_ids": bits, "vocabulary_size": len(self.trained_ids)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Tally:
+        """What :meth:`to_dict` wrote."""
+        tally = cls()
+        tally.report = SplitReport(**stored["report"])
+        bits = np.frombuffer(base64.b64decode(stored["trained_ids"]), np.uint8)
+        tally.trained_ids = np.unpackbits(bits, count=stored["vocabulary_size"]).astype(np.bool_)
+        return tally
+
+
+def mask_rows(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, name: str) -> MaskedBatch:
+    """Labels of a batch; an error names the row by its number in the dataset.
+
+    Args:
+        masker: decides the labels.
+        table: the columns of :data:`READ` that are there.
+        decode: reads conversations.
+        numbers: ``(rows,)`` numbers of the rows in their dataset.
+        name: of what the rows belong to (``"the train dataset"``), for errors.
+
+    Raises:
+        SftMaskError: whatever the masker raises, of the same class.
+        DataError: labels that do not fit their ids.
+    """
+    try:
+        return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0)
+    except (SftMaskError, ValueError) as error:
+        for at, number in enumerate(numbers.tolist()):  # once more, row by row: the one that fails is the one to name
+            try:
+                _masked(masker, table.slice(at, 1), decode, number)
+            except (SftMaskError, ValueError) as of_row:
+                raise _named(of_row, name, number) from of_row
+        raise _named(error, name) from error
+
+
+def _masked(masker: Masker, table: pa.Table, decode: Decoder, first_row: int) -> MaskedBatch:
+    if "labels" in table.column_names and "input_ids" in table.column_names:
+        _check_labels(table)
+    return masker.mask(table, decode, first_row=first_row)
+
+
+def _check_labels(table: pa.Table) -> None:
+    sizes = [np.asarray(pc.fill_null(pc.list_value_length(table[name]), -1)) for name in ("input_ids", "labels")]
+    wrong = np.flatnonzero(sizes[0] != sizes[1])
+    if len(wrong):
+        ids, labels = (int(size[wrong[0]]) for size in sizes)
+        count = "no labels" if labels < 0 else f"{labels} labels"
+        raise DataError(
+            f"there are {count} for {max(ids, 0)} input_ids. Labels stand one to one beside the ids; repair the row, "
+            "or remove the labels column."
+        )
+
+
+def _named(error: Exception, name: str, number: int | None = None) -> SftMaskError:
+    kind = type(error) if isinstance(error, SftMaskError) else DataError
+    text = str(error)
+    row = "" if number is None or text.startswith(f"Row {number} ") else f"row {number}: "
+    return kind(f"In {name}: {row}{text}")
+
+
+def list_column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    """A column that must hold lists.
+
+    Raises:
+        DataError: it is not there, or holds something else.
+    """
+    if name not in table.column_names:
+        there = ", ".join(table.column_names) or "no columns"
+        raise DataError(
+            f"There is no {name} column in {where} (it has {there}). Let SFTTrainer prepare the dataset (no "
+            "skip_prepare_dataset), tokenize it first, or call mask_dataset(dataset, tokenizer), which tokenizes."
+        )
+    kind = table.schema.field(name).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"The {name} column of {where} holds {kind}, not a list of token ids a row. Tokenize it first.")
+    return table[name]

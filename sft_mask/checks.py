@@ -1,0 +1,90 @@
+"""Whether a trainer's collator lets the labels through, found out on a few rows before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import LabelsChangedError
+
+_COLLATED_ROWS = 4
+_WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
+
+
+def check_collator(trainer: Any, dataset: Any) -> None:
+    """Runs a few rows through the trainer's collator: the trained labels must come out as they went in.
+
+    A collator may shorten rows; it may not train a token more, nor drop all labels.
+
+    Raises:
+        LabelsChangedError: the collator drops or rebuilds labels, or the rows have none.
+    """
+    name = type(trainer.data_collator).__name__
+    rows = _rows(trainer, dataset)
+    if any("labels" not in row for row in rows):
+        raise LabelsChangedError(
+            f"The rows of the train dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
+            "train_on_responses_only. Call train_on_responses_only(trainer) again."
+        )
+    wanted = [_trained(row["labels"], row.get("seq_lengths")) for row in rows]
+    try:
+        given = trainer.data_collator([dict(row) for row in rows])
+    except (ValueError, TypeError, KeyError) as error:
+        raise LabelsChangedError(
+            f"The trainer's data collator ({name}) cannot collate rows that have labels: {error} {_WAY_OUT}"
+        ) from error
+    labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
+    if labels is None:
+        raise LabelsChangedError(
+            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. {_WAY_OUT}"
+        )
+    batch = np.asarray(labels)
+    if _arrives(batch, wanted) or _arrives(batch, [_trained(row["labels"], None, first=True) for row in rows]):
+        return
+    went_in, came_out = sum(map(len, wanted)), int((batch != IGNORE_INDEX).sum())
+    raise LabelsChangedError(
+        f"The trainer's data collator ({name}) changes labels: {went_in} trained tokens went in, {came_out} came out. "
+        f"One that rebuilds them from input_ids trains the prompts. {_WAY_OUT}"
+    )
+
+
+def _rows(trainer: Any, dataset: Any) -> list[dict[str, Any]]:
+    """The first rows as the trainer's dataloader hands them to the collator."""
+    if hasattr(dataset, "__len__"):
+        rows = [dataset[at] for at in range(min(_COLLATED_ROWS, len(dataset)))]
+    else:
+        rows = list(islice(dataset, _COLLATED_ROWS))
+    if not trainer.args.remove_unused_columns:
+        return [dict(row) for row in rows]
+    names = _signature_columns(trainer)
+    return [{name: row[name] for name in names if name in row} for row in rows]
+
+
+def _signature_columns(trainer: Any) -> list[str]:
+    before = trainer._signature_columns
+    try:
+        trainer._set_signature_columns_if_needed()
+        return list(trainer._signature_columns)
+    finally:
+        trainer._signature_columns = before
+
+
+def _trained(labels: Iterable[Any], lengths: Sequence[int] | None, first: bool = False) -> list[int]:
+    """Trained labels of a row; without the first of each document, which padding-free collators mask."""
+    starts = set() if first else {0, *np.cumsum(lengths if lengths is not None else []).astype(int).tolist()}
+    return [int(label) for at, label in enumerate(labels) if label != IGNORE_INDEX and at not in starts]
+
+
+def _arrives(batch: np.ndarray[Any, Any], wanted: Sequence[list[int]]) -> bool:
+    """Whether a batch trains what its rows did: all of it, or in each row its beginning or its end."""
+    flat = batch[batch != IGNORE_INDEX].tolist()
+    if flat == [token for row in wanted for token in row]:
+        return True
+    if not flat or batch.ndim != 2 or len(batch) != len(wanted):
+        return False
+    rows = [row[row != IGNORE_INDEX].tolist() for row in batch]
+    return all(row in (full[: len(row)], full[len(full) - len(row) :]) for row, full in zip(rows, wanted, strict=True))

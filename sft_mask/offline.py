@@ -1,0 +1,142 @@
+"""``mask_dataset``: response-only labels before there is a trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.dataset import check_columns
+from sft_mask.errors import DataError
+from sft_mask.masking import OnAmbiguous
+from sft_mask.policy import Policy
+from sft_mask.reading import Toolkit, build_masker, marker_summary, read_tokenizer, sample_rows
+from sft_mask.report import MaskReport
+from sft_mask.splits import mask_split
+
+
+def mask_dataset(
+    dataset: Any,
+    tokenizer: Any,
+    instruction_part: object = None,
+    response_part: object = None,
+    *,
+    policy: Policy | None = None,
+    on_ambiguous: OnAmbiguous = "error",
+    chat_template: str | None = None,
+    return_report: bool = False,
+) -> Any:
+    """Response-only labels before there is a trainer: exact under any packing and truncation that follows.
+
+    Args:
+        dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
+            ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
+        tokenizer: a fast tokenizer.
+        instruction_part: see :func:`~sft_mask.trainer.train_on_responses_only`; so are the other arguments.
+        return_report: also return the :class:`~sft_mask.report.MaskReport` (of a stream: of its first rows).
+
+    Returns:
+        The dataset with ``input_ids`` and ``labels``, ready for ``SFTTrainer``, which keeps them under truncation and
+        packing.
+
+    Raises:
+        DataError: there is nothing to tokenize, a split is empty, or a row is malformed. Further errors as in
+            :func:`~sft_mask.trainer.train_on_responses_only`.
+    """
+    toolkit = read_tokenizer(tokenizer, chat_template)
+    is_dict = isinstance(dataset, dict)
+    splits = dict(dataset) if is_dict else {"train": dataset}
+    ready = {name: _tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
+    masker, key = build_masker(
+        toolkit,
+        sample_rows(next(iter(ready.values()))),
+        instruction_part=instruction_part,
+        response_part=response_part,
+        policy=policy or Policy(),
+        on_ambiguous=on_ambiguous,
+    )
+    masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
+    report = MaskReport({name: tally.report for name, (_, tally) in masked.items()}, marker_summary(masker))
+    made = {name: split for name, (split, _) in masked.items()}
+    answer = type(dataset)(made) if is_dict else made["train"]
+    return (answer, report) if return_report else answer
+
+
+def _tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if "input_ids" not in columns:
+        if not {"messages", "conversations", "text"} & set(columns) and not {"prompt", "completion"} <= set(columns):
+            there = ", ".join(columns) or "no columns"
+            raise DataError(
+                f"The {name} dataset has no input_ids, messages, conversations, prompt and completion, or text (it has "
+                f"{there}). Give it one of these."
+            )
+        if hasattr(dataset, "__len__") and not len(dataset):
+            raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
+        arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
+        renamed = "conversations" if "conversations" in columns else None
+        dataset = dataset.map(tokenize_row, fn_kwargs=arguments, remove_columns=renamed)
+    if hasattr(dataset, "__len__"):
+        check_columns(dataset, name)
+    return dataset
+
+
+def tokenize_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+    """``input_ids`` of one row as TRL's ``SFTTrainer`` makes them; of prompt and completion also ``labels``.
+
+    ``conversations`` become ``messages``, as TRL renames them.
+    """
+    from trl import maybe_convert_to_chatml
+
+    example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
+    if "prompt" in example:
+        return _prompt_completion(example, tokenizer, chat_template)
+    conversation = example.get("messages")
+    if conversation is None:
+        return {"input_ids": tokenizer(_with_eos(example["text"], tokenizer))["input_ids"]}
+    renamed = {"messages": conversation} if "conversations" in row else {}
+    return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
+
+
+def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
+    prompt, completion = example["prompt"], example["completion"]
+    if isinstance(prompt, str):
+        before = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt + _with_eos(completion, tokenizer))["input_ids"]
+    else:
+        before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
+        ids = _rendered(example, prompt + completion, tokenizer, chat_template)
+    start = _shared_prefix(before, ids)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
+
+
+def _shared_prefix(before: list[int], ids: list[int]) -> int:
+    differing = (at for at, (left, right) in enumerate(zip(before, ids, strict=False)) if left != right)
+    return next(differing, min(len(before), len(ids)))
+
+
+def _with_eos(text: str, tokenizer: Any) -> str:
+    eos = tokenizer.eos_token or ""
+    return text if text.endswith(eos) else text + eos
+
+
+def _rendered(
+    example: Mapping[str, Any],
+    conversation: Any,
+    tokenizer: Any,
+    chat_template: str | None,
+    add_generation_prompt: bool = False,
+) -> list[int]:
+    tools = example.get("tools")
+    encoded = tokenizer.apply_chat_template(
+        conversation,
+        tools=(json.loads(tools) if isinstance(tools, str) else tools) or None,
+        tokenize=True,
+        return_dict=True,
+        chat_template=chat_template,
+        add_generation_prompt=add_generation_prompt,
+        **(example.get("chat_template_kwargs") or {}),
+    )
+    ids: list[int] = encoded["input_ids"]
+    return ids

@@ -1,0 +1,148 @@
+"""Headers of everybody but the user and the model, read from conversations in which they speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_mask.markers import Markers
+from sft_mask.probing import all_heard, system, tool_turns, try_render, two_turns
+
+if TYPE_CHECKING:
+    from sft_mask.template import ChatTemplate
+    from sft_mask.tracing import Rendered
+
+
+def _shortened(template: ChatTemplate, header: str) -> str:
+    """A header of another role: its control token, with the role's name where that follows it."""
+    header = header.strip()
+    found = template.first_special(header)
+    if found is None or found[0] != 0:
+        return header.split("\n")[0]
+    opener = len(found[1])
+    rest = header[opener:]
+    second = template.first_special(rest)
+    name = rest if second is None else rest[: second[0] + len(second[1])]
+    line = name.split("\n")[0]
+    return header[:opener] + (name[: len(line) + 1] if line and line != name else name)
+
+
+def _other_header(template: ChatTemplate, markers: Markers, gap: str) -> tuple[str, bool] | None:
+    """The header in what stands between the model's words and another role's; and whether its token is the stop."""
+    core = str(markers.response[0])
+    if core in gap:
+        gap = gap[gap.rindex(core) + len(core) :]
+    lead = template.lead(core)
+    if lead is not None and lead in gap:
+        header = gap[gap.rindex(lead) :]
+        return (_shortened(template, header) if template.first_special(header[len(lead) :]) else header), False
+    for stop in map(str, markers.stops):
+        if stop in gap and stop not in map(str, markers.stop_headers):
+            rest = gap[gap.rindex(stop) + len(stop) :]
+            return (_shortened(template, rest), False) if rest.strip() else None
+    found = [special for special in template.specials if special in gap]
+    if not found:
+        return (gap.strip(), False) if gap.strip() else None
+    opener = max(found, key=lambda special: (gap.rindex(special) + len(special), len(special)))
+    return opener, True
+
+
+def _own_words_between(rendered: Rendered, before: int | None, after: int) -> str:
+    """The text before a message's words where all of it is the template's; empty where other words come between."""
+    message = rendered.message_of()
+    stop = int(np.flatnonzero(message == after)[0])
+    start = 0 if before is None else int(np.flatnonzero(message == before)[-1]) + 1
+    return rendered.text[start:stop] if start < stop and np.all(message[start:stop] < 0) else ""
+
+
+def system_headers(template: ChatTemplate, markers: Markers) -> list[str]:
+    headers: list[str] = []
+    middle = try_render(template, [*two_turns()[:2], system(), *two_turns()[2:]])
+    if middle is not None and all_heard(middle):
+        found = _other_header(template, markers, _own_words_between(middle, 1, 2))
+        headers.extend([found[0]] if found is not None else [])
+    first = try_render(template, [system(), *two_turns()])
+    if first is not None and all_heard(first):
+        headers.append(_opening_header(template, _own_words_between(first, None, 0), markers))
+    return headers
+
+
+def _opening_header(template: ChatTemplate, opening: str, markers: Markers) -> str:
+    lead = template.lead(str(markers.response[0]))
+    bos = str(template.variables.get("bos_token") or "")
+    if lead is not None and lead in opening:
+        return _shortened(template, opening[opening.rindex(lead) :])
+    return _shortened(template, opening.removeprefix(bos))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolMarkers:
+    others: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    stop_headers: tuple[str, ...] = ()
+    resume: tuple[str, ...] = ()
+
+
+def _template_run(rendered: Rendered, before: int, after: int) -> str:
+    """The template's own words between the last template run that follows one message and the next one's words."""
+    message = rendered.message_of()
+    stop = int(np.flatnonzero(message == after)[0])
+    own = np.flatnonzero(message[:stop] == before)
+    start = int(own[-1]) + 1 if len(own) else 0
+    return rendered.text[start:stop]
+
+
+def _tool_probe(template: ChatTemplate) -> Rendered | None:
+    """A rendered conversation with a tool call; arguments as a mapping, or as JSON where the template wants that."""
+    for as_text in (False, True):
+        rendered = try_render(template, tool_turns(as_text=as_text))
+        if rendered is not None and {2, 3} <= set(np.unique(rendered.message_of()).tolist()):
+            return rendered
+    return None
+
+
+def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
+    """Headers and stops around a tool call and its result, from a conversation that has one."""
+    rendered = _tool_probe(template)
+    if rendered is None:
+        return ToolMarkers()
+    called = bool(np.any(rendered.message_of() == 1))
+    gap = _call_gap(template, rendered) if called else _template_run(rendered, 0, 2)
+    others, stops, stop_headers = [], [], []
+    found = _other_header(template, markers, gap)
+    if found is not None:
+        header, is_stop = found
+        others.append(header)
+        if is_stop and called:
+            stop_headers.append(header)
+            stops.append(header)
+        elif called:
+            stops.extend(_call_stop(template, markers, gap[: gap.rindex(header)] if header in gap else gap))
+    resume = _template_run(rendered, 2, 3)
+    specials = [special for special in template.specials if special in resume]
+    back = []
+    if str(markers.response[0]) not in resume and specials:
+        last = max(specials, key=resume.rindex)
+        back.append(resume[resume.rindex(last) :].rstrip(" "))
+    return ToolMarkers(tuple(others), tuple(stops), tuple(stop_headers), tuple(back))
+
+
+def _call_gap(template: ChatTemplate, rendered: Rendered) -> str:
+    """What the template writes after a call: its first words after the arguments that hold a control token."""
+    message = rendered.message_of()
+    first_result = int(np.flatnonzero(message == 2)[0])
+    own = np.flatnonzero(message[:first_result] == 1)
+    arguments = rendered.text.find("Danube")
+    edges = [*own[own >= arguments].tolist(), first_result]
+    runs = [rendered.text[low + 1 : high] for low, high in pairwise(edges) if high - low > 1]
+    return next((run for run in runs if template.first_special(run)), "".join(runs))
+
+
+def _call_stop(template: ChatTemplate, markers: Markers, close: str) -> list[str]:
+    if any(stop in close for stop in map(str, markers.stops)):
+        return []
+    found = [special for special in template.specials if special in close]
+    return [max(found, key=close.rindex)] if found else []

@@ -1,0 +1,98 @@
+"""Proof of markers: in rendered and tokenized conversations they find every word of the model's and nobody else's.
+
+The judge is the owner of each character (:mod:`sft_mask.tracing`), not the code that finds turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.alignment import token_bounds
+from sft_mask.errors import DetectionError
+from sft_mask.markers import Markers, compile_patterns
+from sft_mask.messages import MODEL_ROLES
+from sft_mask.probing import Probe, probes, try_render
+from sft_mask.spans import SpanFinder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.template import ChatTemplate
+    from sft_mask.tokens import Vocabulary
+    from sft_mask.tracing import Rendered
+
+
+def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+    """The markers, if they hold in every probe that the template renders.
+
+    Where only a conversation with tools fails, ``complete`` is taken back: not all headers and stops are known, and
+    such rows need their messages.
+
+    Raises:
+        DetectionError: they fail in a plain conversation.
+    """
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), complete=True, open_end=markers.open_end)
+    complete = True
+    for probe in probes():
+        fault = _fault(probe, finder, template, vocabulary, tokenizer)
+        if fault is None:
+            continue
+        if not probe.optional:
+            raise DetectionError(
+                f"The markers read from the chat template (response {markers.response[0]!r}, instruction "
+                f"{markers.instruction[0]!r}) do not hold in a rendered conversation with {probe.name}: {fault} "
+                "Give both instruction_part and response_part."
+            )
+        complete = False
+    return replace(markers, complete=complete)
+
+
+def _fault(
+    probe: Probe, finder: SpanFinder, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any
+) -> str | None:
+    """What is wrong in one probe, ``None`` where nothing is or the template refuses it."""
+    rendered = try_render(template, probe.messages)
+    if rendered is None:
+        return None
+    ids = np.asarray(tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+    turns = finder.find(ids, np.array([0, len(ids)], np.int64))
+    first, last = token_bounds(rendered.text, ids.tolist(), vocabulary, tokenizer)
+    held = np.zeros(len(rendered.text.encode()) + 1, np.bool_)
+    for start, stop in zip(turns.start.tolist(), turns.stop.tolist(), strict=True):
+        held[first[start] : last[stop - 1]] = True
+    model, others = _owned_bytes(rendered)
+    raw = rendered.text.encode()
+    trained = _runs(raw, model & held[:-1])
+    for run in _runs(raw, model & ~held[:-1]):
+        if not any(run in other for other in trained):  # a tool's result may be headed by the name from the call
+            return f"of the model's words {_shown(run)} would not be trained."
+    for run in _runs(raw, others & held[:-1]):
+        return f"of other people's words {_shown(run)} would be trained."
+    answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
+    if not probe.optional and len(turns) != answers:
+        return f"{len(turns)} turns were found for {answers} answers."
+    return None
+
+
+def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which bytes are visible words of the model, and which are words of anybody else."""
+    is_model = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])
+    message = rendered.message_of()
+    visible = np.array([not letter.isspace() for letter in rendered.text], np.bool_)
+    model = is_model[message] & visible
+    others = ~is_model[message] & (message != -1)
+    sizes = [len(letter.encode()) for letter in rendered.text]
+    return np.repeat(model, sizes), np.repeat(others, sizes)
+
+
+def _runs(raw: bytes, flags: NDArray[np.bool_]) -> list[bytes]:
+    """The pieces of text that are flagged without a gap."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))).tolist()
+    return [raw[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _shown(run: bytes) -> str:
+    return repr(run.decode(errors="replace")[:60])

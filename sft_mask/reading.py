@@ -1,0 +1,183 @@
+"""What is read from a tokenizer and from a built trainer, once, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.dataset import check_columns
+from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.masking import Masker, OnAmbiguous
+from sft_mask.messages import ExactRoad
+from sft_mask.policy import Policy
+from sft_mask.report import MarkerSummary
+from sft_mask.resolution import Resolved, resolve
+from sft_mask.template import ChatTemplate
+from sft_mask.tokens import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SAMPLED_ROWS = 256
+_SAMPLED_OF_STREAM = 32
+_VERSION = "1"
+"""Part of every fingerprint; changes when a mask can change."""
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A tokenizer with what was read from it."""
+
+    tokenizer: Any
+    vocabulary: Vocabulary
+    template: ChatTemplate | None
+
+
+def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> Toolkit:
+    """Reads a tokenizer once.
+
+    Raises:
+        UnsupportedError: it is a processor with images, or a slow tokenizer without a tokenizers backend.
+    """
+    kind = type(tokenizer).__name__
+    if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
+        raise UnsupportedError(
+            f"{kind} is a processor for images or audio: its labels are made while collating, from what the processor "
+            "renders, and are not masked here. For text-only data give the trainer processing_class="
+            "processor.tokenizer; for images use TRL's assistant_only_loss."
+        )
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UnsupportedError(
+            f"{kind} is not a fast tokenizer: the text of its ids cannot be read exactly. Load the fast one with "
+            "AutoTokenizer.from_pretrained(...), or pass it as tokenizer=."
+        )
+    vocabulary = read_vocabulary(tokenizer)
+    return Toolkit(tokenizer, vocabulary, ChatTemplate.of(tokenizer, vocabulary, chat_template))
+
+
+def build_masker(
+    toolkit: Toolkit,
+    rows: Sequence[NDArray[np.integer]],
+    *,
+    instruction_part: object,
+    response_part: object,
+    policy: Policy,
+    on_ambiguous: OnAmbiguous,
+    max_length: int | None = None,
+) -> tuple[Masker, tuple[object, ...]]:
+    """The masker for some settings, and the key that stands for it in fingerprints."""
+    if on_ambiguous not in ("error", "drop", "mask"):
+        raise DataError(f"on_ambiguous={on_ambiguous!r} is unknown. Use 'error', 'drop' or 'mask'.")
+    resolved = resolve(
+        toolkit.vocabulary,
+        toolkit.tokenizer,
+        toolkit.template,
+        instruction=instruction_part,
+        response=response_part,
+        rows=rows,
+        max_length=max_length,
+    )
+    masker = Masker(resolved.finder, resolved.markers, policy, _road(toolkit, resolved), on_ambiguous)
+    template = (toolkit.template.source, dict(toolkit.template.variables)) if toolkit.template is not None else None
+    key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
+    return masker, key
+
+
+def _road(toolkit: Toolkit, resolved: Resolved) -> ExactRoad | None:
+    if toolkit.template is None or not resolved.from_template:
+        return None
+    return ExactRoad(toolkit.template, resolved.markers, toolkit.vocabulary, toolkit.tokenizer)
+
+
+def _digest(toolkit: Toolkit) -> str:
+    """Stands for the tokenizer in fingerprints: its vocabulary and its added tokens."""
+    from datasets.fingerprint import Hasher
+
+    vocabulary = toolkit.vocabulary
+    added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
+    tokens = "\0".join(token or "" for token in vocabulary.tokens)
+    return str(Hasher.hash((tokens, added, toolkit.tokenizer.pad_token_id)))
+
+
+def marker_summary(masker: Masker) -> MarkerSummary:
+    """The markers in use, as a report shows them."""
+    text = masker.finder.vocabulary.text
+
+    def spelled(marker: Any) -> str:
+        return marker if isinstance(marker, str) else text(list(marker))
+
+    markers = masker.markers
+    return MarkerSummary(
+        spelled(markers.instruction[0]),
+        spelled(markers.response[0]),
+        tuple(dict.fromkeys(spelled(stop) for stop in markers.stops)),
+        markers.detected,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was read from a trainer; nothing of it is changed before every split is masked.
+
+    Attributes:
+        toolkit: the tokenizer and its chat template.
+        splits: by name: ``train``, and ``eval`` or one ``eval:NAME`` for each of a dict.
+        max_length: where TRL truncated the rows, for errors.
+    """
+
+    toolkit: Toolkit
+    splits: Mapping[str, Any]
+    max_length: int | None
+
+
+def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Plan:
+    """Reads a built trainer. What an earlier call masked is taken as it was before that call.
+
+    Raises:
+        UnsupportedError: not an ``SFTTrainer``, or one for images.
+        DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
+    """
+    from trl import SFTTrainer
+
+    if not isinstance(trainer, SFTTrainer):
+        raise UnsupportedError(
+            f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
+            "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."
+        )
+    built: Any = trainer
+    if getattr(built, "_is_vision_dataset", False):
+        raise UnsupportedError(
+            "The trainer's dataset holds images: TRL makes its labels while collating, and they are not masked here. "
+            "Use TRL's assistant_only_loss, or train on text."
+        )
+    if built.train_dataset is None:
+        raise DataError("The trainer has no train_dataset. Give it one before train_on_responses_only.")
+    template = chat_template or getattr(built, "chat_template", None)
+    toolkit = read_tokenizer(tokenizer or built.processing_class, template)
+    state = getattr(built, "_sft_mask", None)
+    given = {"train": built.train_dataset, **_eval_splits(built.eval_dataset)}
+    splits = {name: state.original(split) if state is not None else split for name, split in given.items()}
+    for name, split in splits.items():
+        if hasattr(split, "__len__"):
+            check_columns(split, name)
+    return Plan(toolkit, splits, getattr(built.args, "max_length", None))
+
+
+def _eval_splits(evals: Any) -> dict[str, Any]:
+    if evals is None:
+        return {}
+    return {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}
+
+
+def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.integer]]:
+    """Some rows of ids, spread over the dataset (the first ones of a stream)."""
+    if hasattr(dataset, "__len__"):
+        picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
+        rows = dataset.select(picked).with_format(None)["input_ids"]
+    else:
+        rows = [row.get("input_ids") for row in islice(dataset, min(count, _SAMPLED_OF_STREAM))]
+    return [np.asarray(row, np.int64) for row in rows if row is not None]

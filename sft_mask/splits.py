@@ -1,0 +1,62 @@
+"""One split, whatever it is made of: a ``Dataset`` at once, a stream as it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft_mask._compat import main_process_first
+from sft_mask.batches import Tally
+from sft_mask.dataset import label_dataset
+from sft_mask.errors import NothingToTrainError
+from sft_mask.masking import Masker
+from sft_mask.reading import sample_rows
+from sft_mask.report import SplitReport
+from sft_mask.stream import label_stream
+
+_LOOKED_AT = 64
+
+
+def mask_split(
+    dataset: Any,
+    masker: Masker,
+    key: tuple[object, ...],
+    name: str,
+    *,
+    max_length: int | None = None,
+    keep_all_rows: bool = False,
+) -> tuple[Any, Tally]:
+    """Masks a split; the first process of each node goes first, and the others read what it wrote.
+
+    Raises:
+        NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
+    """
+    if hasattr(dataset, "__len__"):
+        with main_process_first():
+            labelled, tally = label_dataset(dataset, masker, key, name=name, keep_all_rows=keep_all_rows)
+    else:
+        labelled, tally = label_stream(dataset, masker, name)
+    if not tally.report.trained_tokens:
+        raise _nothing(dataset, name, tally.report, masker, max_length)
+    return labelled, tally
+
+
+def _nothing(
+    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None
+) -> NothingToTrainError:
+    rows = sample_rows(dataset, _LOOKED_AT)
+    full = sum(len(row) >= max_length for row in rows) if max_length else 0
+    text = masker.finder.vocabulary.text(rows[0][:120].tolist())[:400]
+    count = f"{report.rows_seen} row{'' if report.rows_seen == 1 else 's'}"
+    of = f"All {count}" if hasattr(dataset, "__len__") else f"The first {count}"
+    seen = f"{of} of the {name} dataset would be masked completely: nothing would be trained."
+    if full * 2 > len(rows):
+        why = (
+            f"{full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "
+            "ate the answers. Raise max_length, shorten the prompts, or use truncation_mode='keep_end'."
+        )
+    else:
+        why = (
+            "No row holds an answer that is not masked already (labels that were IGNORE_INDEX stay so). Compare the "
+            f"markers {', '.join(map(repr, masker.markers.response))} with the first row, and with its labels."
+        )
+    return NothingToTrainError(f"{seen} {why} The first row begins\n    {text!r}\nwith ids {rows[0][:24].tolist()}.")

@@ -1,0 +1,139 @@
+"""Labels for rows that come by: an ``IterableDataset``, a batch in ``datasets.map``, or somebody's own loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.batches import CONVERSATION, Tally, mask_rows
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import DataError
+from sft_mask.masking import Conversation, Decoder, Masker
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+_ROWS_AT_ONCE = 64
+_PLACE = "place in the batch"
+
+
+class LabelBatch:
+    """Labels a batch of Python lists, NumPy arrays or tensors.
+
+    Returns ``{"labels": rows}``; each row a list of its ids where trained and ``IGNORE_INDEX`` elsewhere.
+
+    Args:
+        masker: decides the labels.
+        tally: counts every row once, however often the stream is read; needs the rows' numbers.
+        name: of what the rows belong to, for errors.
+    """
+
+    def __init__(self, masker: Masker, tally: Tally | None = None, name: str = "the batch") -> None:
+        self._masker = masker
+        self._tally = tally
+        self._name = name
+        self._counted = 0
+
+    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, list[list[int]]]:
+        table = batch_table(batch)
+        rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
+        masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
+        if self._tally is not None and len(rows) and rows[0] >= self._counted:
+            self._counted = int(rows[-1]) + 1
+            self._tally.add(masked)
+        bounds = masked.offsets.tolist()
+        return {"labels": [masked.labels[low:high].tolist() for low, high in pairwise(bounds)]}
+
+
+def label_stream(dataset: IterableDataset, masker: Masker, name: str = "train") -> tuple[IterableDataset, Tally]:
+    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over.
+
+    The first batch is read at once, so that a stream that cannot be masked is refused now and not in mid-training; the
+    tally knows about it when this returns, and grows with what is read later.
+
+    Raises:
+        DataError: the stream is empty, or a row of the first batch is malformed.
+    """
+    tally = Tally(masker.finder.vocabulary.size)
+    label = LabelBatch(masker, tally, f"the {name} dataset")
+    labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
+    if next(iter(labelled), None) is None:
+        raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
+    return labelled.filter(has_trained_token), tally
+
+
+def has_trained_token(row: Mapping[str, Any]) -> bool:
+    """Whether any label of a row is trained."""
+    return any(label != IGNORE_INDEX for label in row["labels"])
+
+
+def batch_table(batch: Mapping[str, Any]) -> pa.Table:
+    """The columns that masking reads, as Arrow.
+
+    Raises:
+        DataError: there are no ``input_ids``, or a column cannot be read as one list a row.
+    """
+    if batch.get("input_ids") is None:
+        raise DataError(
+            f"The rows have no input_ids (they have {', '.join(map(str, batch)) or 'no columns'}). Tokenize them first."
+        )
+    columns = {_PLACE: pa.array(range(len(batch["input_ids"])), pa.int64())}
+    for name in ("input_ids", "labels", "seq_lengths"):
+        if _is_filled(batch.get(name)):
+            columns[name] = _lists(name, batch[name])
+    for name in CONVERSATION:
+        if _is_filled(batch.get(name)) and all(_is_conversation(value) for value in batch[name]):
+            columns[name] = _as_json(batch[name])
+    for name in ("tools", "chat_template_kwargs"):
+        if _is_filled(batch.get(name)):
+            columns[name] = pa.array([value and _dumped(value) for value in batch[name]], pa.string())
+    return pa.table(columns)
+
+
+def _is_filled(values: Any) -> bool:
+    return values is not None and any(value is not None for value in values)
+
+
+def _lists(name: str, values: Any) -> pa.Array:
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
+    try:
+        return pa.array(rows, pa.list_(pa.int64()))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise DataError(f"{name} must hold one list of integers a row: {error}") from error
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+
+
+def _dumped(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+    """Messages of any shape; Arrow's own structs would want the same fields of the same type in all of them."""
+    texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
+    messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), messages)
+
+
+class _BatchDecoder(Decoder):
+    """Conversations as they stand in the batch, untouched by Arrow."""
+
+    def __init__(self, batch: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._batch = batch
+
+    def row(self, table: pa.Table, row: int) -> Conversation:
+        place = table[_PLACE][row].as_py()
+        messages = [message for name in self.columns(table) for message in self._batch[name][place]]
+        there = [name for name in ("tools", "chat_template_kwargs") if name in table.column_names]
+        extra = {name: self._batch[name][place] for name in there}
+        tools, variables = extra.get("tools"), extra.get("chat_template_kwargs")
+        return Conversation(messages, (json.loads(tools) if isinstance(tools, str) else tools) or None, variables)
