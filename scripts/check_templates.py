@@ -26,6 +26,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ def tokenizer_folders(folder: Path | None, names: list[str], console: Console) -
 def collected(console: Console) -> dict[str, str]:
     try:
         return tokenizers.collected_templates()
-    except tokenizers.Unavailable as reason:
+    except tokenizers.UnavailableError as reason:
         console.print(f"[yellow]missing[/] collected templates: {reason}")
         return {}
 
 
-def lines(folders: dict[str, Path], options: argparse.Namespace, console: Console) -> Iterator[Line]:
+def lines(folders: dict[str, Path], options: argparse.Namespace, console: Console) -> Iterator[list[Line]]:
+    """The lines of one tokenizer after the other."""
     subject = library()
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
     templates = collected(console)
@@ -97,9 +99,14 @@ def lines(folders: dict[str, Path], options: argparse.Namespace, console: Consol
         return not options.template or template in options.template
 
     for name, folder in folders.items():
-        for pair in pairs(name, tokenizers.load(folder), templates, is_wanted):
-            for mode in modes:
-                yield _line(pair, mode, subject)
+        made = [
+            _line(pair, mode, subject)
+            for pair in pairs(name, tokenizers.load(folder), templates, is_wanted)
+            for mode in modes
+        ]
+        score = total(made)
+        console.print(f"{name}: {len(made) // len(modes)} templates, {score.lost} tokens lost, {score.leaked} leaked")
+        yield from made
 
 
 def _line(pair: Pair, mode: Mode, subject: Subject) -> Line:
@@ -163,7 +170,9 @@ def print_table(found: list[Line], console: Console) -> None:
 
 def print_markdown(found: list[Line]) -> None:
     print("| " + " | ".join(HEADINGS) + " |")
-    print("|" + "|".join(":--" if heading in ("template", "tokenizers", "why") else "--:" for heading in HEADINGS) + "|")
+    print(
+        "|" + "|".join(":--" if heading in ("template", "tokenizers", "why") else "--:" for heading in HEADINGS) + "|"
+    )
     for name, group in by_template(found).items():
         print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(name, group)) + " |")
 
@@ -181,11 +190,13 @@ def print_summary(found: list[Line], console: Console) -> None:
     undecided = {(line.template, line.tokenizer, reason) for line in found for reason in line.undecided}
     console.print(
         f"{len(pairs_seen) - len(wrong)} of {len(pairs_seen)} template × tokenizer pairs exact; {score.rows:,} rows, "
-        f"{score.lost:,} tokens lost, {score.leaked:,} leaked, {score.stops_trained:,} of {score.stops:,} stops trained, "
+        f"{score.lost:,} tokens lost, {score.leaked:,} leaked, "
+        f"{score.stops_trained:,} of {score.stops:,} stops trained, "
         f"{score.injections_held:,} of {score.injections:,} injections held, {score.refused.total():,} rows refused."
     )
     console.print(
-        f"Cannot be known without messages: {score.unknowable:,} rows, of which {score.unknowable_wrong:,} came out wrong."
+        f"Cannot be known without messages: {score.unknowable:,} rows, "
+        f"of which {score.unknowable_wrong:,} came out wrong."
     )
     for template, tokenizer, reason in sorted(undecided):
         console.print(f"the oracle cannot decide: {template} on {tokenizer}: {reason}", markup=False)
@@ -209,7 +220,9 @@ def print_opinions(found: list[Opinion], console: Console) -> int:
     for heading in Opinion.headings():
         table.add_column(heading, overflow="fold")
     for opinion in found:
-        table.add_row(*(str(value) for value in asdict(opinion).values()), style=None if opinion.is_explained else "red")
+        table.add_row(
+            *(str(value) for value in asdict(opinion).values()), style=None if opinion.is_explained else "red"
+        )
     console.print(table)
     return int(not all(opinion.is_explained for opinion in found))
 
@@ -224,7 +237,7 @@ def main() -> int:
         return 2
     if options.second_opinion:
         return print_opinions([o for n, p in folders.items() for o in second_opinions(n, tokenizers.load(p))], console)
-    found = list(lines(folders, options, console))
+    found = list(chain.from_iterable(lines(folders, options, console)))
     if not found:
         console.print("[red]no template matched[/]")
         return 2

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 64
 _PLACE = "place in the batch"
+_IDS = pa.list_(pa.int64())
 
 
 class LabelBatch:
@@ -83,7 +84,8 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
             f"The rows have no input_ids (they have {', '.join(map(str, batch)) or 'no columns'}). Tokenize them first."
         )
     columns = {_PLACE: pa.array(range(len(batch["input_ids"])), pa.int64())}
-    for name in ("input_ids", "labels", "seq_lengths"):
+    columns["input_ids"] = _lists("input_ids", batch["input_ids"])
+    for name in ("labels", "seq_lengths"):
         if _is_filled(batch.get(name)):
             columns[name] = _lists(name, batch[name])
     for name in CONVERSATION:
@@ -102,9 +104,13 @@ def _is_filled(values: Any) -> bool:
 def _lists(name: str, values: Any) -> pa.Array:
     rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
     try:
-        return pa.array(rows, pa.list_(pa.int64()))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        made = pa.array(rows) if rows else pa.array([], _IDS)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{name} must hold one list of integers a row: {error}") from error
+    kind = made.type.value_type if pa.types.is_list(made.type) else made.type
+    if not pa.types.is_list(made.type) or not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{name} must hold one list of integers a row, not {made.type}.")
+    return made.cast(_IDS)
 
 
 def _is_conversation(value: Any) -> bool:

@@ -16,28 +16,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
 SPACE_PIECE = "\u2581"
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
-
-
-@runtime_checkable
-class TokenizerLike(Protocol):
-    """The part of a ``transformers`` fast tokenizer that this module reads."""
-
-    name_or_path: str
-    backend_tokenizer: Any
-
-    def get_vocab(self) -> dict[str, int]: ...
-    def __call__(self, text: str, **kwargs: Any) -> Any: ...
 
 
 def gpt2_byte_alphabet() -> dict[str, int]:
@@ -81,13 +66,6 @@ class Vocabulary:
     added: dict[int, AddedPiece]
     name: str = "tokenizer"
     _pieces: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
-
-    @cached_property
-    def special_ids(self) -> NDArray[np.bool_]:
-        """``(size + 1,)`` table of special tokens; the last entry stands for every id outside the vocabulary."""
-        table = np.zeros(self.size + 1, dtype=np.bool_)
-        table[[token_id for token_id, piece in self.added.items() if piece.special]] = True
-        return table
 
     @cached_property
     def _alphabet(self) -> dict[str, int]:
@@ -176,7 +154,7 @@ def _spells_probe(vocabulary: Vocabulary, tokenizer: Any) -> bool:
 
 
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
-    """Reads the vocabulary of a fast tokenizer once; the result is kept on the tokenizer's backend length and name.
+    """Reads the vocabulary of a fast tokenizer.
 
     A tokenizer whose ids cannot be spelled as exact bytes (WordPiece, word-level, lossy normalizers) gets
     ``kind="opaque"``: its markers are matched as the ids that the tokenizer gives for them.

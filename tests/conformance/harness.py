@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateError
 
 from conformance.alignment import Vocabulary, read_vocabulary
 from conformance.cases import Conversation, assistant, conversations, shapes, user
-from conformance.oracle import Case, Judgement, Undecided, Verdict, judge, render
+from conformance.oracle import Case, Judgement, UndecidedError, Verdict, judge, render
 from conformance.templates import PLAIN_TEXT, SHIPPED, Format, format_of, shipped_names, shipped_template
 
 IGNORED = -100  # the framework's, written out here: the suite takes nothing from the library
@@ -102,9 +102,7 @@ def _candidates(
     yield from _plain_text(tokenizer)
 
 
-def _fitting(
-    tokenizer: Any, vocabulary: Vocabulary, templates: Mapping[str, str]
-) -> Iterator[tuple[str, str, Format]]:
+def _fitting(tokenizer: Any, vocabulary: Vocabulary, templates: Mapping[str, str]) -> Iterator[tuple[str, str, Format]]:
     """Templates without a row of their own in the table: those that one row of it fits."""
     case = Case([user("a"), assistant("b"), user("c"), assistant("d")])
     for name, template in templates.items():
@@ -142,7 +140,7 @@ def _pair(name: str, template_name: str, tokenizer: Any, vocabulary: Vocabulary,
             continue
         try:
             rows.append(Row(shape, judge(tokenizer, vocabulary, form, _case(shape))))
-        except Undecided as reason:
+        except UndecidedError as reason:
             undecided.append(f"{conversation.name}: {reason}")
     return Pair(name, template_name, tokenizer, form, rows, undecided)
 
@@ -233,9 +231,7 @@ def dataset_of(rows: Sequence[Row], has_messages: bool) -> Dataset:
     return Dataset.from_list(records, on_mixed_types="use_json")
 
 
-def _masked(
-    pair: Pair, rows: list[Row], subject: Subject, mode: Mode, score: Score
-) -> Iterator[tuple[Row, list[int]]]:
+def _masked(pair: Pair, rows: list[Row], subject: Subject, mode: Mode, score: Score) -> Iterator[tuple[Row, list[int]]]:
     """Labels of every row; where the call is refused, row by row, so that one row cannot hide the others."""
     instruction, response = (pair.form.user, pair.form.assistant[0]) if mode.has_markers else (None, None)
     try:
@@ -309,7 +305,7 @@ def describe(row: Row, labels: Sequence[int], mode: Mode) -> str:
         sign = signs.get(i, "")
         if sign != previous:
             pieces.append("]" if previous else "")
-            pieces.append(f" …{data[max(0, start - 24):start].decode(errors='replace')}{sign}[" if sign else "")
+            pieces.append(f" …{data[max(0, start - 24) : start].decode(errors='replace')}{sign}[" if sign else "")
         if sign:
             pieces.append(data[start:stop].decode(errors="replace") or "▁")
         previous = sign

@@ -6,7 +6,7 @@ the real text, character for character: then the brackets say whose word each ch
 of the template, where a header cannot be confused with a quoted one. That text is read with a table written by hand
 (``templates.py``: header strings, stop strings) and checked against the generation prompt of every turn.
 
-A case that cannot be placed like this raises :class:`Undecided`. The oracle does not guess.
+A case that cannot be placed like this raises :class:`UndecidedError`. The oracle does not guess.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from conformance.alignment import NotAligned, Vocabulary, align
+from conformance.alignment import NotAlignedError, Vocabulary, align
 from conformance.templates import Format
 
 Messages = list[dict[str, Any]]
@@ -30,7 +30,7 @@ LAST_BRACKET = 0xF8FF
 TAG = re.compile(r"</?think>|\[/?THINK\]")
 
 
-class Undecided(ValueError):
+class UndecidedError(ValueError):
     """The oracle cannot say whose words these are."""
 
 
@@ -121,13 +121,15 @@ def judge(tokenizer: Any, vocabulary: Vocabulary, form: Format, case: Case) -> J
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     try:
         spans = align(text, ids, vocabulary)
-    except NotAligned as reason:
-        raise Undecided(str(reason)) from reason
+    except NotAlignedError as reason:
+        raise UndecidedError(str(reason)) from reason
     kinds = _byte_kinds(text, reader.kinds)
     verdicts = _token_verdicts(spans, kinds)
     byte_of = _byte_offsets(text)
     stops = [_holding(spans, byte_of[start], byte_of[stop]) for start, stop in reader.stops]
-    return Judgement(text, ids, spans, verdicts, stops, sorted(reader.headerless), _is_quoting(form, runs), runs, reader.kinds)
+    return Judgement(
+        text, ids, spans, verdicts, stops, sorted(reader.headerless), _is_quoting(form, runs), runs, reader.kinds
+    )
 
 
 # --- whose word is each character -------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def _first_placement(tokenizer: Any, case: Case, text: str) -> Placement:
                 break
         else:
             if site.value.strip() and not site.is_optional:
-                raise Undecided(f"message {site.message} {site.path}: no brackets around {site.value[:60]!r} hold")
+                raise UndecidedError(f"message {site.message} {site.path}: no brackets around {site.value[:60]!r} hold")
     return placement
 
 
@@ -237,7 +239,9 @@ def _try(tokenizer: Any, case: Case, text: str, placement: Placement) -> str | N
         return None
     brackets = [ord(character) - FIRST_BRACKET for character in rendered if _is_bracket(character)]
     opened, closed = brackets[0::2], brackets[1::2]
-    is_paired = len(opened) == len(closed) and all(o % 2 == 0 and c == o + 1 for o, c in zip(opened, closed))
+    is_paired = len(opened) == len(closed) and all(
+        o % 2 == 0 and c == o + 1 for o, c in zip(opened, closed, strict=True)
+    )
     return rendered if is_paired and _without_brackets(rendered) == text else None
 
 
@@ -371,7 +375,9 @@ class _Reader:
         has_header = end > stop or end == stop > 0
         if not has_header:
             if prompt[stop:].strip():
-                raise Undecided(f"message {message}: its generation prompt ends {prompt[-60:]!r}: no header of the table")
+                raise UndecidedError(
+                    f"message {message}: its generation prompt ends {prompt[-60:]!r}: no header of the table"
+                )
             end = stop  # an answer without a header of its own
         for position in range(end, len(prompt)):
             self.kinds[position] = min(self.kinds[position], self._prefilled(message, position))

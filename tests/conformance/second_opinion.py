@@ -19,7 +19,7 @@ from typing import Any
 from conformance.alignment import Vocabulary, read_vocabulary
 from conformance.cases import conversations, shapes
 from conformance.harness import RENDER_ERRORS, added_tokens
-from conformance.oracle import Case, Judgement, Undecided, Verdict, judge
+from conformance.oracle import Case, Judgement, UndecidedError, Verdict, judge
 from conformance.templates import SHIPPED, Format, shipped_template
 
 
@@ -76,7 +76,7 @@ def _rows(tokenizer: Any, vocabulary: Vocabulary, form: Format) -> Iterator[tupl
             case = Case(shape.messages, shape.tools, shape.template_kwargs)
             try:
                 judgement = judge(tokenizer, vocabulary, form, case)
-            except (*RENDER_ERRORS, Undecided):
+            except (*RENDER_ERRORS, UndecidedError):
                 continue
             marked = tokenizer.apply_chat_template(
                 case.messages,

@@ -284,9 +284,7 @@ PLAIN_TEXT: Final[dict[str, tuple[str, Format]]] = {
         Format(user="USER:", assistant=("ASSISTANT:",), stops=("{eos}",)),
     ),
     "zephyr": (
-        _turns(
-            "<|system|>\n{}{eos}\n", "<|user|>\n{}{eos}\n", "<|assistant|>\n{}{eos}\n", "<|assistant|>\n"
-        ),
+        _turns("<|system|>\n{}{eos}\n", "<|user|>\n{}{eos}\n", "<|assistant|>\n{}{eos}\n", "<|assistant|>\n"),
         Format(user="<|user|>\n", assistant=("<|assistant|>\n",), stops=("{eos}",), others=("<|system|>\n",)),
     ),
     "openchat": (

