@@ -106,7 +106,7 @@ def lines(folders: dict[str, Path], options: argparse.Namespace, console: Consol
         ]
         score = total(made)
         console.print(f"{name}: {len(made) // len(modes)} templates, {score.lost} tokens lost, {score.leaked} leaked")
-        yield from made
+        yield made
 
 
 def _line(pair: Pair, mode: Mode, subject: Subject) -> Line:

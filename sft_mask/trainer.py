@@ -15,9 +15,9 @@ from sft_mask.checks import check_collator
 from sft_mask.errors import UnsupportedError
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.policy import Policy
-from sft_mask.reading import Plan, Toolkit, build_masker, marker_summary, read_tokenizer, read_trainer, sample_rows
+from sft_mask.reading import Plan, build_masker, marker_summary, read_tokenizer, read_trainer, sample_rows
 from sft_mask.splits import mask_split
-from sft_mask.stream import LabelBatch
+from sft_mask.stream import LabelBatch, batch_table
 
 if TYPE_CHECKING:
     from sft_mask.batches import Tally
@@ -139,7 +139,7 @@ def _label_function(trainer: Any, tokenizer: Any, chat_template: str | None, set
     tokenizer = tokenizer or getattr(trainer, "processing_class", None)
     if tokenizer is None:
         raise UnsupportedError("return_function=True needs a tokenizer: give tokenizer=, or a trainer that has one.")
-    return LabelFunction(read_tokenizer(tokenizer, chat_template), settings)
+    return LabelFunction(tokenizer, chat_template, settings)
 
 
 class LabelFunction:
@@ -148,18 +148,18 @@ class LabelFunction:
     Markers that are not complete without rows (a tokenizer without a chat template) are settled on the first batch.
     """
 
-    def __init__(self, toolkit: Toolkit, settings: Mapping[str, Any]) -> None:
-        self._toolkit = toolkit
-        self._settings = dict(settings)
-        build_masker(toolkit, [], **self._settings)  # refuses bad markers now, not at the first batch
+    def __init__(self, tokenizer: Any, chat_template: str | None, settings: Mapping[str, Any]) -> None:
+        self._given = (tokenizer, chat_template, dict(settings))
+        self._toolkit = read_tokenizer(tokenizer, chat_template)
+        build_masker(self._toolkit, [], **settings)  # refuses bad markers now, not at the first batch
         self._label: LabelBatch | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
         if self._label is None:
-            rows = [np.asarray(row, np.int64) for row in batch["input_ids"]]
-            self._label = LabelBatch(build_masker(self._toolkit, rows, **self._settings)[0])
+            rows = [np.asarray(row, np.int64) for row in batch_table(batch)["input_ids"].to_pylist() if row]
+            self._label = LabelBatch(build_masker(self._toolkit, rows, **self._given[2])[0])
         return self._label(batch)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was made for the first batch, so that ``datasets`` sees the same function before and after."""
-        return {**self.__dict__, "_label": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What was given, without what was learnt since: ``datasets`` sees the same function before and after a map."""
+        return LabelFunction, self._given

@@ -122,7 +122,7 @@ def test_a_slice_of_a_slice_of_a_shuffle_is_right() -> None:
 
 
 def test_concatenated_datasets_are_right(tmp_path: Path) -> None:
-    parts = [on_disk(tokenized_dataset().select(range(0, 12)), tmp_path / "a"), tokenized_dataset().select(range(12, 40))]
+    parts = [on_disk(tokenized_dataset().select(range(12)), tmp_path / "a"), tokenized_dataset().select(range(12, 40))]
     made = labelled(concatenate_datasets(parts))
     assert list(made["n"]) == list(range(40))
     agrees(made)

@@ -384,6 +384,7 @@ def test_evaluate_of_raw_data_that_would_train_nothing_is_refused() -> None:
         trainer.evaluate(other)
 
 
+@pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
 def test_predict_is_masked_and_keeps_a_row_a_prediction() -> None:
     rows = [{"input_ids": tokenized(messages)} for messages in CHATS[:4]]
     rows.insert(2, {"input_ids": tokenized([{"role": "user", "content": "red"}])})
@@ -396,6 +397,7 @@ def test_predict_is_masked_and_keeps_a_row_a_prediction() -> None:
         assert labels[at] == [label for label in expected(messages) if label != -100]
 
 
+@pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
 def test_predict_of_raw_data_says_what_to_do() -> None:
     trainer = masked()
     with pytest.raises(DataError, match="no input_ids column in the test dataset .* mask_dataset"):
@@ -645,7 +647,9 @@ def test_a_marker_that_occurs_in_no_row_is_refused_with_the_first_row() -> None:
     refused(trainer, MarkerError, rf"(?s)'### A:'.*none of the rows.*{first}.*with ids \[\d+", "### Q:", "### A:")
 
 
-@pytest.mark.parametrize(("markers", "missing"), [((USER, None), "response_part"), ((None, ASSISTANT), "instruction_part")])
+@pytest.mark.parametrize(
+    ("markers", "missing"), [((USER, None), "response_part"), ((None, ASSISTANT), "instruction_part")]
+)
 def test_one_of_two_markers_is_refused(markers: Any, missing: str) -> None:
     refused(build("out"), MarkerError, f"Only one marker was given .*{missing} is missing", *markers)
 
@@ -685,7 +689,9 @@ def test_every_row_masked_is_refused_and_says_that_truncation_did_it() -> None:
     long = [{"role": "user", "content": "red blue " * 90}, {"role": "assistant", "content": "blue"}]
     rows = [{"messages": chat} for chat in [CHATS[0], *[long] * 20]]
     trainer = build("out", Dataset.from_list(rows), Dataset.from_list(rows[1:]), max_length=100)
-    refused(trainer, NothingToTrainError, r"All 20 rows of the eval dataset.*100 tokens long.*truncation ate the answers")
+    refused(
+        trainer, NothingToTrainError, r"All 20 rows of the eval dataset.*100 tokens long.*truncation ate the answers"
+    )
 
 
 def test_every_row_masked_already_is_refused_and_says_so() -> None:
@@ -779,7 +785,9 @@ PAD = {"pad_token_id": tokenizer().pad_token_id}
     [
         pytest.param(Dropping(**PAD), r"\(Dropping\) returns no labels", id="drops"),
         pytest.param(Rebuilding(**PAD), r"\(Rebuilding\) changes labels: \d+ trained .* \d+ came out", id="rebuilds"),
-        pytest.param(RebuildingCollator(tokenizer(), mlm=False), "cannot collate rows that have labels", id="transformers"),
+        pytest.param(
+            RebuildingCollator(tokenizer(), mlm=False), "cannot collate rows that have labels", id="transformers"
+        ),
     ],
 )
 def test_a_collator_that_loses_the_mask_is_caught_before_training(collator: Any, match: str) -> None:

@@ -17,7 +17,27 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "red blue seven walk stone river café naïve 東京 quick? yes! done, under over I you the a of".split()
+WORDS = [
+    "red",
+    "blue",
+    "seven",
+    "walk",
+    "stone",
+    "river",
+    "café",
+    "naïve",
+    "東京",
+    "quick?",
+    "yes!",
+    "done,",
+    "under",
+    "over",
+    "I",
+    "you",
+    "the",
+    "a",
+    "of",
+]
 
 Messages = list[dict[str, str]]
 

@@ -1,0 +1,171 @@
+"""The shape of the package: imports go one way, the core knows no framework, one constant stands in one place."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sft_mask"
+FILES = {
+    "sft_mask." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+FRAMEWORKS = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
+ALLOWED = {
+    "sft_mask._compat": {"trl", "accelerate"},
+    "sft_mask.dataset": {"datasets"},
+    "sft_mask.functional": {"torch"},
+    "sft_mask.labelfile": {"datasets"},
+    "sft_mask.loss": {"torch"},
+    "sft_mask.offline": {"trl"},
+    "sft_mask.reading": {"datasets", "trl"},
+    "sft_mask.stream": set(),
+}
+"""Modules that may import a framework at run time; every other module does without."""
+
+ORDER = (
+    "constants",
+    "errors",
+    "report",
+    "tokens",
+    "markers",
+    "spans",
+    "policy",
+    "labels",
+    "masking",
+    "batches",
+    "labelfile",
+    "dataset",
+    "reading",
+    "splits",
+    "trainer",
+)
+"""DESIGN's way through the house: a module imports only from its left."""
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(tree):
+        if not is_for_types(child):
+            yield child
+            yield from run_time_nodes(child)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that a tree imports at run time, inside of functions too."""
+    found = set()
+    for node in run_time_nodes(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+GRAPH = {name: imported(tree) & FILES.keys() for name, tree in TREES.items()}
+
+
+def test_the_package_was_found() -> None:
+    assert len(FILES) > 15
+    assert {f"sft_mask.{name}" for name in ORDER} <= FILES.keys()
+
+
+def test_imports_go_one_way() -> None:
+    done: set[str] = set()
+    waiting = dict(GRAPH)
+    while waiting:
+        free = [name for name, needs in waiting.items() if needs <= done]
+        assert free, f"these modules import each other in a circle: {sorted(waiting)}"
+        done.update(free)
+        for name in free:
+            del waiting[name]
+
+
+def reachable(name: str) -> set[str]:
+    found: set[str] = set()
+    open_names = {name}
+    while open_names:
+        open_names = {needed for opened in open_names for needed in GRAPH[opened]} - found
+        found |= open_names
+    return found
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_needs_nothing_to_its_right(name: str) -> None:
+    right = {f"sft_mask.{later}" for later in ORDER[ORDER.index(name) + 1 :]}
+    assert not reachable(f"sft_mask.{name}") & right
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_frameworks_are_imported_where_they_belong(name: str) -> None:
+    tops = {module.partition(".")[0] for module in imported(TREES[name])}
+    assert tops & FRAMEWORKS <= ALLOWED.get(name, set())
+
+
+@pytest.mark.parametrize("first", ["import sft_mask", "from sft_mask import *", "import sft_mask; dir(sft_mask)"])
+def test_importing_the_package_imports_no_framework(first: str) -> None:
+    lazy = first if "*" not in first else "import sft_mask; sft_mask.__all__"
+    script = f"""{lazy}
+import sys
+print(sorted({{name.partition(".")[0] for name in sys.modules}} & {FRAMEWORKS | {"numpy", "pyarrow", "rich", "jinja2"}!r}))"""
+    out = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import sft_mask
+
+    for name in sft_mask.__all__:
+        assert getattr(sft_mask, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sft_mask.nothing
+
+
+def minus_hundreds(tree: ast.AST) -> list[int]:
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, ast.USub)
+        and isinstance(node.operand, ast.Constant)
+        and node.operand.value == 100
+    ]
+
+
+def test_the_ignored_label_is_written_once() -> None:
+    places = {name: minus_hundreds(tree) for name, tree in TREES.items() if minus_hundreds(tree)}
+    assert list(places) == ["sft_mask.constants"]
+    assert len(places["sft_mask.constants"]) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "sft_mask.cli"])
+def test_the_library_does_not_print(name: str) -> None:
+    calls = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert not [call.lineno for call in calls if getattr(call.func, "id", "") == "print"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_exception_is_swallowed(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = {kind.id for kind in kinds if isinstance(kind, ast.Name)}
+            assert node.type is not None, f"{name}:{node.lineno} catches everything"
+            assert not names & {"Exception", "BaseException"}, f"{name}:{node.lineno} catches too much"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_module_says_what_it_is_for(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
