@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sft_mask.markers import Markers
     from sft_mask.offline import mask_dataset
     from sft_mask.policy import Policy
+    from sft_mask.regions import Region
     from sft_mask.report import MaskReport, SplitReport
     from sft_mask.trainer import train_on_responses_only
 
@@ -24,6 +25,7 @@ _HOME = {
     "Markers": "sft_mask.markers",
     "MaskReport": "sft_mask.report",
     "Policy": "sft_mask.policy",
+    "Region": "sft_mask.regions",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
     "mask_dataset": "sft_mask.offline",
@@ -35,6 +37,7 @@ __all__ = [
     "Markers",
     "MaskReport",
     "Policy",
+    "Region",
     "SftMaskError",
     "SplitReport",
     "mask_dataset",

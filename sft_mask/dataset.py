@@ -85,7 +85,7 @@ def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:
 
 def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: str, name: str) -> labelfile.Labels:
     folder = _cache_folder(dataset)
-    path = folder / f"sft-mask-{fingerprint}.arrow" if folder is not None else None
+    path = folder / f"cache-sft-mask-{fingerprint}.arrow" if folder is not None else None
     rows = dataset._data.num_rows
     known = labelfile.stored(path, rows) if path is not None else None
     if known is not None:
@@ -97,8 +97,11 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
 
 
 def _cache_folder(dataset: Dataset) -> Path | None:
-    """Beside the dataset's own files; a folder that goes with this process where caching is off or nothing may be
-    written there; ``None`` for a dataset that lives in memory."""
+    """Where the labels are kept.
+
+    Beside the dataset's own files, where ``dataset.cleanup_cache_files()`` finds what is there; in a folder that goes
+    with this process where caching is off or nothing may be written there; ``None`` for a dataset in memory.
+    """
     import datasets
     from datasets.fingerprint import get_temporary_cache_files_directory
 

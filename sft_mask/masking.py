@@ -23,6 +23,7 @@ from sft_mask.labels import paint
 from sft_mask.markers import Markers
 from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
+from sft_mask.regions import in_regions
 from sft_mask.report import SplitReport
 from sft_mask.spans import SpanFinder, Turns
 
@@ -118,6 +119,8 @@ class Masker:
         trained_turns = self.policy.apply(decided.turns)
         existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
         labels = paint(ids, trained_turns, existing)
+        if self.policy.regions:
+            labels[in_regions(ids, trained_turns, self.finder.vocabulary, self.policy.regions)] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
         trained = _sums(labels != IGNORE_INDEX, offsets)
         report = self._report(decided, trained_turns, labels, (offsets, documents), trained, used, reasons)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from sft_mask.errors import SftMaskError
+from sft_mask.regions import Region
 from sft_mask.spans import Turns
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Policy:
             conversation only, or ``"never"``.
         cut_answers: an answer that runs into the end of its row is kept (``"keep"``: what is there was said) or left
             out (``"mask"``).
+        regions: parts of an answer that are not trained, such as ``Region("<think>", "</think>")``.
 
     Raises:
         SftMaskError: a value that is none of these.
@@ -36,12 +38,17 @@ class Policy:
     turns: WhichTurns = "all"
     stop: WhichStops = "always"
     cut_answers: CutAnswers = "keep"
+    regions: tuple[Region, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("turns", WhichTurns), ("stop", WhichStops), ("cut_answers", CutAnswers)):
             value = getattr(self, name)
             if value not in get_args(allowed):
                 raise SftMaskError(f"Policy({name}={value!r}) is unknown. Use one of {', '.join(get_args(allowed))}.")
+        if not isinstance(self.regions, tuple) or not all(isinstance(region, Region) for region in self.regions):
+            raise SftMaskError(
+                f"Policy(regions={self.regions!r}) is no tuple of Region. Give (Region(start, end), ...)."
+            )
 
     def apply(self, turns: Turns) -> Turns:
         """The turns to train, their stops taken off where the policy says so."""

@@ -1,7 +1,7 @@
 """Parts of an answer that are not trained: reasoning blocks, identifiers, anything with a shape.
 
-Regions are looked for in the bytes of each answer, so ids never change; a token is left out if every byte of it lies in a
-region. What a token holds besides a region is still the answer's.
+Regions are looked for in the bytes of each answer, so ids never change; a token is left out if every byte of it lies in
+a region. What a token holds besides a region is still the answer's.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Region:
         around = bool(self.start and self.end)
         if around == bool(self.pattern) or bool(self.start) != bool(self.end):
             raise MarkerError(
-                f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}): give both start and end, or a "
-                "pattern."
+                f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}): give both start and end, "
+                "or a pattern."
             )
         try:
             self._expression  # noqa: B018  compiled once, and refused here rather than at the first row
@@ -74,9 +74,9 @@ class Region:
 def in_regions(
     ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
 ) -> NDArray[np.bool_]:
-    """``(tokens,)`` which tokens of the turns lie in a region with every byte."""
+    """``(tokens,)`` which tokens of the turns, stops aside, lie in a region with every byte."""
     inside = np.zeros(len(ids), np.bool_)
-    for start, stop in zip(turns.start.tolist(), turns.stop.tolist(), strict=True):
+    for start, stop in zip(turns.start.tolist(), np.minimum(turns.stop, turns.stop_at).tolist(), strict=True):
         pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
         answer = b"".join(pieces)
         ends = list(accumulate(map(len, pieces)))

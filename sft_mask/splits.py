@@ -34,7 +34,7 @@ def mask_split(
         with main_process_first():
             labelled, tally = label_dataset(dataset, masker, key, name=name, keep_all_rows=keep_all_rows)
     else:
-        labelled, tally = label_stream(dataset, masker, name)
+        labelled, tally = label_stream(dataset, masker, name, keep_all_rows=keep_all_rows)
     if not tally.report.trained_tokens:
         raise _nothing(dataset, name, tally.report, masker, max_length)
     return labelled, tally

@@ -51,8 +51,11 @@ class LabelBatch:
         return {"labels": [masked.labels[low:high].tolist() for low, high in pairwise(bounds)]}
 
 
-def label_stream(dataset: IterableDataset, masker: Masker, name: str = "train") -> tuple[IterableDataset, Tally]:
-    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over.
+def label_stream(
+    dataset: IterableDataset, masker: Masker, name: str = "train", *, keep_all_rows: bool = False
+) -> tuple[IterableDataset, Tally]:
+    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over
+    (unless ``keep_all_rows``).
 
     The first batch is read at once, so that a stream that cannot be masked is refused now and not in mid-training; the
     tally knows about it when this returns, and grows with what is read later.
@@ -65,7 +68,7 @@ def label_stream(dataset: IterableDataset, masker: Masker, name: str = "train") 
     labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
     if next(iter(labelled), None) is None:
         raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
-    return labelled.filter(has_trained_token), tally
+    return labelled if keep_all_rows else labelled.filter(has_trained_token), tally
 
 
 def has_trained_token(row: Mapping[str, Any]) -> bool:

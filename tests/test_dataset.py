@@ -71,7 +71,7 @@ def test_a_dataset_on_disk_gets_one_label_file_beside_it(tmp_path: Path) -> None
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
     made = labelled(dataset)
     agrees(made)
-    assert len(list((tmp_path / "data").glob("sft-mask-*.arrow"))) == 1
+    assert len(list((tmp_path / "data").glob("cache-sft-mask-*.arrow"))) == 1
     assert not list((tmp_path / "data").glob("*.partial"))
     assert "labels" not in dataset.column_names
 
@@ -81,7 +81,7 @@ def test_the_side_file_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     for count in (4, 40):
         made = on_disk(tokenized_dataset(CHATS[:count]), tmp_path / str(count))
         labelled(made)
-        (side,) = (tmp_path / str(count)).glob("sft-mask-*.json")
+        (side,) = (tmp_path / str(count)).glob("cache-sft-mask-*.json")
         sizes.append(len(side.read_text()))
     assert abs(sizes[0] - sizes[1]) < 20
 
@@ -379,7 +379,7 @@ def test_the_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     made = labelled(load_from_disk(str(tmp_path / "data")).select(range(3, 30)).shuffle(seed=1))
     assert f"name {made._fingerprint}" in out
-    assert len(list((tmp_path / "data").glob("sft-mask-*.arrow"))) == 1
+    assert len(list((tmp_path / "data").glob("cache-sft-mask-*.arrow"))) == 1
 
 
 class Interrupted(BaseException):
@@ -426,7 +426,7 @@ def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> 
     command = [sys.executable, "-c", f"{paths}\n{textwrap.dedent(script)}", str(tmp_path / "data")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 9
     assert list((tmp_path / "data").glob("*.partial"))
-    assert not list((tmp_path / "data").glob("sft-mask-*.json"))
+    assert not list((tmp_path / "data").glob("cache-sft-mask-*.json"))
     dataset = load_from_disk(str(tmp_path / "data"))
     agrees(labelled(dataset))
     assert len(labelled(dataset)) == 40
@@ -436,7 +436,7 @@ def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> 
 def test_half_a_pair_of_files_is_written_again(lost: str, tmp_path: Path) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
     labelled(dataset)
-    (path,) = (tmp_path / "data").glob(f"sft-mask-*.{lost}")
+    (path,) = (tmp_path / "data").glob(f"cache-sft-mask-*.{lost}")
     path.unlink()
     agrees(labelled(dataset))
     assert path.exists()
@@ -450,14 +450,14 @@ def test_with_caching_off_nothing_is_written_beside_the_data(tmp_path: Path) -> 
     finally:
         datasets.enable_caching()
     agrees(made)
-    assert not list((tmp_path / "data").glob("sft-mask-*"))
+    assert not list((tmp_path / "data").glob("cache-sft-mask-*"))
 
 
 def test_a_folder_that_may_not_be_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
     monkeypatch.setattr(sft_mask.dataset.os, "access", lambda *_: False)
     agrees(labelled(dataset))
-    assert not list((tmp_path / "data").glob("sft-mask-*"))
+    assert not list((tmp_path / "data").glob("cache-sft-mask-*"))
 
 
 def test_the_labelled_dataset_can_be_pickled_for_spawned_workers(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, *launch, __file__, str(folder / "data"), str(folder)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -94,7 +96,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    files = sorted(path.name for path in (folder / "data").glob("sft-mask-*"))
+    files = sorted(path.name for path in (folder / "data").glob("cache-sft-mask-*"))
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return {"ranks": ranks, "files": files, "one": summary(*run(folder / "data", folder / "one", 8)), "folder": folder}
 

@@ -120,7 +120,9 @@ def test_importing_the_package_imports_no_framework(first: str) -> None:
     script = f"""{lazy}
 import sys
 print(sorted({{name.partition(".")[0] for name in sys.modules}} & {FRAMEWORKS | {"numpy", "pyarrow", "rich", "jinja2"}!r}))"""
-    out = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    out = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert out.stdout.strip() == "[]"
 
 

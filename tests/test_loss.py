@@ -51,7 +51,9 @@ def test_a_batch_without_labels_is_caught() -> None:
 
 
 def test_shifted_labels_are_caught_with_their_place() -> None:
-    with pytest.raises(LabelsChangedError, match=r"Row 1 of a batch trains label 3 at position 0, where the token is 4"):
+    with pytest.raises(
+        LabelsChangedError, match=r"Row 1 of a batch trains label 3 at position 0, where the token is 4"
+    ):
         check_labels(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]), state(2, 3))
 
 
@@ -100,7 +102,9 @@ def test_trl_computes_the_loss_once_a_batch_from_untouched_inputs(tmp_path: Path
     calls: list[Any] = []
 
     class Watching(SFTTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None
+        ) -> Any:
             calls.append((sorted(inputs), num_items_in_batch))
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

@@ -53,9 +53,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
     )
     return SFTTrainer(
         LlamaForCausalLM(config),
-        args=SFTConfig(
-            output_dir=str(tmp_path_factory.mktemp("out")), max_length=512, use_cpu=True, report_to=[]
-        ),
+        args=SFTConfig(output_dir=str(tmp_path_factory.mktemp("out")), max_length=512, use_cpu=True, report_to=[]),
         train_dataset=Dataset.from_list(read("house_style_train.jsonl")),
         eval_dataset=Dataset.from_list(read("house_style_test.jsonl")),
         processing_class=tokenizer,
@@ -80,7 +78,9 @@ def test_detected_markers_give_the_labels_of_given_markers(trainer: SFTTrainer) 
 def test_the_report_counts_what_the_oracle_counts(trainer: SFTTrainer) -> None:
     report = train_on_responses_only(trainer).mask_report.splits["train"]
     rows = [counted_labels(trainer.processing_class, row["messages"]) for row in read("house_style_train.jsonl")]
-    answers = sum(message["role"] == "assistant" for row in read("house_style_train.jsonl") for message in row["messages"])
+    answers = sum(
+        message["role"] == "assistant" for row in read("house_style_train.jsonl") for message in row["messages"]
+    )
     assert report.rows == report.rows_checked + report.rows_exact == 400
     assert report.tokens == sum(map(len, rows))
     assert report.trained_tokens == sum(label != IGNORE_INDEX for row in rows for label in row)

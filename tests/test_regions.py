@@ -1,0 +1,65 @@
+"""Regions of an answer are left out by their bytes, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+from local_model import smollm2_folder
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sft_mask import IGNORE_INDEX, Policy, Region, mask_dataset
+from sft_mask.errors import MarkerError, SftMaskError
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(smollm2_folder())
+
+
+def trained_text(tokenizer: PreTrainedTokenizerBase, answer: str, *regions: Region) -> str:
+    chat = [{"role": "user", "content": "<think>no</think> go"}, {"role": "assistant", "content": answer}]
+    masked = mask_dataset(Dataset.from_list([{"messages": chat}]), tokenizer, policy=Policy(regions=regions))
+    row = masked[0]
+    assert all(label in (token, IGNORE_INDEX) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    return str(tokenizer.decode([label for label in row["labels"] if label != IGNORE_INDEX]))
+
+
+def test_reasoning_between_tags_is_masked_and_the_answer_and_its_stop_are_not(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    thinking = Region("<think>", "</think>")
+    assert trained_text(tokenizer, "<think> 東京 is big </think> Yes.", thinking) == " Yes.<|im_end|>"
+
+
+def test_a_region_that_is_never_closed_runs_to_the_end_of_the_answer_and_spares_the_stop(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    assert trained_text(tokenizer, "Yes. <think> and on", Region(" <think>", "</think>")) == "Yes.<|im_end|>"
+
+
+def test_a_token_that_holds_a_byte_of_the_answer_stays_trained(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer(" hello", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 1, "the test needs a word that is one token"
+    assert trained_text(tokenizer, "Oh hello", Region(pattern=" hel")) == "Oh hello<|im_end|>"
+    assert trained_text(tokenizer, "Oh hello", Region(pattern=" hello")) == "Oh<|im_end|>"
+
+
+def test_several_regions_and_several_places_are_masked(tokenizer: PreTrainedTokenizerBase) -> None:
+    regions = (Region(" [", "]"), Region(pattern=r" call_\d+"))
+    assert trained_text(tokenizer, "A [x] B [y] C call_17 D", *regions) == "A B C D<|im_end|>"
+
+
+@pytest.mark.parametrize("given", [{}, {"start": "<think>"}, {"end": "x"}, {"start": "a", "end": "b", "pattern": "c"}])
+def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
+    with pytest.raises(MarkerError, match="give both start and end, or a pattern"):
+        Region(**given)
+
+
+def test_a_pattern_that_does_not_compile_is_refused_at_once() -> None:
+    with pytest.raises(MarkerError, match="is no regular expression: missing"):
+        Region(pattern="(")
+
+
+def test_a_policy_takes_regions_only() -> None:
+    with pytest.raises(SftMaskError, match="is no tuple of Region"):
+        Policy(regions=("<think>",))  # type: ignore[arg-type]
