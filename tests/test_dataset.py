@@ -584,6 +584,18 @@ def test_label_batch_refuses_rows_that_are_no_ids(bad: Any) -> None:
         LabelBatch(masker_and_key()[0])({"input_ids": bad})
 
 
+def test_a_labelled_stream_can_be_pickled_for_spawned_workers() -> None:
+    made, _ = label_stream(stream(), masker_and_key()[0])
+    again = pickle.loads(pickle.dumps(made))
+    assert [row["labels"] for row in again] == [row["labels"] for row in made]
+
+
+def test_cleanup_cache_files_finds_the_label_file(tmp_path: Path) -> None:
+    dataset = on_disk(tokenized_dataset(), tmp_path / "data")
+    labelled(dataset)
+    assert dataset.cleanup_cache_files() == 1
+
+
 def test_label_batch_of_no_rows_gives_no_rows() -> None:
     assert LabelBatch(masker_and_key()[0])({"input_ids": []}) == {"labels": []}
 

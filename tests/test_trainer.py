@@ -398,9 +398,17 @@ def test_predict_is_masked_and_keeps_a_row_a_prediction() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
+def test_predict_of_a_stream_is_masked() -> None:
+    rows = Dataset.from_list([{"input_ids": tokenized(messages)} for messages in CHATS[:4]])
+    out = masked().predict(rows.to_iterable_dataset())
+    labels = [row[row != -100].tolist() for row in out.label_ids]
+    assert labels == [[label for label in expected(messages) if label != -100] for messages in CHATS[:4]]
+
+
+@pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
 def test_predict_of_raw_data_says_what_to_do() -> None:
     trainer = masked()
-    with pytest.raises(DataError, match="no input_ids column in the test dataset .* mask_dataset"):
+    with pytest.raises(DataError, match=r"no input_ids column in the test dataset .* mask_dataset"):
         trainer.predict(messages_dataset(3))
     out = trainer.predict(mask_dataset(messages_dataset(3), tokenizer()))
     assert len(out.predictions) == 3
@@ -846,7 +854,7 @@ def test_an_eval_collator_that_rebuilds_labels_is_caught_at_the_loss() -> None:
 def test_a_dataset_swapped_after_the_call_is_caught() -> None:
     trainer = masked()
     trainer.train_dataset = Dataset.from_list([{"input_ids": tokenized(chat)} for chat in CHATS])
-    with pytest.raises(LabelsChangedError, match="have no labels .* replaced after"):
+    with pytest.raises(LabelsChangedError, match=r"have no labels .* replaced after"):
         trainer.train()
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"labels": row["input_ids"]})
     with pytest.raises(LabelsChangedError, match="call train_on_responses_only again"):
