@@ -82,15 +82,35 @@ def mask_rows(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, n
         SftMaskError: whatever the masker raises, of the same class.
         DataError: labels that do not fit their ids.
     """
+    outcome = _attempt(masker, table, decode, numbers)
+    if isinstance(outcome, Exception):
+        error, number = _narrowed(outcome, masker, table, decode, numbers)
+        raise _named(error, name, number) from error
+    return outcome
+
+
+def _attempt(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints) -> MaskedBatch | Exception:
     try:
         return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0)
     except (SftMaskError, ValueError) as error:
-        for at, number in enumerate(numbers.tolist()):  # once more, row by row: the one that fails is the one to name
-            try:
-                _masked(masker, table.slice(at, 1), decode, number)
-            except (SftMaskError, ValueError) as of_row:
-                raise _named(of_row, name, number) from of_row
-        raise _named(error, name) from error
+        return error
+
+
+def _narrowed(
+    error: Exception, masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints
+) -> tuple[Exception, int | None]:
+    """The error of one row alone, and its number: the half that fails is halved until one row is left."""
+    while len(numbers) > 1:
+        half = len(numbers) // 2
+        for part in (slice(0, half), slice(half, len(numbers))):
+            piece = table.slice(part.start, part.stop - part.start)
+            outcome = _attempt(masker, piece, decode, numbers[part])
+            if isinstance(outcome, Exception):
+                error, table, numbers = outcome, piece, numbers[part]
+                break
+        else:
+            return error, None
+    return error, int(numbers[0]) if len(numbers) else None
 
 
 def _masked(masker: Masker, table: pa.Table, decode: Decoder, first_row: int) -> MaskedBatch:

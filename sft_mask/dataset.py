@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-_ROWS_AT_ONCE = 1000
+_ROWS_AT_ONCE = 4000
 _TOKENS_AT_ONCE = 1 << 20
 """A batch ends at whichever comes first, so that memory depends on neither the dataset nor the length of its rows."""
 

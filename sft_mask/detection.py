@@ -33,6 +33,12 @@ def _one_token(template: ChatTemplate, close: str) -> str:
     return close[: stop + len(close[stop:]) - len(close[stop:].lstrip())]
 
 
+def _first_opener(template: ChatTemplate, gaps: Gaps) -> str:
+    """The control token that opens a conversation's first turn; in later ones, what stands before it closes a turn."""
+    found = template.first_special(gaps.opening.removeprefix(str(template.variables.get("bos_token") or "")))
+    return found[1] if found is not None else "\0"
+
+
 def _response_core(template: ChatTemplate, gaps: Gaps) -> str:
     """The part of the response header that every generation prompt and every rendered answer share."""
     silent, asked = gaps.after_user
@@ -42,10 +48,18 @@ def _response_core(template: ChatTemplate, gaps: Gaps) -> str:
     header = asked[len(close) :]
     if not header.strip():
         header = asked
+    if silent == asked:
+        header = header[max(header.rfind(_first_opener(template, gaps)), 0) :]
     cut = len(asked) - len(header)
     core = template.whole_tokens_prefix(header, *(gap[cut:] for gap in gaps.to_model))
     lead = template.lead(core.lstrip())
-    return core.lstrip() if lead is not None else core
+    if lead is None:
+        return core
+    core = core.lstrip()
+    for prompt in gaps.prompts:  # with thinking on and off
+        if core not in prompt and lead in prompt:
+            core = template.whole_tokens_prefix(core, prompt[prompt.rindex(lead) :])
+    return core
 
 
 def _instruction_header(template: ChatTemplate, gaps: Gaps, core: str) -> str:

@@ -229,7 +229,9 @@ class Masker:
         kept = used & (trained > 0)
         row_of_document = np.searchsorted(offsets, documents[:-1], side="right") - 1
         turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
-        chosen = trained_turns.select(kept[row_of_document[trained_turns.document]])
+        running = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        has_label = running[trained_turns.stop] > running[trained_turns.start]
+        chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])
         stops_trained = labels[chosen.stop[chosen.has_stop] - 1] != IGNORE_INDEX
         dropped = used & (trained == 0)
         causes: dict[str, int] = {}

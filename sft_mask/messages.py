@@ -68,6 +68,12 @@ class _Text:
         index = int(np.searchsorted(self.foreign_at, start))
         return int(self.foreign_at[index]) if index < len(self.foreign_at) else len(self.text)
 
+    def next_message_after(self, start: int) -> int:
+        """The first character of the model's message after the one that is spoken from ``start`` on."""
+        own = self.own_between(start, len(self.text))
+        other = np.flatnonzero(self.message[own] != self.message[own[0]]) if len(own) else own
+        return int(own[other[0]]) if len(other) else len(self.text)
+
 
 class ExactRoad:
     """Turns of conversations under one chat template.
@@ -146,7 +152,10 @@ class ExactRoad:
         return marks
 
     def _header_turns(self, text: _Text, index: int, again: Any) -> list[TextTurn]:
-        """The turn that a response header opens, and those that go on in it after somebody else's words."""
+        """The turn that a response header opens, and those that go on in it.
+
+        Those come after somebody else's words, or are the next message's, for which the template wrote no header.
+        """
         header = text.headers[index]
         if header.kind is not Kind.RESPONSE:
             return []
@@ -155,14 +164,14 @@ class ExactRoad:
         turns: list[TextTurn] = []
         begins, start = header.start, self._after_empty_block(text, header.stop, bound)
         while True:
-            foreign = min(text.foreign_after(start), bound)
-            turn = self._turn(text, (begins, start), foreign, closer if foreign == bound else None, again)
+            ends = min(text.foreign_after(start), text.next_message_after(start), bound)
+            turn = self._turn(text, (begins, start), ends, closer if ends == bound else None, again)
             turns.extend([turn] if turn is not None else [])
-            own = text.own_between(foreign, bound)
+            own = text.own_between(ends, bound)
             if not len(own):
                 return turns
             resumed = self._resume(text, int(own[0]), again)
-            begins = start = resumed if resumed > foreign else int(own[0])
+            begins = start = resumed if resumed > ends else int(own[0])
 
     @staticmethod
     def _after_empty_block(text: _Text, start: int, bound: int) -> int:
@@ -222,11 +231,14 @@ class ExactRoad:
         found = []
         for index in range(len(roles)):
             own = np.flatnonzero((text.message == index) & text.is_model)
-            if not len(own) or np.any(inside[own]):
+            first = _first_unheard(text.text, own, inside)
+            if first is None:
                 continue
-            start = self._resume(text, int(own[0]), again)
-            closer = next((mark for mark in text.headers if mark.start >= int(own[-1]) + 1), None)
-            bound = min(text.foreign_after(int(own[-1])), closer.start if closer is not None else len(text.text))
+            heard = np.any(inside[own])
+            start = first if heard else self._resume(text, first, again)
+            last = int(own[-1]) + 1
+            closer = next((mark for mark in text.headers if mark.start >= last), None)
+            bound = min(text.foreign_after(last - 1), closer.start if closer is not None else len(text.text))
             ends = closer if closer is not None and bound == closer.start else None
             made = self._turn(text, (start, start), bound, ends, again)
             found.extend([made] if made is not None else [])
@@ -262,6 +274,16 @@ class ExactRoad:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))
+
+
+def _first_unheard(text: str, own: Ints, inside: Bools) -> int | None:
+    """The first of a message's characters that stand in no turn; a name that a result repeats from its call is none."""
+    heard = "".join(text[at] for at in own[inside[own]].tolist())
+    outside = own[~inside[own]]
+    for run in np.split(outside, np.flatnonzero(np.diff(outside) > 1) + 1):
+        if len(run) and text[run[0] : run[-1] + 1] not in heard:
+            return int(run[0])
+    return None
 
 
 def _merge(turns: Sequence[TextTurn], text: _Text) -> list[TextTurn]:

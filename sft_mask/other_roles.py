@@ -127,6 +127,8 @@ def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     if str(markers.response[0]) not in resume and specials:
         last = max(specials, key=resume.rindex)
         back.append(resume[resume.rindex(last) :].rstrip(" "))
+    elif str(markers.response[0]) not in resume:
+        back.append(resume.strip().lstrip("\"'})"))  # the end of a result, after the quotes and braces of its JSON
     return ToolMarkers(tuple(others), tuple(stops), tuple(stop_headers), tuple(back))
 
 

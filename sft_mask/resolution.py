@@ -87,6 +87,40 @@ def combine(given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]], detect
     return replace(detected, instruction=_merged(detected.instruction, ()), detected=False)
 
 
+def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None) -> None:
+    """Refuses a response marker that is, under the chat template, somebody else's header or a stop."""
+    if detected is None:
+        return
+    for text in models:
+        for name, known in (("the user's header", detected.instruction), ("a stop", detected.stops)):
+            if not _agrees(text, detected.response) and _agrees(text, known):
+                raise MarkerError(
+                    f"The response marker {text!r} is {name} under the chat template, so the user's words would be "
+                    f"trained. The model's turns begin with {detected.response[0]!r}, the user's with "
+                    f"{detected.instruction[0]!r}: give these, or leave both out."
+                )
+
+
+def _refuse_absent_instruction(
+    given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]],
+    rows: Sequence[Row],
+    vocabulary: Vocabulary,
+    tokenizer: Any,
+) -> None:
+    """Refuses an instruction marker that opens nothing: an answer would run on into the user's words."""
+    if not rows:
+        return
+    users, models = given
+    finder = SpanFinder(compile_patterns(Markers(response=users, instruction=models), vocabulary, tokenizer))
+    if not any(len(_turns_of(finder, row)) for row in rows):
+        shown = vocabulary.text(rows[0][:120].tolist())[:_SHOWN]
+        raise MarkerError(
+            f"The instruction marker {', '.join(map(repr, users))} opens a turn in none of the rows looked at, so an "
+            f"answer would run on into the user's words. The first row begins\n    {shown!r}\nwith ids "
+            f"{rows[0][:24].tolist()}. Give the text that stands before the user's words there as instruction_part."
+        )
+
+
 def _merged(first: Sequence[MarkerText], second: Sequence[MarkerText]) -> tuple[MarkerText, ...]:
     return tuple(dict.fromkeys((*first, *second)))
 
@@ -124,6 +158,8 @@ def resolve(
         detected = markers
     else:
         detected = _detected_or_none(template, vocabulary, tokenizer)
+        _refuse_contradiction(given[1], detected)
+        _refuse_absent_instruction(given, rows, vocabulary, tokenizer)
         markers = combine(given, detected)
         markers = _with_fallback(markers, given, rows, vocabulary, tokenizer)
     from_template = detected is not None and markers.response == detected.response

@@ -59,7 +59,7 @@ def _tracing_call(plain: Callable[..., Any]) -> Callable[..., Any]:
     """Calls from a template; a method of a plain string that is given traced text works on a traced string."""
 
     def call(context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
-        receiver = getattr(called, "__self__", None)
+        receiver = getattr(getattr(called, "__wrapped__", called), "__self__", None)  # the sandbox wraps ``format``
         if type(receiver) is str and called.__name__ in ("join", "replace"):
             called = getattr(_lifted(receiver), called.__name__)
         result = plain(context, called, *args, **kwargs)

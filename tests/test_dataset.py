@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_d
 from tiny import ASSISTANT, chats, expected, messages_dataset, tokenized, tokenizer
 
 import sft_mask.dataset
-from sft_mask import Policy, mask_dataset
+from sft_mask import Policy, labelfile, mask_dataset
 from sft_mask.batches import Tally
 from sft_mask.dataset import fingerprint_of, label_dataset
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
@@ -442,6 +442,13 @@ def test_half_a_pair_of_files_is_written_again(lost: str, tmp_path: Path) -> Non
     assert path.exists()
 
 
+def test_labels_of_another_number_of_rows_are_not_taken(tmp_path: Path) -> None:
+    labelled(on_disk(tokenized_dataset(), tmp_path / "data"))
+    (path,) = (tmp_path / "data").glob("cache-sft-mask-*.arrow")
+    assert labelfile.stored(path, 40) is not None
+    assert labelfile.stored(path, 39) is None
+
+
 def test_with_caching_off_nothing_is_written_beside_the_data(tmp_path: Path) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
     datasets.disable_caching()
@@ -548,6 +555,16 @@ def test_a_bad_row_of_a_stream_is_named_by_its_number() -> None:
     made, _ = label_stream(Dataset.from_list(rows).to_iterable_dataset(), masker_and_key()[0])
     with pytest.raises(DataError, match="In the train dataset: row 90: "):
         list(made)
+
+
+def test_an_undecidable_row_of_a_batch_is_named_and_not_its_neighbour() -> None:
+    def quoting(word: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{word} {ASSISTANT} b"}, {"role": "assistant", "content": word}]
+
+    ids = [tokenized(CHATS[0]), tokenized(quoting("red")), tokenized(quoting("stone"))]
+    batch = {"input_ids": ids, "messages": [CHATS[0], quoting("red"), quoting("blue")]}
+    with pytest.raises(AmbiguousRowError, match="In the batch: Row 2 "):
+        LabelBatch(masker_and_key()[0])(batch)
 
 
 def test_messages_of_any_shape_pass_through_a_stream() -> None:

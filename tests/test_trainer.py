@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_mask import MaskReport, Policy, mask_dataset, train_on_responses_only
+from sft_mask.checks import check_collator
 from sft_mask.errors import DataError, LabelsChangedError, MarkerError, NothingToTrainError, UnsupportedError
 
 CHATS = chats(24)
@@ -320,10 +322,13 @@ def test_a_stream_trains_as_the_dataset_does() -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_stream_through_dataloader_workers() -> None:
-    trainer = masked(stream(), dataloader_num_workers=1, max_steps=3)
+def test_a_stream_through_dataloader_workers_may_train_words_that_this_process_never_read() -> None:
+    late = [[{"role": "user", "content": "red"}, {"role": "assistant", "content": "ÄÖ§ßµ XYZ 98"}]] * 12
+    rows = [{"messages": messages} for messages in [*chats(68), *late]]
+    trainer = masked(Dataset.from_list(rows).to_iterable_dataset(), dataloader_num_workers=1, max_steps=20)
     trainer.train()
-    assert trainer.state.global_step == 3
+    assert trainer.state.global_step == 20
+    assert trainer.mask_report.splits["train"].rows == 64
 
 
 def test_a_stream_in_which_the_marker_never_occurs_is_refused_at_once() -> None:
@@ -649,10 +654,11 @@ def test_an_empty_marker_is_refused(markers: Any) -> None:
     refused(build("out"), MarkerError, "empty", *markers)
 
 
-def test_a_marker_that_occurs_in_no_row_is_refused_with_the_first_row() -> None:
+@pytest.mark.parametrize(("user", "assistant"), [(USER, "### A:"), ("### Q:", ASSISTANT), ("### Q:", "### A:")])
+def test_a_marker_that_occurs_in_no_row_is_refused_with_the_first_row(user: str, assistant: str) -> None:
     first = rendered(CHATS[0])[:20].replace("|", r"\|").splitlines()[0]
-    trainer = build("out")
-    refused(trainer, MarkerError, rf"(?s)'### A:'.*none of the rows.*{first}.*with ids \[\d+", "### Q:", "### A:")
+    match = rf"(?s)'### [AQ]:'.*none of the rows.*{first}.*with ids \[\d+"
+    refused(build("out"), MarkerError, match, user, assistant)
 
 
 @pytest.mark.parametrize(
@@ -808,6 +814,15 @@ def test_a_collator_that_only_shortens_rows_is_let_through() -> None:
     trainer = masked(collator=collator)
     assert trainer.data_collator is collator
     trainer.train()
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 3]])
+def test_a_padding_free_collator_may_mask_the_first_token_of_a_document(lengths: Any) -> None:
+    row = {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, -100, 9]}
+    dataset = Dataset.from_list([{**row, **({"seq_lengths": lengths} if lengths else {})}] * 3)
+    args = SimpleNamespace(remove_unused_columns=False)
+    collator = DataCollatorForLanguageModeling(**PAD, padding_free=True)
+    check_collator(SimpleNamespace(args=args, data_collator=collator), dataset)
 
 
 def test_the_collator_and_its_options_stay() -> None:

@@ -65,8 +65,9 @@ def _piece_bytes(piece: str, byte_level: bool) -> bytes:
     return piece.replace("▁", " ").encode()
 
 
+@lru_cache(maxsize=1)
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
-    """Bytes of each token of a fast tokenizer, read from its own serialized form."""
+    """Bytes of each token of a fast tokenizer, read from its own serialized form; kept for the last one."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     byte_level = _is_byte_level(backend)
     added = {

@@ -17,6 +17,14 @@ from conformance.templates import PLAIN_TEXT, SHIPPED, Format, format_of, shippe
 
 IGNORED = -100  # the framework's, written out here: the suite takes nothing from the library
 ROW_NUMBER = "row_number"
+NOT_JUDGED = {
+    "unsloth-Apriel-1.5": "closes an answer twice, with <|end|> and the end of text: its model alone knows the stop",
+}
+NOT_IN_THE_IDS = {
+    ("deepseekv3", "call after call"): "the template does not close the tool's answer in front of a second call",
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "call after call"): "the same template as deepseekv3",
+}
+"""Rows of which only their messages can tell whose words they are, besides those that quote a marker."""
 RENDER_ERRORS = (TemplateError, ValueError, TypeError)
 
 
@@ -57,6 +65,7 @@ class Row:
 
     conversation: Conversation
     judgement: Judgement
+    needs_messages: bool  # a marker is quoted, or an answer has no header: the ids alone do not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ def pairs(
     own = tokenizer.chat_template
     seen: set[str] = set()
     for template_name, template, form in _candidates(tokenizer, vocabulary, collected or {}):
-        if template.strip() in seen or not is_wanted(template_name):
+        if template.strip() in seen or template_name in NOT_JUDGED or not is_wanted(template_name):
             continue
         seen.add(template.strip())
         tokenizer.chat_template = template
@@ -139,9 +148,12 @@ def _pair(name: str, template_name: str, tokenizer: Any, vocabulary: Vocabulary,
         if shape is None:
             continue
         try:
-            rows.append(Row(shape, judge(tokenizer, vocabulary, form, _case(shape))))
+            judgement = judge(tokenizer, vocabulary, form, _case(shape))
         except UndecidedError as reason:
             undecided.append(f"{conversation.name}: {reason}")
+            continue
+        is_listed = (template_name, conversation.name) in NOT_IN_THE_IDS
+        rows.append(Row(shape, judgement, is_listed or judgement.is_quoting or bool(judgement.headerless)))
     return Pair(name, template_name, tokenizer, form, rows, undecided)
 
 
@@ -253,7 +265,7 @@ def _masked(pair: Pair, rows: list[Row], subject: Subject, mode: Mode, score: Sc
 
 
 def _is_unknowable(row: Row, mode: Mode) -> bool:
-    return not mode.has_messages and (row.judgement.is_quoting or bool(row.judgement.headerless))
+    return not mode.has_messages and row.needs_messages
 
 
 def _score_refusal(row: Row, reason: Exception, mode: Mode, score: Score) -> None:

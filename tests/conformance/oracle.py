@@ -372,23 +372,22 @@ class _Reader:
         """Take back what the prompt of ``message`` holds past its header, and check the table against it."""
         end = max((end for end in self.header_ends if end <= len(prompt)), default=0)
         stop = max((stop for _, stop in self.stops if stop <= len(prompt)), default=0)
-        has_header = end > stop or end == stop > 0
-        if not has_header:
-            if prompt[stop:].strip():
-                raise UndecidedError(
-                    f"message {message}: its generation prompt ends {prompt[-60:]!r}: no header of the table"
-                )
-            end = stop  # an answer without a header of its own
-        for position in range(end, len(prompt)):
-            self.kinds[position] = min(self.kinds[position], self._prefilled(message, position))
+        words = max((run.start + len(run.text) for run in self._words(range(message), len(prompt))), default=0)
+        if max(stop, words) > end and prompt[max(stop, words) :].strip():
+            raise UndecidedError(
+                f"message {message}: its generation prompt ends {prompt[-60:]!r}: no header of the table"
+            )
+        for position in range(max(end, stop, words), len(prompt)):
+            self.kinds[position] = min(self.kinds[position], Verdict.MUST_NOT)
+        self.spare_words(message, prompt)
 
-    def _prefilled(self, message: int, position: int) -> Verdict:
-        """A prefilled tag is not trained; one that is also the first word of the answer may be."""
-        is_words = any(
-            run.owner is not None and run.owner.message == message and run.start <= position < run.start + len(run.text)
-            for run in self.runs
-        )
-        return Verdict.EITHER if is_words else Verdict.MUST_NOT
+    def spare_words(self, message: int, prompt: str) -> None:
+        """A prefilled tag that is also how the answer's own words begin may be trained or not."""
+        for run in self._words(range(message, message + 1), len(prompt)):
+            self._fill(run.start, min(run.start + len(run.text), len(prompt)), Verdict.EITHER)
+
+    def _words(self, messages: range, stop: int) -> list[Run]:
+        return [run for run in self.runs if run.owner and run.owner.message in messages and run.start < stop]
 
     def _fill(self, start: int, stop: int, kind: Verdict) -> None:
         self.kinds[start:stop] = [kind] * (stop - start)
@@ -397,18 +396,27 @@ class _Reader:
 def _mark_prefills(tokenizer: Any, case: Case, text: str, reader: _Reader) -> None:
     """What a turn's generation prompt holds past the header is prefilled, so the model never writes it.
 
-    Only where that prompt really is how the text begins: many templates render history unlike a prompt.
+    Only where that prompt really is how the text begins: many templates render history unlike a prompt. A template
+    that opens a turn behind the last answer is caught by the prompt of the answer that did not follow.
     """
-    for index, message in enumerate(case.messages):
-        if message["role"] != "assistant" or index == 0:
+    for index in range(1, len(case.messages) + 1):
+        if index < len(case.messages) and case.messages[index]["role"] != "assistant":
             continue
-        before = Case(case.messages[:index], case.tools, case.template_kwargs)
-        try:
-            prompt = render(tokenizer, before, generation_prompt=True)
-        except (TemplateError, ValueError, TypeError):
-            continue
-        if text.startswith(prompt):
+        prompt = _prompt(tokenizer, case, index)
+        if prompt is not None and text.startswith(prompt):
             reader.mark_prefill(index, prompt)
+        for is_thinking in (True, False):  # a prompt of another mode, which the answer's own words may begin with
+            prompt = _prompt(tokenizer, case, index, enable_thinking=is_thinking)
+            if prompt is not None and text.startswith(prompt):
+                reader.spare_words(index, prompt)
+
+
+def _prompt(tokenizer: Any, case: Case, index: int, **more: Any) -> str | None:
+    before = Case(case.messages[:index], case.tools, case.template_kwargs | more)
+    try:
+        return render(tokenizer, before, generation_prompt=True)
+    except (TemplateError, ValueError, TypeError):
+        return None
 
 
 def _is_quoting(form: Format, runs: Sequence[Run]) -> bool:

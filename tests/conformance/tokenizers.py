@@ -10,7 +10,6 @@ import base64
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -65,15 +64,18 @@ def fetch_all(folder: Path | None = None) -> tuple[dict[str, Path], dict[str, st
 
 def fetch(source: Source, folder: Path) -> Path:
     """The folder of one family, made when it is not there. A broken download leaves nothing behind."""
-    target = folder / source.name
-    if (target / "tokenizer.json").exists():
-        return target
-    downloads = folder / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder))
-    source.build(downloads, unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    return _made(folder / source.name, source.build)
+
+
+def _made(target: Path, build: Build) -> Path:
+    if not target.exists():
+        downloads = target.parent / "downloads"
+        downloads.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            unfinished = Path(temporary) / target.name
+            unfinished.mkdir()
+            build(downloads, unfinished)
+            unfinished.rename(target)
     return target
 
 
@@ -88,14 +90,12 @@ def load(folder: Path) -> Any:
 
 def collected_templates(folder: Path | None = None) -> dict[str, str]:
     """The chat templates that llama.cpp collects for its own tests, by file name: they come with its vocabularies."""
-    target = (folder or cache_folder()) / "templates"
-    if not target.exists():
-        downloads = target.parent / "downloads"
-        downloads.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=target.parent))
-        _extract(_pip_download(LLAMA_CPP, downloads), "/vendor/llama.cpp/models/templates/", ".jinja", unfinished)
-        unfinished.rename(target)
+    target = _made((folder or cache_folder()) / "templates", _templates)
     return {path.stem: path.read_text() for path in sorted(target.glob("*.jinja"))}
+
+
+def _templates(downloads: Path, target: Path) -> None:
+    _extract(_pip_download(LLAMA_CPP, downloads), "/vendor/llama.cpp/models/templates/", ".jinja", target)
 
 
 # --- clients ----------------------------------------------------------------------------------------------------
@@ -265,4 +265,4 @@ SOURCES: Final = (
     Source("command_r", f"pip {LLAMA_CPP}", _gguf_by_hand("command-r", byte_level=True)),
     Source("gemma4", f"pip {LLAMA_CPP}", _gguf_by_hand("gemma-4", byte_level=False)),
 )  # fmt: skip
-"""Seventeen tokenizers of as many families: byte-level BPE, SentencePiece with and without a glued space, tiktoken."""
+"""Sixteen tokenizers of as many families: byte-level BPE, SentencePiece with and without a glued space, tiktoken."""

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
+
+from sft_mask.detection import candidate_markers, detect_markers
+from sft_mask.errors import DetectionError
+from sft_mask.markers import Markers
+from sft_mask.probing import probes
+from sft_mask.proof import prove
+
+EXPECTED = {
+    "chatml": ("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",)),
+    "cohere": (
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", ("<|END_OF_TURN_TOKEN|>",)
+    ),
+    "deepseekv3": ("<｜User｜>", "<｜Assistant｜>", ("<｜end▁of▁sentence｜>",)),
+    "gemma": ("<start_of_turn>user\n", "<start_of_turn>model\n", ("<end_of_turn>",)),
+    "glm4moe": ("<|user|>\n", "<|assistant|>", ("<|user|>", "<|observation|>")),
+    "gptoss": ("<|start|>user<|message|>", "<|start|>assistant", ("<|end|>", "<|return|>", "<|call|>")),
+    "llama3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ("<|eot_id|>",),
+    ),
+    "phi3": ("<|user|>\n", "<|assistant|>\n", ("<|end|>",)),
+    "qwen3": ("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",)),
+}  # fmt: skip
+
+PLAIN = {
+    "{% for m in messages %}{{ ('### Assistant: ' if m.role == 'assistant' else '### Human: ') + m.content + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}### Assistant: {% endif %}": ("### Human: ", "### Assistant: ", ()),
+    "{% for m in messages %}{{ ('USER: ' + m.content + ' ') if m.role != 'assistant' else ('ASSISTANT: ' + m.content + "
+    "'</s>') }}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}": ("USER: ", "ASSISTANT: ", ("</s>",)),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
+def test_markers_are_read_from_the_template(name: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
+    markers = detect_markers(chat(name)[0])
+    assert (markers.instruction[0], markers.response[0], markers.stops) == expected
+    assert markers.detected
+
+
+@pytest.mark.parametrize("name", trl_templates())
+def test_the_markers_of_every_template_are_proven(name: str) -> None:
+    assert detect_markers(chat(name)[0]).response
+
+
+def test_most_templates_are_proven_with_tools_too() -> None:
+    incomplete = [name for name in trl_templates() if not detect_markers(chat(name)[0]).complete]
+    assert incomplete == []
+
+
+@pytest.mark.parametrize(("source", "expected"), PLAIN.items())
+def test_markers_without_control_tokens_are_read(source: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
+    markers = detect_markers(tokenizer_for(CHATML), source)
+    assert (markers.instruction[0], markers.response[0].strip(), markers.stops) == (
+        expected[0], expected[1].strip(), expected[2]
+    )  # fmt: skip
+
+
+def test_an_unusual_template_is_read_by_nothing_but_its_own_words() -> None:
+    source = (
+        "{% for m in messages %}{{ '<|zig|>' + ('a' if m.role == 'assistant' else 'q') + '~' + m.content + '<|zag|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|zig|>a~{% endif %}"
+    )
+    markers = detect_markers(tokenizer_for(source))
+    assert (markers.instruction, markers.response, markers.stops) == (("<|zig|>q~",), ("<|zig|>a~",), ("<|zag|>",))
+
+
+def test_what_a_generation_prompt_prefills_is_part_of_the_header() -> None:
+    assert detect_markers(chat("qwen3")[0]).response == (
+        "<|im_start|>assistant\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    )
+
+
+def test_no_template_is_refused_by_name() -> None:
+    tokenizer = tokenizer_for(CHATML)
+    tokenizer.chat_template = None
+    with pytest.raises(DetectionError, match="has no chat template"):
+        detect_markers(tokenizer)
+
+
+REFUSED = {
+    "{{ raise_exception('only on Sundays') }}": "only on Sundays",
+    "{% for %}": "TemplateSyntaxError",
+    "{{ messages[0].content }}": "drops the words of message 1",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}": "nothing between",
+    "{% for m in messages %}{{ '<|im_start|>' + ('q' if m.role == 'user' else 'a') + m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>a{% endif %}": "a system message: of other people's words",
+}
+
+
+@pytest.mark.parametrize(("source", "reason"), REFUSED.items())
+def test_a_template_that_shows_nothing_is_refused_with_the_reason(source: str, reason: str) -> None:
+    with pytest.raises(DetectionError, match=reason):
+        detect_markers(tokenizer_for(CHATML), source)
+
+
+def test_markers_that_lose_words_are_not_proven() -> None:
+    tokenizer, vocabulary, template = prepared(CHATML)
+    wrong = replace(candidate_markers(template), response=("<|im_start|>assistant\nIt",))
+    with pytest.raises(DetectionError, match=r"of the model's words .* would not be trained"):
+        prove(wrong, template, vocabulary, tokenizer)
+
+
+def test_markers_that_train_a_users_words_are_not_proven() -> None:
+    tokenizer, vocabulary, template = prepared(CHATML)
+    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), stops=(), complete=True)
+    with pytest.raises(DetectionError, match=r"of other people's words .* would be trained"):
+        prove(wrong, template, vocabulary, tokenizer)
+
+
+def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
+    source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
+    tokenizer, vocabulary, template = prepared(source)
+    assert not prove(candidate_markers(template), template, vocabulary, tokenizer).complete
+    assert prove(candidate_markers(chat("chatml")[2]), chat("chatml")[2], *chat("chatml")[1::-1]).complete
+
+
+def test_the_probes_cover_what_templates_do_differently() -> None:
+    names = {probe.name: probe for probe in probes()}
+    assert len(names) == 7
+    assert [name for name, probe in names.items() if probe.optional] == [
+        "a tool call", "a tool call, arguments as JSON text"
+    ]  # fmt: skip
+    assert names["answers that begin with a newline"].messages[1]["content"].startswith("\n\n")
+
+
+def test_a_template_is_read_once() -> None:
+    tokenizer = tokenizer_for(CHATML)
+    first = detect_markers(tokenizer)
+    began = time.perf_counter()
+    assert detect_markers(tokenizer) is first
+    assert time.perf_counter() - began < 0.1
+
+
+def test_another_template_of_the_same_tokenizer_is_read_anew() -> None:
+    tokenizer = tokenizer_for(CHATML)
+    first = detect_markers(tokenizer)
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|im_start|>end")
+    assert detect_markers(tokenizer) != first
