@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 from sft_mask.errors import DetectionError
 from sft_mask.markers import Markers
-from sft_mask.other_roles import system_headers, tool_markers
-from sft_mask.probing import Gaps, read_gaps, why_refused
+from sft_mask.other_roles import system_headers, tool_markers, tool_probe
+from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
 from sft_mask.proof import prove
 from sft_mask.template import EMPTY_BLOCK, ChatTemplate, common_suffix
 
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
+    from sft_mask.tracing import Rendered
 
 
 def _one_token(template: ChatTemplate, close: str) -> str:
@@ -101,6 +102,26 @@ def _prefills(core: str, gaps: Gaps) -> list[str]:
     return [text for text in dict.fromkeys(found) if text != core and text.startswith(core)]
 
 
+def _barer_headers(template: ChatTemplate, markers: Markers) -> list[str]:
+    """The response header without its last words, where an empty answer or a tool call follows another beginning."""
+    core, instruction = str(markers.response[0]), str(markers.instruction[0])
+    lead = template.lead(core)
+    said = two_turns()
+    silent = try_render(template, [said[0], {**said[1], "content": ""}, *said[2:]])
+    called = tool_probe(template)
+    gaps = [text_between(rendered, 0, to) for rendered, to in ((silent, 2), (called, 1)) if _heard(rendered, 0, to)]
+    found = []
+    for gap in gaps:
+        if lead is not None and lead in gap and core not in gap:
+            shared = template.whole_tokens_prefix(core, gap[gap.index(lead) :])
+            found.extend([shared] if shared != lead and not instruction.startswith(shared) else [])
+    return found
+
+
+def _heard(rendered: Rendered | None, *messages: int) -> TypeGuard[Rendered]:
+    return rendered is not None and {*messages} <= set(rendered.message_of().tolist())
+
+
 def _plain_markers(template: ChatTemplate, gaps: Gaps) -> Markers:
     core = _response_core(template, gaps)
     if not core.strip():
@@ -145,7 +166,7 @@ def candidate_markers(template: ChatTemplate) -> Markers:
     tools = tool_markers(template, markers)
     bos = str(template.variables.get("bos_token") or "")
     system = system_headers(template, markers)
-    response = unique((*map(str, markers.response), *tools.resume))
+    response = unique((*map(str, markers.response), *_barer_headers(template, markers), *tools.resume))
     known = {*response, *map(str, markers.instruction), *map(str, markers.stops), *tools.stops}
     spoken = {text.strip() for text in (*response, *map(str, markers.instruction))}
     lead = template.lead(str(markers.response[0]))

@@ -95,7 +95,7 @@ def _template_run(rendered: Rendered, before: int, after: int) -> str:
     return rendered.text[start:stop]
 
 
-def _tool_probe(template: ChatTemplate) -> Rendered | None:
+def tool_probe(template: ChatTemplate) -> Rendered | None:
     """A rendered conversation with a tool call; arguments as a mapping, or as JSON where the template wants that."""
     for as_text in (False, True):
         rendered = try_render(template, tool_turns(as_text=as_text))
@@ -106,7 +106,7 @@ def _tool_probe(template: ChatTemplate) -> Rendered | None:
 
 def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     """Headers and stops around a tool call and its result, from a conversation that has one."""
-    rendered = _tool_probe(template)
+    rendered = tool_probe(template)
     if rendered is None:
         return ToolMarkers()
     called = bool(np.any(rendered.message_of() == 1))

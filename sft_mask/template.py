@@ -19,6 +19,9 @@ EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|chan
 """An empty reasoning block: nothing but a pair of tags. The model never samples one it was not asked for."""
 
 
+_TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
+
+
 def common_prefix(texts: Sequence[str]) -> str:
     """The longest beginning that all texts share.
 
@@ -103,13 +106,18 @@ class ChatTemplate:
         return found[1] if found is not None and not header[: found[0]].strip() else None
 
     def whole_tokens_prefix(self, *texts: str) -> str:
-        """The longest common beginning that does not end inside a control token of any text."""
+        """The longest common beginning that does not end inside a control token or a tag of any text."""
         common = common_prefix(texts)
         for text in texts:
-            for special in self.specials:
-                at = text.find(special)
-                while at >= 0:
-                    if at < len(common) < at + len(special):
-                        common = common[:at]
-                    at = text.find(special, at + 1)
+            for start, stop in self._units(text):
+                if start < len(common) < stop:
+                    common = common[:start]
         return common
+
+    def _units(self, text: str) -> list[tuple[int, int]]:
+        """Where control tokens and tags stand, the last first."""
+        specials = "|".join(re.escape(special) for special in self.specials)
+        pattern = f"(?=({specials}))" if specials else r"(?!)"
+        found = [match.span(1) for match in re.finditer(pattern, text)]
+        found.extend(match.span() for match in _TAG.finditer(text))
+        return sorted(found, reverse=True)

@@ -78,6 +78,33 @@ def test_what_a_generation_prompt_prefills_is_part_of_the_header() -> None:
     )
 
 
+def test_every_way_of_prompting_is_a_header() -> None:
+    prompt = "assistant\n{{ '<think>' if thinking else '</think>' }}{% endif %}"
+    header = "<|im_start|>{{ message['role'] }}\n{{ '</think>' if message['role'] == 'assistant' }}"
+    source = CHATML.replace("assistant\n{% endif %}", prompt).replace("<|im_start|>{{ message['role'] }}\n", header)
+    assert detect_markers(tokenizer_for(source)).response == (
+        "<|im_start|>assistant\n", "<|im_start|>assistant\n</think>", "<|im_start|>assistant\n<think>"
+    )  # fmt: skip
+
+
+def test_a_header_that_an_empty_answer_goes_without_is_read_both_ways() -> None:
+    source = CHATML.replace("assistant\n{% endif %}", "assistant\n>>>{% endif %}")
+    more = "{{ '>>>' if message['role'] == 'assistant' and message['content'] }}"
+    source = source.replace("{{ message['role'] }}\n", "{{ message['role'] }}\n" + more)
+    assert detect_markers(tokenizer_for(source)).response == ("<|im_start|>assistant\n>>>", "<|im_start|>assistant\n")
+
+
+def test_an_open_header_that_every_rendering_ends_with_is_no_part_of_the_stop() -> None:
+    source = (
+        "{{ bos_token }}<|im_start|>system~Default.<|im_end|>{% for m in messages %}{{ '<|im_start|>' + m.role + '~' }}"
+        "{{ '<|say|>' + m.content + '<|said|>' if m.role == 'assistant' else m.content }}<|im_end|>{% endfor %}"
+        "<|im_start|>assistant~"
+    )
+    markers = detect_markers(tokenizer_for(source))
+    assert (markers.instruction, markers.response) == (("<|im_start|>user~",), ("<|im_start|>assistant~",))
+    assert markers.stops[0] == "<|said|><|im_end|>"
+
+
 def test_no_template_is_refused_by_name() -> None:
     tokenizer = tokenizer_for(CHATML)
     tokenizer.chat_template = None

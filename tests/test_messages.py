@@ -122,6 +122,22 @@ def test_back_to_back_answers_are_two_turns() -> None:
     assert trained("chatml", messages) == ["One<|im_end|>", "Two<|im_end|>"]
 
 
+def test_back_to_back_answers_without_a_header_between_them_are_two_turns() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + '<|im_end|>\n' }}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n<|im_start|>assistant\n' }}{% endif %}"
+        "{% endfor %}"
+    )
+    tokenizer, vocabulary, template = prepared(source)
+    messages = [*conversation("Hi", "One"), {"role": "assistant", "content": "Two"}, *conversation("So", "No")]
+    row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
+    turns = ExactRoad(template, detect_markers(tokenizer), vocabulary, tokenizer).turns(messages, row)
+    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)] == [
+        "One<|im_end|>", "Two<|im_end|>", "No<|im_end|>",
+    ]  # fmt: skip
+    assert turns.message.tolist() == [1, 2, 4]
+
+
 def test_a_conversation_without_an_answer_trains_nothing() -> None:
     assert trained("chatml", conversation("Hi")) == []
     assert trained("chatml", []) == []
@@ -165,6 +181,13 @@ def test_an_answer_after_a_tool_result_needs_no_header() -> None:
     call = {**CALL, "function": {"name": "look", "arguments": '{"city": "Oslo"}'}}
     messages = [CALLING[0], {**CALLING[1], "tool_calls": [call]}, *CALLING[2:]]
     assert trained("deepseekv3", messages)[-1] == "No.<｜end▁of▁sentence｜>"
+
+
+def test_words_that_the_template_puts_behind_the_results_are_trained_and_the_tools_name_is_not() -> None:
+    messages = [CALLING[0], {**CALLING[1], "content": "I look."}, *CALLING[2:]]
+    assert trained("diffusion_gemma", messages) == [
+        '<|tool_call>call:look{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>', "I look.", "No.<turn|>",
+    ]  # fmt: skip
 
 
 def test_reasoning_is_trained_where_the_template_keeps_it() -> None:

@@ -60,6 +60,18 @@ def test_a_common_beginning_never_cuts_a_control_token() -> None:
     assert template.whole_tokens_prefix("ab<|end|>x", "ab<|end|>y") == "ab<|end|>"
 
 
+def test_a_common_beginning_never_cuts_a_tag() -> None:
+    template = ChatTemplate("", specials=("<|im_start|>",))
+    assert template.whole_tokens_prefix("<|im_start|>a\n<think>", "<|im_start|>a\n</think>") == "<|im_start|>a\n"
+    assert template.whole_tokens_prefix("[INST]", "[/INST]") == ""
+
+
+def test_a_common_beginning_of_overlapping_control_tokens_cuts_none() -> None:
+    template = ChatTemplate("", specials=("<|a|>", "|><|"))
+    assert template.whole_tokens_prefix("x<|a|><|", "x<|a|><|b") == "x<|a|><|"
+    assert template.whole_tokens_prefix("x<|a|><|", "x<|a|>y") == "x"
+
+
 @pytest.mark.parametrize(
     ("texts", "shared"),
     [([], ""), (["ab"], "ab"), (["ab", ""], ""), (["abc", "abd", "ab"], "ab"), (["x", "y"], "")],

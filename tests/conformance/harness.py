@@ -144,45 +144,29 @@ def _pair(name: str, template_name: str, tokenizer: Any, vocabulary: Vocabulary,
     rows: list[Row] = []
     undecided: list[str] = []
     for conversation in conversations(form):
-        shape = _rendered_shape(tokenizer, conversation, form)
-        if shape is None:
-            continue
-        try:
-            judgement = judge(tokenizer, vocabulary, form, _case(shape))
-        except UndecidedError as reason:
-            undecided.append(f"{conversation.name}: {reason}")
-            continue
-        is_listed = (template_name, conversation.name) in NOT_IN_THE_IDS
-        rows.append(Row(shape, judgement, is_listed or judgement.is_quoting or bool(judgement.headerless)))
+        for shape in shapes(conversation, form):
+            try:
+                judgement = judge(tokenizer, vocabulary, form, _case(shape))
+            except UndecidedError as reason:
+                undecided += [f"{conversation.name}: {reason}"] if _renders_results(tokenizer, shape) else []
+                continue
+            except RENDER_ERRORS:
+                continue
+            if not conversation.calls_tools or judgement.shows_tools(shape.messages):
+                is_listed = (template_name, conversation.name) in NOT_IN_THE_IDS
+                rows.append(Row(shape, judgement, is_listed or judgement.is_quoting or bool(judgement.headerless)))
+                break
     return Pair(name, template_name, tokenizer, form, rows, undecided)
+
+
+def _renders_results(tokenizer: Any, conversation: Conversation) -> bool:
+    """False where the template leaves tools out, so that it does not matter what it makes of their conversation."""
+    results = [message["content"] for message in conversation.messages if message["role"] == "tool"]
+    return not results or all(result in render(tokenizer, _case(conversation)) for result in results)
 
 
 def _case(conversation: Conversation) -> Case:
     return Case(conversation.messages, conversation.tools, conversation.template_kwargs)
-
-
-def _rendered_shape(tokenizer: Any, conversation: Conversation, form: Format) -> Conversation | None:
-    """The first shape that the template renders with nothing of its tools left out."""
-    for shape in shapes(conversation, form):
-        try:
-            text = render(tokenizer, _case(shape))
-        except RENDER_ERRORS:
-            continue
-        if all(words in text for words in _tool_words(shape)):
-            return shape
-    return None
-
-
-def _tool_words(conversation: Conversation) -> Iterator[str]:
-    """Words that only stand in calls and results (the tool's name stands in its schema too)."""
-    for message in conversation.messages:
-        for call in message.get("tool_calls", ()):
-            arguments = call["function"]["arguments"]
-            yield from arguments.values() if isinstance(arguments, dict) else [arguments]
-        if message["role"] == "tool":
-            yield message["content"].split("\n")[0].strip('{}"').split('"')[0]
-        elif conversation.calls_tools and message["content"]:
-            yield message["content"]
 
 
 # --- running and scoring ----------------------------------------------------------------------------------------

@@ -89,6 +89,12 @@ class Judgement:
     runs: list[Run] = field(repr=False)
     kinds: list[Verdict] = field(repr=False)  # one for each character
 
+    def shows_tools(self, messages: Messages) -> bool:
+        """Whether every call and every result stands in the text, and no content beside them was left out."""
+        shown = {(run.owner.message, run.owner.path) for run in self.runs if run.owner is not None}
+        wanted = [site for site in sites(messages) if site.value and site.path[0] in ("content", "tool_calls")]
+        return all((site.message, site.path) in shown for site in wanted if not site.is_optional)
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
