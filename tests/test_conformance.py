@@ -72,9 +72,9 @@ def test_twelve_families_are_at_hand(at_hand: tuple[dict[str, Path], dict[str, s
     assert len(found) >= 12, f"only {sorted(found)} are at hand; missing: {missing}"
 
 
-KNOWN_WRONG = {"gemma4": {"diffusion_gemma", "gemma4", "gemma4_v3", "gemma4_v4"}}
-"""Not exact in one conversation yet: two tool calls in one message on Gemma 4. The community templates that
-``scripts/check_templates.py`` collects are run there."""
+KNOWN_WRONG = {"gemma4": {"diffusion_gemma"}}
+"""Not exact yet, from ids alone: the words after two tool calls in one message. A repair turns this red until the entry is
+taken out. The community templates that ``scripts/check_templates.py`` collects are run there."""
 
 
 @families(*FAMILIES)
@@ -92,7 +92,7 @@ def test_no_token_is_lost_or_leaked(tokenizer: Any, request: pytest.FixtureReque
             wrong[pair.template_name] = score.failures
         else:
             assert score.injections_held == score.injections
-    assert set(wrong) <= known, f"wrong on {name}: {wrong}"
+    assert set(wrong) == known, f"wrong on {name}: {wrong}"
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------
