@@ -73,7 +73,7 @@ def test_twelve_families_are_at_hand(at_hand: tuple[dict[str, Path], dict[str, s
 
 
 KNOWN_WRONG = {"gemma4": {"diffusion_gemma"}}
-"""Not exact yet, from ids alone: the words after two tool calls in one message. A repair turns this red until the entry is
+"""Not exact yet, from ids alone: words after two tool calls in one message. A repair turns this red until the entry is
 taken out. The community templates that ``scripts/check_templates.py`` collects are run there."""
 
 
