@@ -155,23 +155,10 @@ def fit_to_row(
         body = row[lead:]
         size = len(body)
         if size <= len(whole) and np.array_equal(whole[:size], body):
-            return _moved(_clip(turns, 0, size), lead)
+            return _clip(turns, 0, size).moved(lead)
         if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
-            return _moved(_clip(turns, len(whole) - size, len(whole)), lead)
+            return _clip(turns, len(whole) - size, len(whole)).moved(lead)
     return _around_difference(turns, whole, row, opens_turn)
-
-
-def _moved(turns: Turns, by: int | Ints) -> Turns:
-    return Turns(
-        turns.start + by,
-        turns.stop + by,
-        turns.has_stop,
-        turns.cut,
-        turns.document,
-        np.maximum(turns.header + by, 0),
-        turns.stop_at + by,
-        turns.message,
-    )
 
 
 def _clip(turns: Turns, low: int, high: int) -> Turns:
@@ -197,4 +184,4 @@ def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callabl
             f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
             f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."
         )
-    return _moved(turns, np.where(turns.start >= high, len(row) - len(whole), 0))
+    return turns.moved(np.where(turns.start >= high, len(row) - len(whole), 0))

@@ -18,7 +18,8 @@ from sft_mask.report import SplitReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sft_mask.masking import Decoder, MaskedBatch, Masker
+    from sft_mask.conversations import Decoder
+    from sft_mask.masking import MaskedBatch, Masker
 
     Ints = NDArray[np.int64]
 

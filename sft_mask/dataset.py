@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from sft_mask import labelfile
 from sft_mask.batches import READ, Tally, list_column, mask_rows
+from sft_mask.conversations import Decoder
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.masking import Decoder, MaskedBatch, Masker
+from sft_mask.masking import MaskedBatch, Masker
 
 if TYPE_CHECKING:
     from datasets import Dataset

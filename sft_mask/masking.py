@@ -9,15 +9,15 @@ trusted to markers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.conversations import Conversation, Decoder
+from sft_mask.conversations import Decoder
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.labels import paint
 from sft_mask.markers import Markers
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
-
-__all__ = ["Conversation", "Decoder", "MaskedBatch", "Masker", "OnAmbiguous", "marker_needles"]
 
 OnAmbiguous = Literal["error", "drop", "mask"]
 _PROOFS = 3
@@ -98,32 +96,31 @@ class Masker:
         self._unlike: set[int] = set()
         self._rendered = 0  # rows that were what the chat template renders from their messages
 
-    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, used: Bools | None = None) -> MaskedBatch:
+    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0) -> MaskedBatch:
         """Labels of a batch.
 
         Args:
             table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, and the conversation.
             decode: reads one row of the conversation; see :class:`Decoder`.
             first_row: number of the batch's first row in its dataset, for messages.
-            used: ``(rows,)`` rows that count; the others are labelled but neither checked nor reported.
 
         Raises:
             DataError: a row holds nulls or things that are no ids.
             AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
         """
         ids, offsets = _token_ids(table, first_row)
-        used = np.ones(len(offsets) - 1, np.bool_) if used is None else used
         documents = _documents(table, offsets, first_row)
         turns = self.finder.find(ids, documents)
-        decided = self._decide(table, decode, (ids, offsets, documents), turns, used)
+        decided = self._decide(table, decode, (ids, offsets, documents), turns)
         trained_turns = self.policy.apply(decided.turns)
         existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
         labels = paint(ids, trained_turns, existing)
         if self.policy.regions:
             labels[in_regions(ids, trained_turns, self.finder.vocabulary, self.policy.regions)] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
-        trained = _sums(labels != IGNORE_INDEX, offsets)
-        report = self._report(decided, trained_turns, labels, (offsets, documents), trained, used, reasons)
+        trained_before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        trained = np.diff(trained_before[offsets])
+        report = self._report(decided, trained_turns, trained_before, (offsets, documents), reasons)
         return MaskedBatch(labels, offsets, trained, reasons, report)
 
     # which road
@@ -134,14 +131,13 @@ class Masker:
         decode: Decoder,
         row_data: tuple[NDArray[np.integer], Ints, Ints],
         turns: Turns,
-        used: Bools,
     ) -> _Decided:
         ids, offsets, documents = row_data
         count = len(offsets) - 1
         none = np.zeros(count, np.bool_)
         if self.road is None or not decode.has_conversation(table) or len(documents) != len(offsets):
             return _Decided(turns, none, none.copy())
-        known = used & ~decode.unknown(table)
+        known = ~decode.unknown(table)
         seen = decode.shapes(table, self.needles)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         decided = _Decided(turns, none, known & ~doubtful)
@@ -219,44 +215,42 @@ class Masker:
         self,
         decided: _Decided,
         trained_turns: Turns,
-        labels: NDArray[np.int32],
+        trained_before: Ints,
         bounds: tuple[Ints, Ints],
-        trained: Ints,
-        used: Bools,
         reasons: Mapping[int, str],
     ) -> SplitReport:
+        """Counts over a batch; ``trained_before`` is ``(tokens + 1,)`` the trained tokens before each."""
         offsets, documents = bounds
-        kept = used & (trained > 0)
+        trained = np.diff(trained_before[offsets])
+        kept = trained > 0
         row_of_document = np.searchsorted(offsets, documents[:-1], side="right") - 1
         turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
-        running = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
-        has_label = running[trained_turns.stop] > running[trained_turns.start]
+        has_label = trained_before[trained_turns.stop] > trained_before[trained_turns.start]
         chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])
-        stops_trained = labels[chosen.stop[chosen.has_stop] - 1] != IGNORE_INDEX
-        dropped = used & (trained == 0)
+        ends = chosen.stop[chosen.has_stop]
         causes: dict[str, int] = {}
-        for row in np.flatnonzero(dropped).tolist():
+        for row in np.flatnonzero(~kept).tolist():
             cause = reasons.get(row, "no answer to train")
             causes[cause] = causes.get(cause, 0) + 1
-        ambiguous = np.zeros(len(used), np.bool_)
+        ambiguous = np.zeros(len(kept), np.bool_)
         ambiguous[list(decided.ambiguous)] = True
         return SplitReport(
             rows=int(kept.sum()),
-            documents=int(np.bincount(row_of_document, minlength=len(used))[kept].sum()),
+            documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
             tokens=int(np.diff(offsets)[kept].sum()),
             trained_tokens=int(trained[kept].sum()),
             turns=len(turns),
             turns_trained=len(chosen),
             turns_with_stop=int(turns.has_stop.sum()),
-            stops_trained=int(stops_trained.sum()),
+            stops_trained=int((trained_before[ends] - trained_before[ends - 1]).sum()),
             turns_cut=int(turns.cut.sum()),
             rows_cut=len(np.unique(row_of_document[turns.document[turns.cut]])),
-            rows_dropped=int(dropped.sum()),
+            rows_dropped=int((~kept).sum()),
             dropped_reasons=causes,
             rows_exact=int((decided.exact & kept).sum()),
             rows_checked=int((decided.checked & kept).sum()),
             rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
-            rows_ambiguous=int((ambiguous & used).sum()),
+            rows_ambiguous=len(decided.ambiguous),
         )
 
 
@@ -271,13 +265,6 @@ def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
         elif isinstance(pattern.text, str) and pattern.text.strip():
             needles[pattern.text.strip()] = None
     return tuple(needle for needle in needles if needle.strip())
-
-
-def _sums(flags: Bools, offsets: Ints) -> Ints:
-    """How many flags are set in each row."""
-    running = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
-    sums: Ints = running[offsets[1:]] - running[offsets[:-1]]
-    return sums
 
 
 def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], Ints]:
@@ -318,15 +305,8 @@ def _with_replaced(turns: Turns, replaced: Mapping[int, Turns], offsets: Ints) -
     """The turns of a batch with those of some rows exchanged."""
     if not replaced:
         return turns
-    rows = np.array(sorted(replaced), np.int64)
+    rows = sorted(replaced)
     kept = turns.select(~np.isin(turns.document, rows))
-    parts: dict[str, list[NDArray[Any]]] = {name: [getattr(kept, name)] for name in Turns.__slots__}
-    for row in rows.tolist():
-        exact = replaced[row]
-        for name in Turns.__slots__:
-            column = getattr(exact, name)
-            if name in ("start", "stop", "header", "stop_at"):
-                column = column + offsets[row]
-            parts[name].append(np.full(len(exact), row, np.int64) if name == "document" else column)
-    merged = Turns(*(np.concatenate(parts[name]) for name in Turns.__slots__))
+    moved = [replace(replaced[row].moved(offsets[row]), document=np.full(len(replaced[row]), row)) for row in rows]
+    merged = Turns.joined([kept, *moved])
     return merged.select(np.argsort(merged.start, kind="stable"))

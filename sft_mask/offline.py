@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.conversations import read_tools
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError
 from sft_mask.masking import OnAmbiguous
@@ -128,10 +128,9 @@ def _rendered(
     chat_template: str | None,
     add_generation_prompt: bool = False,
 ) -> list[int]:
-    tools = example.get("tools")
     encoded = tokenizer.apply_chat_template(
         conversation,
-        tools=(json.loads(tools) if isinstance(tools, str) else tools) or None,
+        tools=read_tools(example.get("tools")),
         tokenize=True,
         return_dict=True,
         chat_template=chat_template,

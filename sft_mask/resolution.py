@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_mask.detection import proven_markers
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.markers import Kind, Markers, MarkerText, MarkerTrie, as_marker_texts, compile_patterns
+from sft_mask.markers import Kind, Markers, MarkerText, Pattern, as_marker_texts, compile_patterns
 from sft_mask.spans import SpanFinder, Turns
 from sft_mask.template import common_suffix
 
@@ -84,7 +84,7 @@ def combine(given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]], detect
         return alone
     if not any(_agrees(text, detected.instruction) for text in users):
         return replace(detected, instruction=_merged(users, detected.instruction), detected=False)
-    return replace(detected, instruction=_merged(detected.instruction, ()), detected=False)
+    return replace(detected, detected=False)
 
 
 def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None) -> None:
@@ -150,29 +150,36 @@ def resolve(
         MarkerError: one marker only, an empty one, one for both roles, or markers that occur in no row.
         DetectionError: no marker was given and the template does not show them.
     """
-    detected: Markers | None
     given = _given(instruction, response)
-    pad = getattr(tokenizer, "pad_token_id", None)
+    detected: Markers | None
     if given is None:
-        markers = proven_markers(template, vocabulary, tokenizer)
-        detected = markers
+        detected = proven_markers(template, vocabulary, tokenizer)
+        choices = [detected]
     else:
         detected = _detected_or_none(template, vocabulary, tokenizer)
         _refuse_contradiction(given[1], detected)
         _refuse_absent_instruction(given, rows, vocabulary, tokenizer)
-        markers = combine(given, detected)
-        markers = _with_fallback(markers, given, rows, vocabulary, tokenizer)
-    from_template = detected is not None and markers.response == detected.response
+        # The second choice is for rows that were not rendered by the chat template that the markers resemble.
+        choices = list(dict.fromkeys([combine(given, detected), combine(given, None)]))
+    for markers in choices:
+        from_template = detected is not None and markers.response == detected.response
+        resolved = _compiled(markers, from_template, rows, vocabulary, tokenizer)
+        if not rows or any(len(_turns_of(resolved.finder, row)) for row in rows):
+            return resolved
+    raise _never_found(resolved.markers, rows, vocabulary, max_length)
+
+
+def _compiled(
+    markers: Markers, from_template: bool, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any
+) -> Resolved:
     if not from_template:
         markers = learn_closings(markers, rows, vocabulary, tokenizer)
     finder = SpanFinder(
         compile_patterns(markers, vocabulary, tokenizer),
         complete=markers.complete,
         open_end=markers.open_end or not markers.stops,
-        pad_token_id=pad,
+        pad_token_id=getattr(tokenizer, "pad_token_id", None),
     )
-    if rows and not any(len(_turns_of(finder, row)) for row in rows):
-        raise _never_found(markers, rows, vocabulary, max_length)
     return Resolved(markers, finder, from_template)
 
 
@@ -181,22 +188,6 @@ def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tok
         return proven_markers(template, vocabulary, tokenizer)
     except DetectionError:
         return None
-
-
-def _with_fallback(
-    markers: Markers,
-    given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]],
-    rows: Sequence[Row],
-    vocabulary: Vocabulary,
-    tokenizer: Any,
-) -> Markers:
-    """The given markers alone, where the rows were not rendered by the chat template they resemble."""
-    if markers.response == given[1] or not rows:
-        return markers
-    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
-    if any(len(_turns_of(finder, row)) for row in rows):
-        return markers
-    return Markers(response=given[1], instruction=given[0])
 
 
 def _turns_of(finder: SpanFinder, row: Row) -> Turns:
@@ -222,12 +213,13 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
             elif is_closed:
                 blanks.append(blank)
     eos = getattr(tokenizer, "eos_token_id", None)
-    known = _taken(markers, vocabulary, tokenizer)
+    headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP]
+    known = {pattern.atoms[0] - 256 for pattern in headers}  # what opens a turn is no stop; bytes come out negative
     ids = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
     if eos is not None and eos not in ids and eos not in known:
         ids.append(int(eos))
     separator = common_suffix(blanks)
-    openers = _openers(markers, vocabulary, tokenizer, set(ids))
+    openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(ids))
     return replace(
         markers,
         stops=_merged(markers.stops, tuple((token,) for token in ids)),
@@ -236,22 +228,14 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     )
 
 
-def _taken(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
-    """Control tokens that begin a header: they open turns and are no stops."""
-    trie = compile_patterns(replace(markers, stops=()), vocabulary, tokenizer)
-    return set(trie.first_ids)
-
-
-def _openers(markers: Markers, vocabulary: Vocabulary, tokenizer: Any, stops: set[int]) -> tuple[MarkerText, ...]:
+def _openers(headers: Sequence[Pattern], bos: int | None, stops: set[int]) -> tuple[MarkerText, ...]:
     """Control tokens that begin a turn or a document by themselves: the shared opener of all headers, and bos."""
-    trie: MarkerTrie = compile_patterns(replace(markers, stops=()), vocabulary, tokenizer)
-    leads = {pattern.atoms[0] - 256 for pattern in trie.patterns if pattern.kind is Kind.RESPONSE}
-    others = {pattern.atoms[0] - 256 for pattern in trie.patterns if pattern.kind is Kind.OTHER}
+    leads = {pattern.atoms[0] - 256 for pattern in headers if pattern.kind is Kind.RESPONSE}
+    others = {pattern.atoms[0] - 256 for pattern in headers if pattern.kind is Kind.OTHER}
     found = {token for token in leads & others if token >= 0}
-    bos = getattr(tokenizer, "bos_token_id", None)
     if bos is not None and bos not in stops:
         found.add(int(bos))
-    alone = {pattern.atoms[0] - 256 for pattern in trie.patterns if len(pattern.atoms) == 1}
+    alone = {pattern.atoms[0] - 256 for pattern in headers if len(pattern.atoms) == 1}
     return tuple((token,) for token in sorted(found - alone))
 
 

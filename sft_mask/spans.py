@@ -10,7 +10,7 @@ one byte of the answer), ``stop`` is one past the last, the stop token included.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +69,21 @@ class Turns:
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
         return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
+
+    def moved(self, by: int | Ints) -> Turns:
+        """The turns so many tokens further on; a header that would begin before the first token begins there."""
+        return replace(
+            self,
+            start=self.start + by,
+            stop=self.stop + by,
+            header=np.maximum(self.header + by, 0),
+            stop_at=self.stop_at + by,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Turns]) -> Turns:
+        """The turns of several, one after the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
 class SpanFinder:
@@ -260,15 +275,3 @@ def _answers(headers: Found, opens: Ints, offsets: Ints, ends: Ints) -> _Answers
     some = np.flatnonzero(stop > start)
     closer = np.where(closed, opens + 1, -1)
     return _Answers(opens[some], closer[some], start[some], stop[some], document[some])
-
-
-def document_offsets(row_offsets: Ints, lengths: Sequence[NDArray[np.integer]] | None) -> Ints:
-    """Offsets of documents from offsets of rows and, for packed rows, the ``seq_lengths`` of each row.
-
-    >>> document_offsets(np.array([0, 5, 9]), [np.array([2, 3]), np.array([4])]).tolist()
-    [0, 2, 5, 9]
-    """
-    if lengths is None:
-        return row_offsets
-    flat = np.concatenate([np.asarray(row, np.int64) for row in lengths]) if len(lengths) else np.zeros(0, np.int64)
-    return np.concatenate([[row_offsets[0]], row_offsets[0] + np.cumsum(flat)]).astype(np.int64)

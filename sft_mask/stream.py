@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from sft_mask.batches import CONVERSATION, Tally, mask_rows
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.conversations import Conversation, Decoder, read_tools
 from sft_mask.errors import DataError
-from sft_mask.masking import Conversation, Decoder, Masker
+from sft_mask.masking import Masker
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -144,5 +145,4 @@ class _BatchDecoder(Decoder):
         messages = [message for name in self.columns(table) for message in self._batch[name][place]]
         there = [name for name in ("tools", "chat_template_kwargs") if name in table.column_names]
         extra = {name: self._batch[name][place] for name in there}
-        tools, variables = extra.get("tools"), extra.get("chat_template_kwargs")
-        return Conversation(messages, (json.loads(tools) if isinstance(tools, str) else tools) or None, variables)
+        return Conversation(messages, read_tools(extra.get("tools")), extra.get("chat_template_kwargs"))

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from tiny_chat import STOPS, Messages, chat, conversation, conversations, ids_of
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.conversations import Decoder
 from sft_mask.errors import AmbiguousRowError, DataError
-from sft_mask.masking import Decoder, MaskedBatch, Masker, OnAmbiguous, marker_needles
+from sft_mask.masking import MaskedBatch, Masker, OnAmbiguous, marker_needles
 from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
 from sft_mask.resolution import resolve
@@ -157,13 +158,6 @@ def test_a_row_whose_conversation_is_null_is_left_to_markers() -> None:
     batch = masker().mask(table([messages, None], [ids(messages)] * 2), Decoder())  # type: ignore[list-item]
     assert [spoken(batch, row) for row in (0, 1)] == [["Yes<|im_end|>"]] * 2
     assert batch.report.rows_unchecked == 1
-
-
-def test_rows_that_do_not_count_are_neither_checked_nor_reported() -> None:
-    rows = [conversation("Hi", "Yes"), conversation("Hi", "Never")]
-    tokens = [ids(rows[0])] * 2
-    batch = masker().mask(table(rows, tokens), Decoder(), used=np.array([True, False]))
-    assert (batch.report.rows, batch.report.rows_ambiguous) == (1, 0)
 
 
 # --- rows that no road can decide ---

@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,9 +220,8 @@ def test_lengths_that_do_not_fit_are_refused_by_name(details, words):
 
 
 def test_arrays_are_welcome():
-    numpy = pytest.importorskip("numpy")
-    ids = numpy.array(BYTES("ab")["input_ids"], dtype=numpy.int32)
-    row = build_row(BYTES, ids, ids.astype(numpy.int64), weights=numpy.array([1.0, 0.5], dtype=numpy.float32))
+    ids = np.array(BYTES("ab")["input_ids"], dtype=np.int32)
+    row = build_row(BYTES, ids, ids.astype(np.int64), weights=np.array([1.0, 0.5], dtype=np.float32))
     assert [type(value) for value in (row.input_ids[0], row.labels[0], row.weights[0])] == [int, int, float]
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from sft_mask.errors import MarkerError
 from sft_mask.markers import Markers, MarkerTrie, compile_patterns
-from sft_mask.spans import SpanFinder, Turns, document_offsets
+from sft_mask.spans import SpanFinder, Turns
 from sft_mask.tokens import AddedPiece, Vocabulary, gpt2_byte_alphabet, read_vocabulary
 
 START, STOP, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -351,12 +351,6 @@ def test_tokens_outside_the_offsets_are_not_read():
     ids = np.array(encode(byte_level(WORDS), f"{START}assistant\nA{STOP}") * 3)
     turns = finder_for(byte_level(WORDS), CHATML).find(ids, np.array([5, 10]))
     assert (spans(turns), turns.document.tolist()) == ([(8, 10)], [0])
-
-
-def test_seq_lengths_cut_packed_rows_into_documents():
-    lengths = [np.array([2, 3]), np.array([4]), np.array([], np.int64)]
-    assert document_offsets(np.array([0, 5, 9, 9]), lengths).tolist() == [0, 2, 5, 9]
-    assert document_offsets(np.array([0, 5, 9]), None).tolist() == [0, 5, 9]
 
 
 # ids
