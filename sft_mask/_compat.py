@@ -26,3 +26,12 @@ def is_main_process() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+def has_fused_lm_head() -> bool:
+    """Whether the trainer's loss is made from log-probabilities of tokens, as since trl 1.15."""
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    return Version(version("trl")) >= Version("1.15")

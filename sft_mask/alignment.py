@@ -7,7 +7,7 @@ conversation or only its beginning or end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,9 +129,9 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     has_stop = table["stop"] > table["stop_at"]
     stop_at = np.where(has_stop, stop_at, stop)
     header = np.searchsorted(last, table["header"], side="right")
-    message = np.array([span.message for span in spans], np.int64)
     nobody = np.zeros(len(spans), np.bool_)
-    turns = Turns(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at, message)
+    found = Turns.of_model(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at)
+    turns = replace(found, message=np.array([span.message for span in spans], np.int64))
     return turns.select(turns.stop > turns.start)
 
 
@@ -168,7 +168,7 @@ def _clip(turns: Turns, low: int, high: int) -> Turns:
     stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
     cut = inside.cut | (inside.stop > high)
     header = np.clip(inside.header - low, 0, None)
-    return Turns(start, stop, has_stop, cut, inside.document, header, stop_at, inside.message)
+    return replace(inside, start=start, stop=stop, has_stop=has_stop, cut=cut, header=header, stop_at=stop_at)
 
 
 def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool]) -> Turns:

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError, SftMaskError
+from sft_mask.masking import LOSS_WEIGHTS
 from sft_mask.report import SplitReport
+from sft_mask.weights import label_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
-READ = ("input_ids", "labels", "seq_lengths", *CONVERSATION, "tools", "chat_template_kwargs")
+READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
 """Columns that decide labels; no other is looked at."""
 
 
@@ -42,7 +44,7 @@ class Tally:
     def add(self, batch: MaskedBatch) -> None:
         """Counts a batch."""
         self.report += batch.report
-        kept = batch.labels[batch.labels != IGNORE_INDEX]
+        kept = label_ids(batch.labels[batch.labels != IGNORE_INDEX])
         self._grow(int(kept.max()) + 1 if len(kept) else 0)
         self.trained_ids[kept] = True
 

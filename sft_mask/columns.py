@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
-_ROLES = ("system", "user", "assistant", "tool", "developer", "model")
+_ROLES = ROLES[:-1]
 _INSIDE = "[]"
 _THINKING = ("think", "[THINK]", "channel")
 
@@ -82,6 +84,7 @@ def _spoken(content: Any) -> str:
 def _from_json(array: pa.Array) -> pa.Array:
     """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
     roles, contents, others, keys = [], [], [], []
+    flags: dict[str, list[bool | None]] = {name: [] for name in FLAGS}
     for text in array.storage.to_pylist():
         message = json.loads(text) if text is not None else {}
         fields = message if isinstance(message, dict) else {"content": message}
@@ -89,9 +92,13 @@ def _from_json(array: pa.Array) -> pa.Array:
         contents.append(_spoken(fields.get("content")))
         rest = {name: value for name, value in fields.items() if name not in ("role", "content") and value is not None}
         others.append("\0".join(_strings(rest)) if rest else None)
+        for name, values in flags.items():
+            values.append(True if name in rest else None)
         keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
     columns = [pa.array(roles, pa.string()), pa.array(contents, pa.string()), pa.array(others, pa.string())]
-    return pa.StructArray.from_arrays([*columns, pa.array(keys, pa.int64())], ["role", "content", "other", "keys"])
+    marks = [pa.array(values, pa.bool_()) for values in flags.values()]
+    names = ["role", "content", "other", "keys", *flags]
+    return pa.StructArray.from_arrays([*columns, pa.array(keys, pa.int64()), *marks], names)
 
 
 def _leaves(
@@ -142,6 +149,16 @@ def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Boo
             joined = _joined(leaf, rows, len(array))
             for needle in needles:
                 answer |= np.asarray(pc.match_substring(joined, needle), np.bool_)
+    return answer
+
+
+def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
+    """Rows with a message that has any of the fields."""
+    array = _flat(column)
+    answer = np.zeros(len(array), np.bool_)
+    for path, leaf, rows in _leaves(array, np.arange(len(array))):
+        if len(path) == 1 and path[0] in fields:
+            answer |= _rows_where(leaf.is_valid(), rows, len(array))
     return answer
 
 
@@ -196,7 +213,7 @@ def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes
     for path, leaf, rows in _leaves(array, np.arange(count)):
         if path == ("role",):
             codes = _role_codes(leaf)
-            model = (codes == _ROLES.index("assistant")) | (codes == _ROLES.index("model"))
+            model = np.isin(codes, [_ROLES.index(role) for role in MODEL_ROLES])
             answers = np.bincount(rows[model], minlength=count).astype(np.int64)
             key = _role_bits(codes, rows, count)
             continue

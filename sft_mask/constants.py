@@ -1,6 +1,17 @@
-"""The one number of the library that a framework chose for us."""
+"""What frameworks chose for us: one number, and the names of roles."""
 
 from typing import Final
 
 IGNORE_INDEX: Final = -100
 """The label that ``torch.nn.functional.cross_entropy`` and every Hugging Face loss leave out."""
+
+ROLES: Final = ("system", "user", "assistant", "tool", "developer", "model", "other")
+"""Roles of messages that the library tells apart; every further one is the last."""
+
+MODEL: Final = ROLES.index("assistant")
+
+MODEL_ROLES: Final = frozenset({"assistant", "model"})
+"""Names that chat templates have for the model."""
+
+FLAGS: Final = ("train", "weight")
+"""Fields in which a message says itself whether, and how much, it is trained."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.columns import Shapes, holds_any, is_conversation, shapes
+from sft_mask.columns import Shapes, holds_any, is_conversation, rows_with, shapes
+from sft_mask.constants import FLAGS
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Decoder:
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
             flags |= np.asarray(table[name].combine_chunks().is_null())
+        return flags
+
+    def flagged(self, table: pa.Table) -> NDArray[np.bool_]:
+        """``(rows,)`` rows with a message that says itself whether, or how much, it is trained."""
+        flags = np.zeros(table.num_rows, np.bool_)
+        for name in self.columns(table):
+            flags |= rows_with(table[name], FLAGS)
         return flags
 
     def shapes(self, table: pa.Table, needles: Sequence[str]) -> Shapes:

@@ -93,8 +93,11 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
         return known
     tally = Tally(masker.finder.vocabulary.size)
     with _Progress(f"Masking {name}", rows) as advance:
+        columns = labelfile.schema(masker.carries_weights(dataset._data.column_names))
         batches = _label_batches(dataset, masker, used, tally, name, advance)
-        return labelfile.in_memory(batches, tally) if path is None else labelfile.store(path, batches, tally)
+        if path is None:
+            return labelfile.in_memory(columns, batches, tally)
+        return labelfile.store(path, columns, batches, tally)
 
 
 def _cache_folder(dataset: Dataset) -> Path | None:
@@ -180,7 +183,8 @@ def _label_batches(
             tally.add(masked)
             yield _spread(masked, batch.places, batch.rows)
         else:
-            yield _record(np.zeros(0, np.int32), np.zeros(batch.rows, np.int64), np.zeros(batch.rows, np.int64))
+            dtype = np.int64 if masker.carries_weights(batch.table.column_names) else np.int32
+            yield _record(np.zeros(0, dtype), np.zeros(batch.rows, np.int64), np.zeros(batch.rows, np.int64))
         advance(batch.rows)
 
 
@@ -194,10 +198,11 @@ def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
     return _record(labels, all_lengths, trained)
 
 
-def _record(labels: NDArray[np.int32], lengths: Ints, trained: Ints) -> pa.RecordBatch:
+def _record(labels: NDArray[np.integer], lengths: Ints, trained: Ints) -> pa.RecordBatch:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
-    return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=labelfile.SCHEMA)
+    columns = labelfile.schema(weighted=labels.dtype == np.int64)
+    return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=columns)
 
 
 class _Progress:
@@ -229,7 +234,8 @@ def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
         old = old.remove_column(old.column_names.index("labels"))
     info = dataset.info.copy()
     features = {name: feature for name, feature in dataset.features.items() if name != "labels"}
-    info.features = Features({**features, "labels": List(Value("int32"))})
+    kind = str(labels.schema.field("labels").type.value_type)
+    info.features = Features({**features, "labels": List(Value(kind))})
     made = Dataset(
         concat_tables([old, labels], axis=1),
         info=info,

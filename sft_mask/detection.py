@@ -8,6 +8,7 @@ used before it is proven (:mod:`sft_mask.proof`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -18,7 +19,7 @@ from sft_mask.markers import Markers
 from sft_mask.other_roles import system_headers, tool_markers, tool_probe
 from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
 from sft_mask.proof import prove
-from sft_mask.template import EMPTY_BLOCK, ChatTemplate, common_suffix
+from sft_mask.template import EMPTY_BLOCK, ChatTemplate
 
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
@@ -52,15 +53,18 @@ def _response_core(template: ChatTemplate, gaps: Gaps) -> str:
     if silent == asked:
         header = header[max(header.rfind(_first_opener(template, gaps)), 0) :]
     cut = len(asked) - len(header)
-    core = template.whole_tokens_prefix(header, *(gap[cut:] for gap in gaps.to_model))
-    lead = template.lead(core.lstrip())
-    if lead is None:
-        return core
-    core = core.lstrip()
-    for prompt in gaps.prompts:  # with thinking on and off
-        if core not in prompt and lead in prompt:
-            core = template.whole_tokens_prefix(core, prompt[prompt.rindex(lead) :])
+    core = header if template.lead(header) is None else header.lstrip()
+    for gap in (*gaps.to_model, *gaps.prompts):
+        core = _shared_with(template, core, gap, cut)
     return core
+
+
+def _shared_with(template: ChatTemplate, core: str, gap: str, cut: int) -> str:
+    """What a response header shares with another that stands in a gap; all of it where that is nothing."""
+    lead = template.lead(core)
+    starts = [cut] if lead is None else [found.start() for found in re.finditer(re.escape(lead), gap)]
+    shared = (template.whole_tokens_prefix(core, gap[at:]) for at in starts)
+    return core if core in gap else max((text for text in shared if text.strip()), key=len, default=core)
 
 
 def _instruction_header(template: ChatTemplate, gaps: Gaps, core: str) -> str:
@@ -70,7 +74,7 @@ def _instruction_header(template: ChatTemplate, gaps: Gaps, core: str) -> str:
     ending = gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending
     header = gaps.to_user[len(template.whole_tokens_prefix(ending, gaps.to_user)) :]
     if not header.strip() or (header == gaps.to_user and header.strip() == header and lead is not None):
-        shared = common_suffix([gaps.opening, gaps.to_user])
+        shared = template.whole_tokens_suffix(gaps.opening, gaps.to_user)
         header = shared if shared.strip() else header
     return header.lstrip()
 
@@ -108,7 +112,8 @@ def _barer_headers(template: ChatTemplate, markers: Markers) -> list[str]:
     lead = template.lead(core)
     said = two_turns()
     silent = try_render(template, [said[0], {**said[1], "content": ""}, *said[2:]])
-    called = tool_probe(template)
+    probed = tool_probe(template)
+    called = None if probed is None else probed[0]
     gaps = [text_between(rendered, 0, to) for rendered, to in ((silent, 2), (called, 1)) if _heard(rendered, 0, to)]
     found = []
     for gap in gaps:

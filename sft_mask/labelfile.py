@@ -21,7 +21,10 @@ from sft_mask.batches import Tally
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA = pa.schema({"labels": pa.list_(pa.int32()), "trained": pa.int32()})
+
+def schema(weighted: bool) -> pa.Schema:
+    """Columns of the file; labels that carry weights take 64 bits."""
+    return pa.schema({"labels": pa.list_(pa.int64() if weighted else pa.int32()), "trained": pa.int32()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,12 @@ class Labels:
     tally: Tally
 
 
-def store(path: Path, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
-    """Writes batches of :data:`SCHEMA` as they come; ``tally`` is complete when the last one came."""
+def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
+    """Writes batches of :func:`schema` as they come; ``tally`` is complete when the last one came."""
     unique = uuid.uuid4().hex
     partial, side = path.with_suffix(f".{unique}.arrow.partial"), path.with_suffix(f".{unique}.json.partial")
     try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, columns) as stream:
             for batch in batches:
                 stream.write_batch(batch)
         side.write_text(json.dumps(tally.to_dict()))
@@ -72,11 +75,11 @@ def _load(path: Path) -> Labels:
     return Labels(whole.select(["labels"]), _counts(whole), tally)
 
 
-def in_memory(batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
+def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
     """The same for a dataset that has no files of its own."""
     from datasets.table import InMemoryTable
 
-    whole = InMemoryTable(pa.Table.from_batches(list(batches), SCHEMA))
+    whole = InMemoryTable(pa.Table.from_batches(list(batches), columns))
     return Labels(whole.select(["labels"]), _counts(whole), tally)
 
 

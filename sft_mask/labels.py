@@ -7,7 +7,7 @@ shifts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from sft_mask.spans import Turns
 
 
-def trained_mask(turns: Turns, size: int) -> NDArray[np.bool_]:
-    """``(size,)`` whether each token lies in a turn; turns are disjoint and in order."""
+def over_turns(turns: Turns, values: NDArray[Any], size: int, outside: float = 0) -> NDArray[Any]:
+    """``(size,)`` the value of the turn that each token lies in; turns are disjoint and in order."""
     edges = np.empty(2 * len(turns) + 2, np.int64)
     edges[0], edges[-1] = 0, size
     edges[1:-1:2], edges[2:-1:2] = turns.start, turns.stop
-    pattern = np.zeros(2 * len(turns) + 1, np.bool_)
-    pattern[1::2] = True
-    return np.repeat(pattern, np.diff(edges))
+    spread = np.full(2 * len(turns) + 1, outside, values.dtype)
+    spread[1::2] = values
+    return np.repeat(spread, np.diff(edges))
+
+
+def trained_mask(turns: Turns, size: int) -> NDArray[np.bool_]:
+    """``(size,)`` whether each token lies in a turn; turns are disjoint and in order."""
+    return over_turns(turns, np.ones(len(turns), np.bool_), size)
 
 
 def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] | None = None) -> NDArray[np.int32]:

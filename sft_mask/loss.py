@@ -1,7 +1,8 @@
-"""The hook on the trainer: what reaches the loss is checked and counted, and later data is masked alike.
+"""The hook on the trainer: what reaches the loss is checked, weighed and counted, and later data is masked alike.
 
 A mixin is put in front of the trainer's own class. With a 0/1 mask the labels say everything, so TRL's ``compute_loss``
-runs untouched behind the check. ``evaluate`` and ``predict`` on other data see the same mask.
+runs untouched behind the check; with weights it is given a model whose log-probabilities are weighed
+(:mod:`sft_mask.weighted`). ``evaluate`` and ``predict`` on other data see the same mask.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sft_mask._compat import has_fused_lm_head
 from sft_mask.batches import Tally
 from sft_mask.checks import check_collator
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.errors import LabelsChangedError
+from sft_mask.guard import check_labels
+from sft_mask.meters import EvalLoss, Meter
+from sft_mask.refusals import refuse_with_weights
 from sft_mask.report import MarkerSummary, MaskReport
+from sft_mask.weighted import WeighedModel, split_labels, sums_of_groups, total_weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sft_mask.masking import Masker
 
 _ALWAYS_CHECKED = 8
 _CHECK_EVERY = 50
@@ -34,27 +42,42 @@ class MaskState:
     Attributes:
         mask: masks another prepared dataset as the training data was: ``mask(dataset, name, keep_all_rows=False)``.
         tallies: counts of the trainer's splits, by name; those of streams grow.
-        markers: in use.
+        markers: in use; ``None`` where the data came masked.
         text: ids to text, for errors.
         originals: pairs of a masked split and what it was before.
         sees_all_rows: whether every row of every split is counted in this process (not those that dataloader workers or
             other ranks read from a stream).
+        stop_policy: which stops are trained, for the report.
+        weighted: whether labels carry weights.
+        groups: names of the groups whose loss is measured, by number.
         later: counts of datasets that ``evaluate`` and ``predict`` were given.
         calls: batches seen.
+        step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
+        meters: what is logged, for training and for evaluation.
+        eval_loss: the loss of the evaluation that is under way.
+        masker: what decided the labels, for those who want to know why.
     """
 
     mask: Callable[..., tuple[Any, Tally]]
     tallies: Mapping[str, Tally]
-    markers: MarkerSummary
+    markers: MarkerSummary | None
     text: Callable[[list[int]], str]
     originals: Sequence[tuple[Any, Any]]
     sees_all_rows: bool = True
+    stop_policy: str = "always"
+    weighted: bool = False
+    groups: tuple[str, ...] = ()
     later: dict[str, Tally] = field(default_factory=dict)
     calls: int = 0
+    step_weight: Tensor | None = None
+    meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
+    eval_loss: EvalLoss = field(default_factory=EvalLoss)
+    masker: Masker | None = None
 
     def report(self) -> MaskReport:
         """What the splits train, as far as they have been read."""
-        return MaskReport({name: tally.report for name, tally in self.tallies.items()}, self.markers)
+        splits = {name: tally.report for name, tally in self.tallies.items()}
+        return MaskReport(splits, self.markers, stop_policy=self.stop_policy)
 
     def original(self, split: Any) -> Any:
         """What a split was before it was masked; itself where it is not one of ours."""
@@ -76,57 +99,6 @@ class MaskState:
         return seen
 
 
-def check_labels(inputs: Mapping[str, Any], state: MaskState) -> None:
-    """Raises if a batch cannot come from the mask that was prepared.
-
-    Raises:
-        LabelsChangedError: there are no labels, a trained label is not its token, or a token is trained that no row
-            of the prepared data trains (a header, a prompt).
-    """
-    labels, ids = inputs.get("labels"), inputs.get("input_ids")
-    if labels is None:
-        raise LabelsChangedError(
-            "A batch reached the loss without labels: the data collator drops them. Use a collator that keeps the "
-            "labels of the dataset, such as TRL's default."
-        )
-    trained = labels != IGNORE_INDEX
-    if ids is not None and ids.shape == labels.shape:
-        _check_alignment(ids, labels, trained & (labels != ids))
-    seen = state.trained_ids()
-    if seen is not None:
-        _check_known(labels, trained, torch.from_numpy(seen).to(labels.device), state)
-
-
-def _check_alignment(ids: torch.Tensor, labels: torch.Tensor, moved: torch.Tensor) -> None:
-    if not bool(moved.any()):
-        return
-    row, at = _first(moved)
-    raise LabelsChangedError(
-        f"Row {row} of a batch trains label {int(labels[row, at])} at position {at}, where the token is "
-        f"{int(ids[row, at])}: the labels are not aligned with input_ids. The data collator or the dataset changed "
-        "them after train_on_responses_only."
-    )
-
-
-def _check_known(labels: torch.Tensor, trained: torch.Tensor, seen: torch.Tensor, state: MaskState) -> None:
-    strange = trained & ((labels >= len(seen)) | ~seen[labels.clamp(0, len(seen) - 1)])
-    if not bool(strange.any()):
-        return
-    row, at = _first(strange)
-    token = int(labels[row, at])
-    raise LabelsChangedError(
-        f"Row {row} of a batch trains token {token} ({state.text([token])!r}) at position {at}, which no row of the "
-        "prepared data trains: these labels are not the mask that was prepared. A data collator that rebuilds labels "
-        "(transformers' DataCollatorForLanguageModeling does) trains the prompts too; use one that keeps them, such as "
-        "TRL's default. If you replaced the dataset, call train_on_responses_only again."
-    )
-
-
-def _first(found: torch.Tensor) -> tuple[int, int]:
-    row, at = torch.nonzero(found)[0].tolist()
-    return row, at
-
-
 class ResponseOnlyMixin:
     """Goes in front of a trainer class; see :func:`hooked_class`."""
 
@@ -137,41 +109,82 @@ class ResponseOnlyMixin:
         """What is trained and what is not; of a stream, as far as it has been read by this process."""
         return self._sft_mask.report()
 
+    # the loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        samples, num_items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        if self._sft_mask.weighted:
+            self._sft_mask.step_weight = _weight_of_step(self, samples)
+        return samples, num_items
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        trainer: Any = self
         state = self._sft_mask
-        labels = inputs.get("labels")
+        training = bool(trainer.model.training)
+        if not training:
+            inputs = without_repeats(inputs, trainer.accelerator)
+        weights = groups = None
+        if state.weighted and inputs.get("labels") is not None:
+            ids, weights, groups = split_labels(inputs["labels"])
+            inputs = {**inputs, "labels": ids}
+        self._check(inputs)
+        state.meters["train" if training else "eval"].count(inputs)
+        if weights is None or groups is None:
+            result = super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        else:
+            weighed = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
+            result = super().compute_loss(  # type: ignore[misc]
+                weighed, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+            self._measure(weighed, inputs["labels"], groups, training)
+        if not training:
+            loss = result[0] if return_outputs else result
+            state.eval_loss.add(loss, _weight_of_batch(inputs["labels"], weights))
+        return result
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        state, labels = self._sft_mask, inputs.get("labels")
         on_cpu = labels is None or labels.device.type == "cpu"
         if on_cpu or state.calls < _ALWAYS_CHECKED or state.calls % _CHECK_EVERY == 0:
-            check_labels(inputs, state)
+            check_labels(inputs, state.trained_ids(), state.text)
         state.calls += 1
-        self._count_supervised(inputs)
-        return super().compute_loss(  # type: ignore[misc]
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
 
-    def _count_supervised(self, inputs: Mapping[str, Any]) -> None:
-        """Tokens that a batch grades, over all ranks, and their share of the tokens that are not padding."""
+    def _measure(self, weighed: WeighedModel, labels: Tensor, groups: Tensor, training: bool) -> None:
+        state = self._sft_mask
+        if not state.groups or weighed.log_probs is None:
+            return
+        numbers, counted = weighed.aligned(groups[..., 1:]), weighed.aligned(labels[..., 1:], IGNORE_INDEX)
+        sums = sums_of_groups(weighed.log_probs, numbers, counted, len(state.groups))
+        state.meters["train" if training else "eval"].count_groups(sums)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
-        total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
-        counts = torch.stack([(labels[..., 1:] != IGNORE_INDEX).sum(), total.to(labels.device)]).unsqueeze(0)
-        trained, seen = trainer.accelerator.gather(counts).sum(0).tolist()
-        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
-        metrics["supervised_tokens"].append(float(trained))
-        metrics["supervised_share"].append(trained / max(seen, 1))
+        mode = "train" if trainer.model.training else "eval"
+        prefix = "eval_" if mode == "eval" else ""
+        read = self._sft_mask.meters[mode].read(trainer.accelerator, self._sft_mask.groups)
+        logs.update({prefix + name: value for name, value in read.items()})
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    # data
 
     def get_train_dataloader(self) -> Any:
         trainer: Any = self
         if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
             check_collator(trainer, trainer.train_dataset)
+        if self._sft_mask.weighted:
+            refuse_with_weights(trainer)
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
         name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")
         return self._sft_mask.mask_later(prepared, str(name))
+
+    # evaluation
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         trainer: Any = self
@@ -187,6 +200,63 @@ class ResponseOnlyMixin:
         # prediction i belongs to row i, so rows that train nothing stay
         masked = self._sft_mask.mask_later(test_dataset, "test", keep_all_rows=True)
         return super().predict(masked, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loop; its loss, a mean over batches, becomes the mean over tokens (or their weights)."""
+        trainer: Any = self
+        self._sft_mask.eval_loss = EvalLoss()
+        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        loss = self._sft_mask.eval_loss.mean(trainer.accelerator)
+        names = [name for name in output.metrics if name.endswith("_loss")]
+        if loss is not None and len(names) == 1:
+            output.metrics[names[0]] = loss
+        return output
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss, logits, labels = super().prediction_step(*args, **kwargs)  # type: ignore[misc]
+        if labels is not None and self._sft_mask.weighted:
+            labels = split_labels(labels)[0]
+        return loss, logits, labels
+
+
+def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The sum of the weights of an optimizer step, over ranks where the number of its tokens is; see ``transformers``'
+    ``_get_num_items_in_batch``, whose way this goes.
+    """
+    device = trainer.args.device
+    total = torch.stack([total_weight(batch["labels"]).to(device) for batch in samples]).sum()
+    if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
+        total = trainer.accelerator.gather(total.unsqueeze(0)).sum()
+        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+        total = total / getattr(parallelism, "non_data_parallel_size", 1)
+    return total
+
+
+def _weight_of_batch(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """What a batch weighs in an evaluation: its predicted tokens, or the sum of their weights."""
+    return (labels[..., 1:] != IGNORE_INDEX).sum() if weights is None else weights[..., 1:].sum()
+
+
+def normalizes_by_tokens(trainer: Any) -> bool:
+    """Whether the trainer itself divides the loss by the number of tokens of the step, whatever the model does."""
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    by_model = trainer.compute_loss_func is not None or getattr(parallelism, "sp_enabled", False)
+    return has_fused_lm_head() and not by_model and trainer.args.label_smoothing_factor == 0
+
+
+def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
+    """A batch without labels for rows that ``accelerate`` repeats to give every rank as many.
+
+    Rows of a padding-free batch are not told apart any more; they stay, as they do in TRL.
+    """
+    progress, labels = accelerator.gradient_state, inputs.get("labels")
+    if accelerator.num_processes == 1 or labels is None or inputs.get("attention_mask") is None:
+        return inputs
+    if not progress.end_of_dataloader or progress.remainder <= 0:
+        return inputs
+    rows = torch.arange(len(labels), device=labels.device) + accelerator.process_index * len(labels)
+    repeated = rows >= progress.remainder
+    return {**inputs, "labels": labels.masked_fill(repeated.unsqueeze(1), IGNORE_INDEX)}
 
 
 def hooked_class(kind: type) -> type:

@@ -8,7 +8,7 @@ trusted to markers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.columns import list_values
-from sft_mask.constants import IGNORE_INDEX
+from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.conversations import Decoder
-from sft_mask.errors import AmbiguousRowError, DataError
+from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.grading import Graded, grade
 from sft_mask.labels import paint
 from sft_mask.markers import Markers
 from sft_mask.messages import ExactRoad
@@ -26,6 +27,7 @@ from sft_mask.policy import Policy
 from sft_mask.regions import in_regions
 from sft_mask.report import SplitReport
 from sft_mask.spans import SpanFinder, Turns
+from sft_mask.weights import has_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 OnAmbiguous = Literal["error", "drop", "mask"]
+LOSS_WEIGHTS = "loss_weights"
+"""A column of one weight a token."""
 _PROOFS = 3
 """Rows of a shape that must agree on both roads before markers are believed for the rest."""
 
@@ -43,28 +47,31 @@ class MaskedBatch:
     """What became of a batch.
 
     Attributes:
-        labels: ``(tokens,)`` flat labels.
+        labels: ``(tokens,)`` flat labels; int64 where they carry weights (:mod:`sft_mask.weights`).
         offsets: ``(rows + 1,)``.
-        trained: ``(rows,)`` trained tokens of each row.
+        trained: ``(rows,)`` trained tokens of each row, the prompt's aside.
         reasons: why rows must be dropped although they may hold answers: ``{row: reason}``.
         report: counts over the rows that count.
+        decided: the turns before the policy chose among them, and how each row was decided.
     """
 
-    labels: NDArray[np.int32]
+    labels: NDArray[np.integer]
     offsets: Ints
     trained: Ints
     reasons: dict[int, str]
     report: SplitReport
+    decided: Decided
 
 
 @dataclass(slots=True)
-class _Decided:
+class Decided:
     """Turns of a batch, and how each row was decided; ``ambiguous`` says why a row could not be."""
 
     turns: Turns
     exact: Bools
     checked: Bools
     ambiguous: dict[int, str] = field(default_factory=dict)
+    unread_flags: int = 0
 
 
 class Masker:
@@ -100,7 +107,7 @@ class Masker:
         """Labels of a batch.
 
         Args:
-            table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, and the conversation.
+            table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, ``loss_weights``, the conversation.
             decode: reads one row of the conversation; see :class:`Decoder`.
             first_row: number of the batch's first row in its dataset, for messages.
 
@@ -110,18 +117,47 @@ class Masker:
         """
         ids, offsets = _token_ids(table, first_row)
         documents = _documents(table, offsets, first_row)
-        turns = self.finder.find(ids, documents)
+        turns = self._weighed(self.finder.find(ids, documents))
         decided = self._decide(table, decode, (ids, offsets, documents), turns)
         trained_turns = self.policy.apply(decided.turns)
-        existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
+        existing = _existing_labels(table)
         labels = paint(ids, trained_turns, existing)
-        if self.policy.regions:
-            labels[in_regions(ids, trained_turns, self.finder.vocabulary, self.policy.regions)] = IGNORE_INDEX
+        factor, region = self._regions(ids, trained_turns)
+        factor = factor * _loss_weights(table, offsets, first_row)
+        if not np.all(factor):
+            labels[factor == 0] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
         trained_before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
         trained = np.diff(trained_before[offsets])
         report = self._report(decided, trained_turns, trained_before, (offsets, documents), reasons)
-        return MaskedBatch(labels, offsets, trained, reasons, report)
+        if not self.carries_weights(table.column_names):
+            return MaskedBatch(labels, offsets, trained, reasons, report, decided)
+        may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained > 0, np.diff(offsets))
+        factor, region = np.broadcast_to(factor, labels.shape), np.broadcast_to(region, labels.shape)
+        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, region, may_prompt)
+        weighted, prompt = grade(batch, self.policy)
+        report = replace(report, prompt_trained_tokens=prompt)
+        return MaskedBatch(weighted, offsets, trained, reasons, report, decided)
+
+    def carries_weights(self, columns: Collection[str]) -> bool:
+        """Whether labels of rows with these columns are int64 and carry weights."""
+        return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
+
+    def _weighed(self, turns: Turns) -> Turns:
+        """Turns that markers found, with the weight of the model's role."""
+        weight = self.policy.role_weights["assistant"]
+        return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
+
+    def _regions(self, ids: NDArray[np.integer], turns: Turns) -> tuple[NDArray[np.float64], Ints]:
+        """What regions make of each token's weight, and which region it lies in; one value for all without any."""
+        if not self.policy.regions:
+            return np.ones(1), np.zeros(1, np.int64)
+        return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
+
+    def _may_be_prompt(self, ids: NDArray[np.integer], documents: Ints, existing: NDArray[np.integer] | None) -> Bools:
+        ends = self.finder.content_ends(ids, documents)
+        inside: Bools = np.arange(len(ids)) < np.repeat(ends, np.diff(documents))
+        return inside if existing is None else inside & (existing != IGNORE_INDEX)
 
     # which road
 
@@ -131,16 +167,23 @@ class Masker:
         decode: Decoder,
         row_data: tuple[NDArray[np.integer], Ints, Ints],
         turns: Turns,
-    ) -> _Decided:
+    ) -> Decided:
         ids, offsets, documents = row_data
         count = len(offsets) - 1
         none = np.zeros(count, np.bool_)
         if self.road is None or not decode.has_conversation(table) or len(documents) != len(offsets):
-            return _Decided(turns, none, none.copy())
+            self._refuse_without_messages(table, decode)
+            return Decided(turns, none, none.copy())
         known = ~decode.unknown(table)
         seen = decode.shapes(table, self.needles)
+        flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
-        decided = _Decided(turns, none, known & ~doubtful)
+        doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
+        decided = Decided(turns, none, known & ~doubtful)
+        if self.policy.turns != "flagged":
+            decided.unread_flags = int(flagged.sum())
+        if self.policy.needs_messages:
+            decided.ambiguous.update(dict.fromkeys(np.flatnonzero(~known).tolist(), "Its messages are null."))
         replaced: dict[int, Turns] = {}
         for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
             shape = int(seen.shape[row])
@@ -157,6 +200,21 @@ class Masker:
             decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, offsets)
         return decided
+
+    def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
+        """Refuses a policy that only messages can answer, for rows that have none (or none that can be laid along)."""
+        if not self.policy.needs_messages and self.policy.turns != "flagged":
+            return
+        if not decode.has_conversation(table):
+            why = f"the rows have no messages (they have {', '.join(table.column_names)})"
+        elif self.road is None:
+            why = "the markers are not those of the chat template, so the messages cannot be laid along the rows"
+        else:
+            why = "the rows are packed"
+        raise UnsupportedError(
+            f"The policy asks for roles, tool calls or flags of messages, but {why}. Keep the messages column, or mask "
+            "before the trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
+        )
 
     def _trusts(self, shape: int) -> bool:
         return self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike
@@ -178,17 +236,25 @@ class Masker:
         assert self.road is not None, "asked for the exact road without one"
         try:
             conversation = decode.row(table, row)
+            weights = self.policy.message_weights(conversation.messages)
+            roles = [str(message.get("role")) for message in conversation.messages]
+            others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
             found = self.road.turns(
-                conversation.messages, ids, tools=conversation.tools, variables=conversation.variables
+                conversation.messages,
+                ids,
+                tools=conversation.tools,
+                variables=conversation.variables,
+                others=others,
+                tool_calls=self.policy.tool_calls,
             )
         except DataError as error:
             return str(error)
         self._rendered += 1
-        return found
+        return _of_messages(found, weights, roles)
 
     # what became of it
 
-    def _settle(self, labels: NDArray[np.int32], offsets: Ints, decided: _Decided, first_row: int) -> dict[int, str]:
+    def _settle(self, labels: NDArray[np.int32], offsets: Ints, decided: Decided, first_row: int) -> dict[int, str]:
         """Applies ``on_ambiguous``: raises, or masks the rows (and gives the reason for dropping them)."""
         reasons: dict[int, str] = {}
         for row, why in decided.ambiguous.items():
@@ -213,7 +279,7 @@ class Masker:
 
     def _report(
         self,
-        decided: _Decided,
+        decided: Decided,
         trained_turns: Turns,
         trained_before: Ints,
         bounds: tuple[Ints, Ints],
@@ -228,9 +294,11 @@ class Masker:
         has_label = trained_before[trained_turns.stop] > trained_before[trained_turns.start]
         chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])
         ends = chosen.stop[chosen.has_stop]
+        found = np.bincount(row_of_document[decided.turns.document], minlength=len(kept))
+        chosen_in = np.bincount(row_of_document[trained_turns.document], minlength=len(kept))
         causes: dict[str, int] = {}
         for row in np.flatnonzero(~kept).tolist():
-            cause = reasons.get(row, "no answer to train")
+            cause = reasons.get(row) or _cause(found[row], chosen_in[row])
             causes[cause] = causes.get(cause, 0) + 1
         ambiguous = np.zeros(len(kept), np.bool_)
         ambiguous[list(decided.ambiguous)] = True
@@ -251,7 +319,15 @@ class Masker:
             rows_checked=int((decided.checked & kept).sum()),
             rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
             rows_ambiguous=len(decided.ambiguous),
+            rows_with_unread_flags=decided.unread_flags,
         )
+
+
+def _cause(found: int, chosen: int) -> str:
+    """Why a row trains nothing, by its turns and those that the policy chose."""
+    if not found:
+        return "without an answer"
+    return "with answers that were masked before" if chosen else "without an answer that the policy trains"
 
 
 def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
@@ -283,6 +359,57 @@ def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], In
     if len(values) and values.dtype.kind not in "iu":
         raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
     return values, offsets
+
+
+def _existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
+    if "labels" not in table.column_names:
+        return None
+    labels, _ = list_values(table["labels"])
+    if has_weights(labels):
+        raise DataError(
+            "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
+        )
+    return labels
+
+
+def _loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
+    """The ``loss_weights`` column, flat; 1 where there is none."""
+    if LOSS_WEIGHTS not in table.column_names:
+        return 1.0
+    try:
+        values, ends = list_values(table[LOSS_WEIGHTS])
+    except (ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"loss_weights: {error}. Give one number a token, or leave the column out.") from error
+    wrong = np.flatnonzero(ends != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"Row {first_row + row} has {int(ends[row + 1] - ends[row])} loss_weights for "
+            f"{int(offsets[row + 1] - offsets[row])} input_ids. They stand one to one; where the trainer truncated the "
+            "ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are cut with their tokens."
+        )
+    weights = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(bad):
+        row = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        raise DataError(
+            f"Row {first_row + row} has the loss weight {weights[bad[0]]}: a weight must be finite and not negative, "
+            "since the loss is divided by the sum of weights."
+        )
+    return weights
+
+
+def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -> Turns:
+    """Turns with the weights and the roles of their messages."""
+    codes = [ROLES.index(role) if role in ROLES else len(ROLES) - 1 for role in roles]
+    known = turns.message >= 0
+    at = np.where(known, turns.message, 0)
+    own = next((weight for weight, role in zip(weights, roles, strict=True) if role in MODEL_ROLES), 1.0)
+    return replace(
+        turns,
+        weight=np.where(known, np.array([*weights, own])[at], own),
+        role=np.where(known, np.array([*codes, 0])[at], turns.role),
+    )
 
 
 def _documents(table: pa.Table, offsets: Ints, first_row: int) -> Ints:

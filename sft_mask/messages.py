@@ -9,16 +9,18 @@ inside the model's turn (a tool result in Gemma 4), several parts of one answer 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask.alignment import TextTurn, fit_to_row, token_bounds, token_turns
+from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DataError
 from sft_mask.markers import Kind, Markers
 from sft_mask.spans import Turns
+from sft_mask.speakers import turns_of_others, without_tool_calls
 from sft_mask.template import EMPTY_BLOCK, common_prefix
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 Message = Mapping[str, Any]
-MODEL_ROLES = frozenset({"assistant", "model"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class ExactRoad:
         kinds: dict[str, tuple[Kind, bool]] = {}
         response = [text for text in self.markers.response if isinstance(text, str)]
         lead = self.template.first_special(response[0].lstrip()) if response else None
-        if lead is not None and lead[0] == 0:
+        if lead is not None and lead[0] == 0 and response[0].count(lead[1]) == 1:  # else it opens more than turns
             kinds[lead[1]] = (Kind.OTHER, False)
         for text in self.markers.stops:
             if isinstance(text, str):
@@ -119,8 +120,10 @@ class ExactRoad:
         *,
         tools: Any = None,
         variables: Mapping[str, Any] | None = None,
+        others: Collection[int] = (),
+        tool_calls: bool = True,
     ) -> list[TextTurn]:
-        """The turns of the model in a rendered conversation, in order."""
+        """The turns of the model in a rendered conversation, and of the messages ``others``, in order."""
         text = _Text(rendered, self._marks(rendered))
 
         def again(count: int, prompt: bool) -> str:
@@ -129,7 +132,10 @@ class ExactRoad:
         turns = [turn for index in range(len(text.headers)) for turn in self._header_turns(text, index, again)]
         turns.extend(self._headerless_turns(text, turns, rendered.roles, again))
         turns.sort(key=lambda turn: turn.start)
-        return _number_empty(_merge(turns, text), rendered.roles)
+        numbered = _number_empty(_merge(turns, text), rendered.roles)
+        kept = numbered if tool_calls else list(without_tool_calls(rendered, numbered))
+        stops = [(mark.start, mark.stop) for mark in text.stops]
+        return sorted([*kept, *turns_of_others(rendered, others, stops)], key=lambda turn: turn.start)
 
     def _render_prefix(self, messages: Sequence[Message], prompt: bool, tools: Any, variables: Any) -> str:
         if not messages:
@@ -253,18 +259,26 @@ class ExactRoad:
         *,
         tools: Any = None,
         variables: Mapping[str, Any] | None = None,
+        others: Collection[int] = (),
+        tool_calls: bool = True,
     ) -> Turns:
         """The turns of the model in a tokenized row.
 
         Args:
             messages: the conversation of the row.
             row: ``(tokens,)`` its ids, whole or truncated at one end.
+            tools: tool definitions, as the template was given them.
+            variables: further variables of the template.
+            others: messages that are not the model's, but whose words count as turns.
+            tool_calls: whether tool calls belong to the model's turns.
 
         Raises:
             DataError: the template refuses the conversation, or the row is not what the template renders.
         """
         rendered = self.template.render(messages, tools=tools, variables=variables)
-        spans = self.text_turns(messages, rendered, tools=tools, variables=variables)
+        spans = self.text_turns(
+            messages, rendered, tools=tools, variables=variables, others=others, tool_calls=tool_calls
+        )
         whole = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
         first, last = token_bounds(rendered.text, whole.tolist(), self.vocabulary, self.tokenizer)
         found = token_turns(rendered.text, spans, first, last)

@@ -11,7 +11,7 @@ from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError
 from sft_mask.masking import OnAmbiguous
 from sft_mask.policy import Policy
-from sft_mask.reading import Toolkit, build_masker, marker_summary, read_tokenizer, sample_rows
+from sft_mask.reading import Toolkit, build_masker, column_names, marker_summary, read_tokenizer, sample_rows
 from sft_mask.report import MaskReport
 from sft_mask.splits import mask_split
 
@@ -57,14 +57,15 @@ def mask_dataset(
         on_ambiguous=on_ambiguous,
     )
     masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
-    report = MaskReport({name: tally.report for name, (_, tally) in masked.items()}, marker_summary(masker))
+    reports = {name: tally.report for name, (_, tally) in masked.items()}
+    report = MaskReport(reports, marker_summary(masker), stop_policy=masker.policy.stop)
     made = {name: split for name, (split, _) in masked.items()}
     answer = type(dataset)(made) if is_dict else made["train"]
     return (answer, report) if return_report else answer
 
 
 def _tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = column_names(dataset)
     if "input_ids" not in columns:
         if not {"messages", "conversations", "text"} & set(columns) and not {"prompt", "completion"} <= set(columns):
             there = ", ".join(columns) or "no columns"

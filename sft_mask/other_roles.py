@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from sft_mask.probing import all_heard, system, tool_turns, try_render, two_turn
 if TYPE_CHECKING:
     from sft_mask.template import ChatTemplate
     from sft_mask.tracing import Rendered
+
+
+_SURE_LETTERS = 4
 
 
 def _shortened(template: ChatTemplate, header: str) -> str:
@@ -30,8 +34,11 @@ def _shortened(template: ChatTemplate, header: str) -> str:
     return header[:opener] + (name[: len(line) + 1] if line and line != name else name)
 
 
-def _other_header(template: ChatTemplate, markers: Markers, gap: str) -> tuple[str, bool] | None:
-    """The header in what stands between the model's words and another role's; and whether its token is the stop."""
+def _other_header(template: ChatTemplate, markers: Markers, gap: str, ending: str = "") -> tuple[str, bool] | None:
+    """The header in what stands between the model's words and another role's; and whether its token is the stop.
+
+    ``ending`` is what the template writes after the same words where nobody else speaks.
+    """
     core = str(markers.response[0])
     if core in gap:
         gap = gap[gap.rindex(core) + len(core) :]
@@ -46,8 +53,10 @@ def _other_header(template: ChatTemplate, markers: Markers, gap: str) -> tuple[s
     found = [special for special in template.specials if special in gap]
     if not found:
         return (gap.strip(), False) if gap.strip() else None
-    opener = max(found, key=lambda special: (gap.rindex(special) + len(special), len(special)))
-    return opener, True
+    opener = template.first_special(gap[len(template.whole_tokens_prefix(gap, ending)) :]) if ending else None
+    if opener is not None:
+        return opener[1], True
+    return max(found, key=lambda special: (gap.rindex(special) + len(special), len(special))), True
 
 
 def _own_words_between(rendered: Rendered, before: int | None, after: int) -> str:
@@ -95,24 +104,30 @@ def _template_run(rendered: Rendered, before: int, after: int) -> str:
     return rendered.text[start:stop]
 
 
-def tool_probe(template: ChatTemplate) -> Rendered | None:
-    """A rendered conversation with a tool call; arguments as a mapping, or as JSON where the template wants that."""
+def tool_probe(template: ChatTemplate) -> tuple[Rendered, str] | None:
+    """A rendered conversation with a tool call, and what the template writes after the call's words at the very end.
+
+    Arguments are a mapping, or JSON text where the template wants that.
+    """
     for as_text in (False, True):
-        rendered = try_render(template, tool_turns(as_text=as_text))
+        messages = tool_turns(as_text=as_text)
+        rendered = try_render(template, messages)
         if rendered is not None and {2, 3} <= set(np.unique(rendered.message_of()).tolist()):
-            return rendered
+            alone = try_render(template, messages[:2])
+            return rendered, "" if alone is None else _call_gap(template, alone)
     return None
 
 
 def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     """Headers and stops around a tool call and its result, from a conversation that has one."""
-    rendered = tool_probe(template)
-    if rendered is None:
+    probed = tool_probe(template)
+    if probed is None:
         return ToolMarkers()
+    rendered, ending = probed
     called = bool(np.any(rendered.message_of() == 1))
     gap = _call_gap(template, rendered) if called else _template_run(rendered, 0, 2)
     others, stops, stop_headers = [], [], []
-    found = _other_header(template, markers, gap)
+    found = _other_header(template, markers, gap, ending if called else "")
     if found is not None:
         header, is_stop = found
         others.append(header)
@@ -121,21 +136,31 @@ def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
             stops.append(header)
         elif called:
             stops.extend(_call_stop(template, markers, gap[: gap.rindex(header)] if header in gap else gap))
-    resume = _template_run(rendered, 2, 3)
-    specials = [special for special in template.specials if special in resume]
-    back = []
-    if str(markers.response[0]) not in resume and specials:
-        last = max(specials, key=resume.rindex)
-        back.append(resume[resume.rindex(last) :].rstrip(" "))
-    elif str(markers.response[0]) not in resume:
-        back.append(resume.strip().lstrip("\"'})"))  # the end of a result, after the quotes and braces of its JSON
-    return ToolMarkers(tuple(others), tuple(stops), tuple(stop_headers), tuple(back))
+    resume = _resume_header(template, markers, _template_run(rendered, 2, 3))
+    return ToolMarkers(tuple(others), tuple(stops), tuple(stop_headers), (resume,) if resume is not None else ())
+
+
+def _resume_header(template: ChatTemplate, markers: Markers, gap: str) -> str | None:
+    """What stands between a result and the answer where that has no header; from a control token on, if there is one.
+
+    ``None`` for what is too short to be told from other text, or stands elsewhere too.
+    """
+    if str(markers.response[0]) in gap:
+        return None
+    elsewhere = [*map(str, markers.response), *map(str, markers.headers), *map(str, markers.stops)]
+    starts = {found.start() for special in template.specials for found in re.finditer(re.escape(special), gap)}
+    for start in sorted(starts, reverse=True):
+        if not any(gap[start:].strip() in text for text in elsewhere):
+            return gap[start:].rstrip(" ")
+    bare = gap.strip().lstrip("\"'})")  # the end of a result, after the quotes and braces of its JSON
+    return bare if sum(letter.isalnum() for letter in bare) >= _SURE_LETTERS else None
 
 
 def _call_gap(template: ChatTemplate, rendered: Rendered) -> str:
     """What the template writes after a call: its first words after the arguments that hold a control token."""
     message = rendered.message_of()
-    first_result = int(np.flatnonzero(message == 2)[0])
+    results = np.flatnonzero(message == 2)
+    first_result = int(results[0]) if len(results) else len(message)
     own = np.flatnonzero(message[:first_result] == 1)
     arguments = rendered.text.find("Danube")
     edges = [*own[own >= arguments].tolist(), first_result]

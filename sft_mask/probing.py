@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _WORDS = ("Where does the river begin", "It begins in the hills", "And where does it end", "It ends in the sea")
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "river_length",
+        "description": "Length of a river",
+        "parameters": {
+            "type": "object",
+            "properties": {"river": {"type": "string", "description": "Its name"}},
+            "required": ["river"],
+        },
+    },
+}
+"""For templates that write nothing without a tool."""
 _THINKING: tuple[dict[str, bool], ...] = (
     {},
     {"enable_thinking": False},
@@ -111,11 +124,13 @@ def _prompts(template: ChatTemplate, messages: Sequence[Message]) -> list[str]:
 
 
 def try_render(template: ChatTemplate, messages: Sequence[Message], **how: Any) -> Rendered | None:
-    """A rendered conversation, or ``None`` where the template refuses it."""
-    try:
-        return template.render(messages, **how)
-    except DataError:
-        return None
+    """A rendered conversation, or ``None`` where the template refuses it, without tools and with one."""
+    for tools in (None, [_TOOL]):
+        try:
+            return template.render(messages, tools=tools, **how)
+        except DataError:
+            continue
+    return None
 
 
 def all_heard(rendered: Rendered) -> bool:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.alignment import token_bounds
-from sft_mask.errors import DetectionError
+from sft_mask.constants import MODEL_ROLES
+from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.markers import Markers, compile_patterns
-from sft_mask.messages import MODEL_ROLES
 from sft_mask.probing import Probe, probes, try_render
 from sft_mask.spans import SpanFinder
 
@@ -34,7 +34,11 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     Raises:
         DetectionError: they fail in a plain conversation.
     """
-    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), complete=True, open_end=markers.open_end)
+    try:
+        trie = compile_patterns(markers, vocabulary, tokenizer)
+    except MarkerError as error:
+        raise DetectionError(f"The markers read from the chat template cannot be used: {error}") from error
+    finder = SpanFinder(trie, complete=True, open_end=markers.open_end)
     complete = True
     for probe in probes():
         fault = _fault(probe, finder, template, vocabulary, tokenizer)

@@ -181,3 +181,8 @@ def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.int
     else:
         rows = [row.get("input_ids") for row in islice(dataset, min(count, _SAMPLED_OF_STREAM))]
     return [np.asarray(row, np.int64) for row in rows if row is not None]
+
+
+def column_names(dataset: Any) -> list[str]:
+    """Columns of a dataset; of a stream that does not know them, those of its first row."""
+    return list(dataset.column_names or next(iter(dataset), {}))

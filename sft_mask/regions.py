@@ -1,12 +1,14 @@
-"""Parts of an answer that are not trained: reasoning blocks, identifiers, anything with a shape.
+"""Parts of an answer that are not trained, or count less: reasoning blocks, identifiers, anything with a shape.
 
-Regions are looked for in the bytes of each answer, so ids never change; a token is left out if every byte of it lies in
-a region. What a token holds besides a region is still the answer's.
+Regions are looked for in the bytes of each answer, so ids never change; a token is in a region if every byte of it is.
+What a token holds besides a region is still the answer's.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,15 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Region:
-    """A part of an answer, by the texts around it or by a regular expression.
+    """A part of an answer, by the texts around it, by a regular expression, or by its own text.
 
     Attributes:
         start: text that opens the region; part of it.
         end: text that closes it; part of it. A region that is never closed runs to the end of the answer.
         pattern: a regular expression over the answer's text instead; ``^`` and ``$`` are the answer's ends.
+        text: a text instead, wherever it stands in an answer; the stop token too, which the other two never reach.
+        weight: how much the region counts: 0 leaves it out, 1 changes nothing.
 
     Raises:
-        MarkerError: neither ``start`` and ``end`` nor ``pattern``, both, or a pattern that does not compile.
+        MarkerError: none of ``start`` and ``end``, ``pattern`` and ``text``, more than one of them, a pattern that does
+            not compile, or a weight that is negative or no number.
 
     >>> thinking = Region("<think>", "</think>")
     >>> list(thinking.find(b"<think>a</think>b<think>c"))
@@ -46,14 +51,18 @@ class Region:
     start: str = ""
     end: str = ""
     pattern: str = ""
+    text: str = ""
+    weight: float = 0.0
 
     def __post_init__(self) -> None:
-        around = bool(self.start and self.end)
-        if around == bool(self.pattern) or bool(self.start) != bool(self.end):
+        ways = (self.start and self.end, self.pattern, self.text)
+        if sum(map(bool, ways)) != 1 or bool(self.start) != bool(self.end):
             raise MarkerError(
-                f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}): give both start and end, "
-                "or a pattern."
+                f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}, text={self.text!r}): give "
+                "both start and end, or a pattern, or a text."
             )
+        if not isinstance(self.weight, int | float) or not 0 <= self.weight < math.inf:
+            raise MarkerError(f"Region(weight={self.weight!r}): a weight must be a finite number, 0 or more.")
         try:
             self._expression  # noqa: B018  compiled once, and refused here rather than at the first row
         except re.error as error:
@@ -63,6 +72,8 @@ class Region:
     def _expression(self) -> re.Pattern[bytes]:
         if self.pattern:
             return re.compile(self.pattern.encode())
+        if self.text:
+            return re.compile(re.escape(self.text.encode()))
         opening, closing = re.escape(self.start.encode()), re.escape(self.end.encode())
         return re.compile(opening + rb".*?(?:" + closing + rb"|\Z)", re.DOTALL)
 
@@ -73,17 +84,30 @@ class Region:
 
 def in_regions(
     ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
-) -> NDArray[np.bool_]:
-    """``(tokens,)`` which tokens of the turns, stops aside, lie in a region with every byte."""
-    inside = np.zeros(len(ids), np.bool_)
-    for start, stop in zip(turns.start.tolist(), np.minimum(turns.stop, turns.stop_at).tolist(), strict=True):
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Which tokens of the turns lie in a region with every byte.
+
+    Returns:
+        ``(tokens,)`` the product of the weights of the regions that each token lies in, and ``(tokens,)`` the number,
+        from 1, of the last of them, or 0.
+    """
+    factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
+    bounds = (turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
+    for start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
         pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
+        begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
-        ends = list(accumulate(map(len, pieces)))
-        begins = [0, *ends[:-1]]
-        for low, high in (place for region in regions for place in region.find(answer)):
-            for index in range(int(np.searchsorted(begins, low)), len(pieces)):
-                if ends[index] > high:
-                    break
-                inside[start + index] = True
-    return inside
+        for index, region in enumerate(regions, start=1):
+            within = answer if region.text else answer[: begins[said - start]]
+            for low, high in region.find(within):
+                inside = _tokens_inside(begins, low, high)
+                factor[start + inside.start : start + inside.stop] *= region.weight
+                number[start + inside.start : start + inside.stop] = index
+    return factor, number
+
+
+def _tokens_inside(begins: Sequence[int], low: int, high: int) -> slice:
+    """The tokens that lie between two bytes with all of theirs."""
+    first = bisect_left(begins, low)
+    last = bisect_right(begins, high) - 1
+    return slice(first, max(first, last))

@@ -40,7 +40,9 @@ class SplitReport:
     """Documents in them: more than rows where rows are packed."""
     tokens: int = 0
     trained_tokens: int = 0
-    """Tokens whose label is not ignored, whatever their weight."""
+    """Tokens of answers whose label is not ignored, whatever their weight."""
+    prompt_trained_tokens: int = 0
+    """Tokens of prompts that a policy trains too (``prompt_weight``)."""
     turns: int = 0
     """Assistant turns found."""
     turns_trained: int = 0
@@ -62,6 +64,8 @@ class SplitReport:
     """Rows decided by markers with nothing to check against (text only, or tokenized before)."""
     rows_ambiguous: int = 0
     """Rows that no road could decide; where a policy dropped them, ``dropped_reasons`` counts them too."""
+    rows_with_unread_flags: int = 0
+    """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dropped_reasons", dict(sorted(self.dropped_reasons.items())))
@@ -163,10 +167,12 @@ class MaskReport:
     markers: MarkerSummary | None = None
     """None where every row was decided by its messages, or where two reports with unlike markers were added."""
     warnings: tuple[str, ...] = ()
+    stop_policy: str = "always"
+    """Which stops were meant to be trained; with fewer than all of them their number is no reason to warn."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", dict(self.splits))
-        merged = dict.fromkeys((*self.warnings, *_derived(self.splits)))
+        merged = dict.fromkeys((*self.warnings, *_derived(self.splits, self.stop_policy)))
         object.__setattr__(self, "warnings", tuple(merged))
 
     def __add__(self, other: MaskReport) -> MaskReport:
@@ -175,10 +181,11 @@ class MaskReport:
         splits = dict(self.splits)
         for name, split in other.splits.items():
             splits[name] = splits[name] + split if name in splits else split
-        return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()))
+        stop_policy = self.stop_policy if self.splits else other.stop_policy
+        return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()), stop_policy)
 
     def _given(self) -> tuple[str, ...]:
-        derived = set(_derived(self.splits))
+        derived = set(_derived(self.splits, self.stop_policy))
         return tuple(warning for warning in self.warnings if warning not in derived)
 
     def to_dict(self) -> dict[str, object]:
@@ -220,7 +227,7 @@ def _same_markers(left: MaskReport, right: MaskReport) -> MarkerSummary | None:
 
 
 def split_lines(name: str, split: SplitReport) -> list[str]:
-    """At most five plain lines about one split; what did not happen takes no line.
+    """A few plain lines about one split; what did not happen takes no line.
 
     >>> split_lines("eval", SplitReport())
     ['eval: 0 rows · 0 tokens, 0 trained (0.0 %), response/prompt 0.00']
@@ -229,13 +236,19 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     if split.turns:
         answers = f"{split.turns:,} found, {split.turns_trained:,} trained"
         lines.append(f"  answers  {answers} · stops {split.stops_trained:,} of {split.turns_with_stop:,} trained")
+    if split.prompt_trained_tokens:
+        lines.append(f"  prompt   {split.prompt_trained_tokens:,} of its tokens are trained too, with their own weight")
     if split.turns_cut:
         lines.append(f"  cut      {_count(split.turns_cut, 'answer')} at the end of {_count(split.rows_cut, 'row')}")
     if split.rows_dropped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in split.dropped_reasons.items())
+        reasons = _reasons(split)
         lines.append(f"  dropped  {_count(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
     decided = ", ".join(f"{count:,} {how}" for count, how in _roads(split) if count)
     return [*lines, f"  decided  {decided}"] if decided else lines
+
+
+def _reasons(split: SplitReport) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in split.dropped_reasons.items())
 
 
 def _head(name: str, split: SplitReport) -> str:
@@ -263,13 +276,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _derived(splits: Mapping[str, SplitReport]) -> tuple[str, ...]:
-    each = (f"{name}: {warning}" for name, split in splits.items() for warning in warnings_for(split))
+def _derived(splits: Mapping[str, SplitReport], stop_policy: str) -> tuple[str, ...]:
+    each = (f"{name}: {warning}" for name, split in splits.items() for warning in warnings_for(split, stop_policy))
     return (*each, *warnings_between(splits))
 
 
-def warnings_for(split: SplitReport) -> tuple[str, ...]:
+def warnings_for(split: SplitReport, stop_policy: str = "always") -> tuple[str, ...]:
     """Failures of one split that look healthy in a loss curve, each with a way out.
+
+    Args:
+        split: the counts.
+        stop_policy: which stops were meant to be trained; what was asked for is no failure.
 
     >>> healthy = SplitReport(rows=9, tokens=900, trained_tokens=300, turns=9, turns_trained=9, turns_with_stop=9,
     ...     stops_trained=9)
@@ -281,7 +298,7 @@ def warnings_for(split: SplitReport) -> tuple[str, ...]:
     """
     if not split.rows_seen:
         return ()
-    return tuple(_nothing(split)) or tuple(_each(split))
+    return tuple(_nothing(split)) or tuple(_each(split, stop_policy))
 
 
 def _nothing(split: SplitReport) -> Iterable[str]:
@@ -292,8 +309,9 @@ def _nothing(split: SplitReport) -> Iterable[str]:
         )
 
 
-def _each(split: SplitReport) -> Iterable[str]:
-    yield from _stops(split)
+def _each(split: SplitReport, stop_policy: str) -> Iterable[str]:
+    if stop_policy == "always":
+        yield from _stops(split)
     yield from _rows(split)
     yield from _share(split)
 
@@ -323,9 +341,16 @@ def _rows(split: SplitReport) -> Iterable[str]:
             "the model learns half sentences. Raise max_length, or drop the rows that are cut."
         )
     if split.rows_dropped > MANY_DROPPED * split.rows_seen:
+        reasons = f" ({_reasons(split)})" if split.dropped_reasons else ""
         yield (
             f"{split.rows_dropped:,} of {split.rows_seen:,} rows ({_percent(split.rows_dropped / split.rows_seen)}) "
-            "would train nothing and were dropped. Raise max_length, or compare the markers with a dropped row."
+            f"would train nothing and were dropped{reasons}. Look at one: it may hold no answer, or max_length may have "
+            "cut the answer off."
+        )
+    if split.rows_with_unread_flags:
+        yield (
+            f"the messages of {_count(split.rows_with_unread_flags, 'row')} carry train or weight, which this policy "
+            "does not read. Choose Policy(turns='flagged') to have them decide."
         )
     if split.rows_ambiguous:
         yield (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.constants import MODEL
 from sft_mask.markers import Kind, MarkerTrie, token_atom
 from sft_mask.search import Found, MarkerSearch, position_of, token_holding, tokens_before
 
@@ -46,6 +47,8 @@ class Turns:
         header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
         stop_at: ``(n,)`` first token that holds nothing but the stop, ``stop`` where the turn has none.
         message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
+        role: ``(n,)`` who speaks: index into :data:`sft_mask.constants.ROLES`.
+        weight: ``(n,)`` how much the turn counts in the loss; 0 where it is not trained.
     """
 
     start: Ints
@@ -56,6 +59,8 @@ class Turns:
     header: Ints
     stop_at: Ints
     message: Ints
+    role: Ints
+    weight: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.start)
@@ -64,7 +69,18 @@ class Turns:
     def empty(cls) -> Turns:
         """No turns."""
         none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-        return cls(none, none, no, no, none, none, none, none)
+        return cls.of_model(none, none, no, no, none, none, none)
+
+    @classmethod
+    def of_model(
+        cls, start: Ints, stop: Ints, has_stop: Bools, cut: Bools, document: Ints, header: Ints, stop_at: Ints
+    ) -> Turns:
+        """Turns of the model of weight 1, in no known message."""
+        count = len(start)
+        role = np.full(count, MODEL, np.int64)
+        return cls(
+            start, stop, has_stop, cut, document, header, stop_at, np.full(count, -1, np.int64), role, np.ones(count)
+        )
 
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
@@ -123,7 +139,7 @@ class SpanFinder:
             offsets: ``(documents + 1,)`` where each document begins and ends in ``ids``, ascending.
         """
         safe = self._in_vocabulary(ids)
-        ends = self._content_ends(safe, offsets)
+        ends = self.content_ends(safe, offsets)
         found, cut_headers = self._search.find(safe, offsets, ends)
         is_stop = self._is_stop[found.pattern]
         headers = Found.joined([found.select(~is_stop), cut_headers])
@@ -135,8 +151,7 @@ class SpanFinder:
         start[1:] = np.maximum(start[1:], stop[:-1])  # one token can hold an answer's end, a header and a beginning
         cut = ~has_stop & (answers.closer < 0) & (not self.open_end)
         header = token_holding(headers.start[answers.opener])
-        unknown = np.full(len(start), -1, np.int64)
-        turns = Turns(start, stop, has_stop, cut, answers.document, header, stop_at, unknown)
+        turns = Turns.of_model(start, stop, has_stop, cut, answers.document, header, stop_at)
         return turns.select(stop > start)
 
     def _in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -147,7 +162,7 @@ class SpanFinder:
 
     # padding
 
-    def _content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
+    def content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
         """Where each document ends, its trailing padding left out.
 
         Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.

@@ -114,6 +114,15 @@ class ChatTemplate:
                     common = common[:start]
         return common
 
+    def whole_tokens_suffix(self, *texts: str) -> str:
+        """The longest common end that does not begin inside a control token or a tag of any text."""
+        common = common_suffix(texts)
+        for text in texts:
+            for start, stop in sorted(self._units(text)):
+                if start < len(text) - len(common) < stop:
+                    common = text[stop:]
+        return common
+
     def _units(self, text: str) -> list[tuple[int, int]]:
         """Where control tokens and tags stand, the last first."""
         specials = "|".join(re.escape(special) for special in self.specials)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,21 @@ import numpy as np
 
 from sft_mask._compat import is_main_process
 from sft_mask.checks import check_collator
-from sft_mask.errors import UnsupportedError
+from sft_mask.errors import SftMaskError, UnsupportedError
+from sft_mask.grading import group_names
 from sft_mask.masking import Masker, OnAmbiguous
-from sft_mask.policy import Policy
-from sft_mask.reading import Plan, build_masker, marker_summary, read_tokenizer, read_trainer, sample_rows
+from sft_mask.policy import Policy, Reduction
+from sft_mask.reading import (
+    Plan,
+    build_masker,
+    column_names,
+    marker_summary,
+    read_tokenizer,
+    read_trainer,
+    sample_rows,
+)
+from sft_mask.refusals import refuse_with_weights
+from sft_mask.regions import Region
 from sft_mask.splits import mask_split
 from sft_mask.stream import LabelBatch, batch_table
 
@@ -35,8 +46,11 @@ def train_on_responses_only(
     return_function: bool = False,
     num_proc: int | None = None,
     last_response_only: bool = False,
+    mask_out_tokens: str | Sequence[str] | None = None,
     *,
     policy: Policy | None = None,
+    prompt_weight: float | None = None,
+    reduction: Reduction | None = None,
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
 ) -> Any:
@@ -58,7 +72,12 @@ def train_on_responses_only(
         return_function: return a function from a batch (``{"input_ids": rows}``) to ``{"labels": rows}`` instead.
         num_proc: accepted and not needed: one process labels about as fast as memory is copied.
         last_response_only: train only the last answer of each conversation; short for ``Policy(turns="last")``.
-        policy: which turns and stops are trained.
+        mask_out_tokens: texts that are never trained, wherever they stand in an answer (``["</think>"]``); short for
+            ``Policy(regions=[Region(text=...)])``.
+        policy: which turns, roles, regions and stops are trained, and how much they count.
+        prompt_weight: weight of the tokens outside of the answers; short for ``Policy(prompt_weight=...)``.
+        reduction: what counts the same in the loss, every ``"token"``, ``"turn"`` or ``"sequence"``; short for
+            ``Policy(reduction=...)``.
         on_ambiguous: what happens to a row whose markers and messages disagree and that the chat template does not
             render to its ids: ``"error"``, ``"drop"`` or ``"mask"``.
         chat_template: the template that rendered the rows, where it is not the trainer's.
@@ -71,17 +90,18 @@ def train_on_responses_only(
         DetectionError: no markers were given and the chat template does not show them.
         DataError: no train dataset, no ``input_ids``, an empty split, or a malformed row.
         NothingToTrainError: every row of a split would be masked.
-        UnsupportedError: another trainer, images, rows made on the fly, or a slow tokenizer.
+        UnsupportedError: another trainer, images, rows made on the fly, a slow tokenizer, a policy that needs messages
+            for rows without them, or weights with a loss that would ignore them.
         LabelsChangedError: the trainer's collator does not let the labels through.
 
     The trainer is left as it was when anything is raised.
     """
     del force_match, num_proc
-    chosen = policy or Policy()
+    chosen = _policy(policy, last_response_only, mask_out_tokens, prompt_weight, reduction)
     settings = {
         "instruction_part": instruction_part,
         "response_part": response_part,
-        "policy": replace(chosen, turns="last") if last_response_only else chosen,
+        "policy": chosen,
         "on_ambiguous": on_ambiguous,
     }
     if return_function:
@@ -89,16 +109,49 @@ def train_on_responses_only(
     plan = read_trainer(trainer, tokenizer, chat_template)
     rows = sample_rows(plan.splits["train"])
     masker, key = build_masker(plan.toolkit, rows, max_length=plan.max_length, **settings)  # type: ignore[arg-type]
+    weighted = any(masker.carries_weights(column_names(split)) for split in plan.splits.values())
+    if weighted:
+        refuse_with_weights(trainer)
     masked = {
         name: mask_split(split, masker, key, name, max_length=plan.max_length) for name, split in plan.splits.items()
     }
     check_collator(trainer, masked["train"][0])
-    _assign(trainer, masked, _state(trainer, plan, masker, key, masked))
+    _assign(trainer, masked, _state(trainer, plan, masker, key, masked, weighted))
     return trainer
 
 
+def _policy(
+    policy: Policy | None,
+    last_response_only: bool,
+    mask_out_tokens: str | Sequence[str] | None,
+    prompt_weight: float | None,
+    reduction: Reduction | None,
+) -> Policy:
+    """The policy with the arguments that are short for parts of it.
+
+    Raises:
+        SftMaskError: the policy is none.
+    """
+    chosen = Policy() if policy is None else policy
+    if not isinstance(chosen, Policy):
+        raise SftMaskError(f"policy={policy!r} is no Policy. Give Policy(turns='last'), for example.")
+    texts = [mask_out_tokens] if isinstance(mask_out_tokens, str) else list(mask_out_tokens or ())
+    changes: dict[str, Any] = {
+        "turns": "last" if last_response_only else None,
+        "regions": (*chosen.regions, *(Region(text=text) for text in texts)) if texts else None,
+        "prompt_weight": prompt_weight,
+        "reduction": reduction,
+    }
+    return replace(chosen, **{name: value for name, value in changes.items() if value is not None})
+
+
 def _state(
-    trainer: Any, plan: Plan, masker: Masker, key: tuple[object, ...], masked: Mapping[str, tuple[Any, Tally]]
+    trainer: Any,
+    plan: Plan,
+    masker: Masker,
+    key: tuple[object, ...],
+    masked: Mapping[str, tuple[Any, Tally]],
+    weighted: bool,
 ) -> MaskState:
     from sft_mask.loss import MaskState
 
@@ -112,6 +165,10 @@ def _state(
         text=vocabulary.text,
         originals=[(split, plan.splits[name]) for name, (split, _) in masked.items()],
         sees_all_rows=not (streams and read_elsewhere),
+        stop_policy=masker.policy.stop,
+        weighted=weighted,
+        groups=group_names(masker.policy),
+        masker=masker,
     )
 
 
@@ -121,8 +178,10 @@ def _mask_later(masker: Masker, key: tuple[object, ...], dataset: Any, name: str
 
 def _assign(trainer: Any, masked: Mapping[str, tuple[Any, Tally]], state: MaskState) -> None:
     """The only place where the trainer is changed."""
-    from sft_mask.loss import hooked_class
+    from sft_mask.loss import hooked_class, normalizes_by_tokens
 
+    if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
+        trainer.model_accepts_loss_kwargs = True
     trainer.__class__ = hooked_class(type(trainer))  # first, for it is all that could fail
     trainer._sft_mask = state
     trainer.train_dataset = masked["train"][0]

@@ -42,7 +42,7 @@ def test_a_normalized_text_is_laid_along_the_tokenizers_own_offsets() -> None:
 def turns(*spans: tuple[int, int]) -> Turns:
     start, stop = (np.array(column, np.int64) for column in zip(*spans, strict=True))
     some = np.ones(len(spans), np.bool_)
-    return Turns(start, stop, some, ~some, start * 0, start - 1, stop - 1, start * 0)
+    return Turns.of_model(start, stop, some, ~some, start * 0, start - 1, stop - 1)
 
 
 WHOLE = np.arange(10)

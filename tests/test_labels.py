@@ -14,7 +14,7 @@ from sft_mask.spans import Turns
 def turns_at(*spans: tuple[int, int]) -> Turns:
     start, stop = np.array([span[0] for span in spans], int), np.array([span[1] for span in spans], int)
     no, zero = np.zeros(len(spans), np.bool_), np.zeros(len(spans), np.int64)
-    return Turns(start, stop, no, no, zero, start, stop, zero)
+    return Turns.of_model(start, stop, no, no, zero, start, stop)
 
 
 def test_labels_align_with_the_ids_and_do_not_shift():

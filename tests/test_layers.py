@@ -24,12 +24,15 @@ ALLOWED = {
     "sft_mask._compat": {"trl", "accelerate"},
     "sft_mask.dataset": {"datasets"},
     "sft_mask.functional": {"torch"},
+    "sft_mask.guard": {"torch"},
     "sft_mask.labelfile": {"datasets"},
     "sft_mask.loss": {"torch"},
+    "sft_mask.meters": {"torch"},
     "sft_mask.offline": {"trl"},
     "sft_mask.reading": {"datasets", "trl"},
     "sft_mask.sandbox": {"transformers"},
     "sft_mask.tracing": {"transformers"},
+    "sft_mask.weighted": {"torch"},
 }
 """Modules that may import a framework at run time; every other module does without."""
 

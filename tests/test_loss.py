@@ -17,7 +17,8 @@ from trl import SFTTrainer
 from sft_mask import train_on_responses_only
 from sft_mask.batches import Tally
 from sft_mask.errors import LabelsChangedError
-from sft_mask.loss import MaskState, ResponseOnlyMixin, check_labels, hooked_class
+from sft_mask.guard import check_labels
+from sft_mask.loss import MaskState, ResponseOnlyMixin, hooked_class
 from sft_mask.report import MarkerSummary, SplitReport
 
 CHATS = chats(8, seed=4)
@@ -41,44 +42,48 @@ def batch(ids: list[list[int]], labels: list[list[int]]) -> dict[str, torch.Tens
 # the check
 
 
+def check(inputs: dict[str, torch.Tensor], known: MaskState) -> None:
+    check_labels(inputs, known.trained_ids(), known.text)
+
+
 def test_labels_of_the_mask_pass() -> None:
-    check_labels(batch([[1, 2, 3], [4, 5, 0]], [[-100, 2, 3], [-100, 5, -100]]), state(2, 3, 5))
+    check(batch([[1, 2, 3], [4, 5, 0]], [[-100, 2, 3], [-100, 5, -100]]), state(2, 3, 5))
 
 
 def test_a_batch_without_labels_is_caught() -> None:
     with pytest.raises(LabelsChangedError, match="without labels: the data collator drops them"):
-        check_labels({"input_ids": torch.tensor([[1]])}, state(1))
+        check({"input_ids": torch.tensor([[1]])}, state(1))
 
 
 def test_shifted_labels_are_caught_with_their_place() -> None:
     with pytest.raises(
         LabelsChangedError, match=r"Row 1 of a batch trains label 3 at position 0, where the token is 4"
     ):
-        check_labels(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]), state(2, 3))
+        check(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]), state(2, 3))
 
 
 def test_a_token_that_no_row_trains_is_caught_with_its_text() -> None:
     with pytest.raises(LabelsChangedError, match=r"Row 0 of a batch trains token 7 \('<7>'\) at position 1"):
-        check_labels(batch([[1, 7]], [[-100, 7]]), state(2, 3))
+        check(batch([[1, 7]], [[-100, 7]]), state(2, 3))
 
 
 def test_a_token_beyond_the_vocabulary_is_caught() -> None:
     with pytest.raises(LabelsChangedError, match="trains token 99"):
-        check_labels(batch([[1, 99]], [[-100, 99]]), state(9))
+        check(batch([[1, 99]], [[-100, 99]]), state(9))
 
 
 def test_where_rows_are_read_elsewhere_only_alignment_is_checked() -> None:
     unseen = state(2, sees_all_rows=False)
-    check_labels(batch([[1, 7]], [[-100, 7]]), unseen)
+    check(batch([[1, 7]], [[-100, 7]]), unseen)
     with pytest.raises(LabelsChangedError, match="not aligned"):
-        check_labels(batch([[1, 7]], [[-100, 6]]), unseen)
+        check(batch([[1, 7]], [[-100, 6]]), unseen)
 
 
 def test_ids_of_later_datasets_are_known_too() -> None:
     known = state(2)
     known.later["eval"] = Tally(20)
     known.later["eval"].trained_ids[15] = True
-    check_labels(batch([[1, 15]], [[-100, 15]]), known)
+    check(batch([[1, 15]], [[-100, 15]]), known)
 
 
 def test_the_report_follows_the_tallies() -> None:

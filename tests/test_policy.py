@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sft_mask.constants import MODEL
 from sft_mask.errors import SftMaskError
 from sft_mask.policy import Policy, is_last_of_document
 from sft_mask.spans import Turns
@@ -22,6 +23,8 @@ def turns() -> Turns:
         header=start - 2,
         stop_at=np.array([4, 9, 17, 20]),
         message=np.array([1, 3, 1, 1]),
+        role=np.full(4, MODEL),
+        weight=np.ones(4),
     )
 
 

@@ -51,7 +51,7 @@ def test_several_regions_and_several_places_are_masked(tokenizer: PreTrainedToke
 
 @pytest.mark.parametrize("given", [{}, {"start": "<think>"}, {"end": "x"}, {"start": "a", "end": "b", "pattern": "c"}])
 def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
-    with pytest.raises(MarkerError, match="give both start and end, or a pattern"):
+    with pytest.raises(MarkerError, match="give both start and end, or a pattern, or a text"):
         Region(**given)
 
 
@@ -61,5 +61,5 @@ def test_a_pattern_that_does_not_compile_is_refused_at_once() -> None:
 
 
 def test_a_policy_takes_regions_only() -> None:
-    with pytest.raises(SftMaskError, match="is no tuple of Region"):
+    with pytest.raises(SftMaskError, match="holds something else than Region"):
         Policy(regions=("<think>",))  # type: ignore[arg-type]

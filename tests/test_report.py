@@ -94,11 +94,11 @@ def test_to_dict_is_json_with_the_derived_numbers():
     assert set(data["splits"]["train"]) > {f.name for f in fields(SplitReport)}
 
 
-def test_no_split_takes_more_than_five_lines():
+def test_no_split_takes_more_than_six_lines():
     full = SplitReport(**{f.name: 7 for f in fields(SplitReport) if f.name != "dropped_reasons"})
     lines = split_lines("train", replace(full, dropped_reasons={"cut": 3, "no answer": 4}))
-    assert len(lines) == 5
-    assert "7 rows: 3 cut, 4 no answer" in lines[3]
+    assert len(lines) == 6
+    assert "7 rows: 3 cut, 4 no answer" in lines[4]
 
 
 def test_the_plain_report_word_for_word():
@@ -145,6 +145,7 @@ def test_each_fault_gives_one_warning_with_its_cure(change, words):
     "change",
     [
         {},
+        {"rows_checked": 0, "rows_exact": 100},
         {"rows_cut": 5, "turns_cut": 5, "turns_with_stop": 195, "stops_trained": 195},
         {"rows_dropped": 11},
         {"turns_trained": 50, "stops_trained": 50},  # only the last answer of each row, on purpose

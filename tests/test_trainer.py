@@ -512,7 +512,7 @@ def test_last_response_only_in_packed_rows_is_the_last_of_each_document() -> Non
 def test_a_policy_is_applied() -> None:
     trainer = train_on_responses_only(build("out"), USER, ASSISTANT, policy=Policy(stop="never"))
     assert tokenizer().eos_token_id not in {label for row in trainer.train_dataset["labels"] for label in row}
-    assert any("never learns to stop" in warning for warning in trainer.mask_report.warnings)
+    assert not trainer.mask_report.warnings, "what was asked for is no failure"
 
 
 def test_several_markers_and_ids_as_markers() -> None:

@@ -132,6 +132,7 @@ def build(
     formatting_func: Any = None,
     kind: type[SFTTrainer] = SFTTrainer,
     compute_metrics: Any = None,
+    network: Any = None,
     **options: Any,
 ) -> SFTTrainer:
     defaults: dict[str, Any] = {
@@ -147,7 +148,7 @@ def build(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **{**defaults, **options}
     )
     return kind(
-        model(),
+        model() if network is None else network,
         args=args,
         train_dataset=messages_dataset(24) if train is None else train,
         eval_dataset=evals,

@@ -1,0 +1,244 @@
+"""Loss, gradients and parameters under every split of a batch and every kind of weight, against a plain loop.
+
+The reference knows nothing of the library: weights come from the character offsets of each message, the loss from one
+unpadded conversation after the other, the optimizer is two lines.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from tiny import build, chats, expected, tokenized, tokenizer
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    TrainerCallback,
+)
+
+from sft_mask import Policy, train_on_responses_only
+
+RATE = 0.1
+STEPS = 2
+FLAGS = [{"weight": 0.25}, {"train": True}, {"weight": 3.0}, {"train": False}, {}, {"weight": 0.0}, {"weight": 1.5}]
+
+
+def flagged(messages: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Messages of the model with flags of every kind; sometimes a user is trained."""
+    made = []
+    for at, message in enumerate(messages):
+        flags = FLAGS[(seed + 3 * at) % len(FLAGS)] if message["role"] == "assistant" else {}
+        if message["role"] == "user" and (seed + at) % 5 == 0:
+            flags = {"weight": 0.5}
+        made.append({"role": message["role"], "content": message["content"], "train": None, "weight": None, **flags})
+    return made
+
+
+CHATS = [flagged(messages, seed) for seed, messages in enumerate(chats(8, seed=4))]
+POLICIES: dict[str, Policy] = {
+    "mask": Policy(),
+    "prompt": Policy(prompt_weight=0.1),
+    "messages": Policy(turns="flagged"),
+    "turn": Policy(reduction="turn"),
+    "sequence": Policy(reduction="sequence"),
+    "messages by turn": Policy(turns="flagged", reduction="turn"),
+    "prompt by sequence": Policy(prompt_weight=0.3, reduction="sequence", measure="role"),
+}
+
+
+def spoken(messages: list[dict[str, Any]], at: int) -> list[int]:
+    """Tokens of one message: its words and its stop."""
+    words = [{"role": m["role"], "content": m["content"]} for m in messages]
+    other = [{**m, "role": "assistant" if n == at else "user"} for n, m in enumerate(words)]
+    if words[at]["role"] == "assistant":
+        return [place for place, label in enumerate(expected(words, only={at})) if label != -100]
+    # Another role's header has other tokens: count from the end of the conversation.
+    shift = len(tokenized(words)) - len(tokenized(other))
+    after = len(tokenized(words)) - len(tokenized(words[: at + 1]))
+    length = sum(label != -100 for label in expected(other, only={at}))
+    assert isinstance(shift, int)
+    stop = len(tokenized(words)) - after - 1  # the newline after the stop is one token
+    return list(range(stop - length, stop))
+
+
+def flag_weight(message: dict[str, Any]) -> float:
+    if message["train"] is False:
+        return 0.0
+    if message["weight"] is not None:
+        return float(message["weight"])
+    return 1.0 if message["train"] or message["role"] == "assistant" else 0.0
+
+
+def weights(messages: list[dict[str, Any]], arm: str) -> list[float]:
+    """What each token of a conversation counts."""
+    size = len(tokenized([{"role": m["role"], "content": m["content"]} for m in messages]))
+    made, answered = [0.0] * size, [False] * size
+    for at, message in enumerate(messages):
+        weight = flag_weight(message) if "messages" in arm else float(message["role"] == "assistant")
+        if weight == 0 and message["role"] != "assistant":
+            continue
+        places = spoken(messages, at)
+        for place in places:
+            made[place] = weight / len(places) if "turn" in arm else weight
+            answered[place] = True
+    if "prompt" in arm:
+        made = [w if mine else POLICIES[arm].prompt_weight for w, mine in zip(made, answered, strict=True)]
+    if "sequence" in arm:
+        total = sum(made[1:])
+        made = [w / total for w in made]
+    return made
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer()),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+        )
+    )
+
+
+def gemma() -> PreTrainedModel:
+    """Soft-capped logits, tied embeddings."""
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=len(tokenizer()),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=1024,
+            final_logit_softcapping=5.0,
+            attn_implementation="eager",
+        )
+    )
+
+
+def experts() -> PreTrainedModel:
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=len(tokenizer()),
+            hidden_size=32,
+            intermediate_size=48,
+            moe_intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            max_position_embeddings=1024,
+            router_aux_loss_coef=0.0,  # a mean over each micro-batch, so it cannot be the same for every split
+        )
+    )
+
+
+MODELS = {"llama": llama, "gemma": gemma, "experts": experts}
+
+
+@cache
+def network(name: str) -> PreTrainedModel:
+    torch.manual_seed(3)
+    return MODELS[name]()
+
+
+@cache
+def reference(name: str, arm: str) -> tuple[list[float], list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Losses and gradients of two steps over all conversations, and the parameters after them."""
+    alone = copy.deepcopy(network(name)).double()
+    losses, gradients = [], []
+    for _ in range(STEPS):
+        alone.zero_grad()
+        total, weight = torch.zeros((), dtype=torch.float64), 0.0
+        for messages in CHATS:
+            ids = torch.tensor([tokenized([{"role": m["role"], "content": m["content"]} for m in messages])])
+            counts = torch.tensor(weights(messages, arm), dtype=torch.float64)[1:]
+            logits = alone(input_ids=ids, use_cache=False).logits[0].double()
+            total = total + (counts * F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")).sum()
+            weight += float(counts.sum())
+        loss = total / weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        gradients.append({k: p.grad.clone() for k, p in alone.named_parameters() if p.grad is not None})
+        with torch.no_grad():
+            for parameter in alone.parameters():
+                if parameter.grad is not None:
+                    parameter -= RATE * parameter.grad
+    return losses, gradients, {k: p.detach().clone() for k, p in alone.named_parameters()}
+
+
+class Gradients(TrainerCallback):
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.steps.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "1x8": {"per_device_train_batch_size": 8},
+    "2x4": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "4x2": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "padding-free": {"per_device_train_batch_size": 8, "padding_free": True, "max_length": None},
+    "packed": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "packing": True, "max_length": 500},
+}
+
+
+def train(name: str, arm: str, layout: str, folder: Path) -> tuple[Any, Gradients]:
+    trainer = build(
+        folder,
+        Dataset.from_list([{"messages": messages} for messages in CHATS]),
+        network=copy.deepcopy(network(name)),
+        max_steps=STEPS,
+        max_grad_norm=0.0,
+        optim="sgd",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        **LAYOUTS[layout],
+    )
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    train_on_responses_only(trainer, policy=POLICIES[arm]).train()
+    return trainer, gradients
+
+
+def distance(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """The norm of the difference of all tensors over the norm of the wanted ones."""
+    assert given.keys() == wanted.keys()
+    apart = sum(float((given[k].double() - v.double()).square().sum()) for k, v in wanted.items())
+    return float((apart / sum(float(v.double().square().sum()) for v in wanted.values())) ** 0.5)
+
+
+@pytest.mark.parametrize("arm", POLICIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_gradients_and_parameters_are_those_of_the_reference(
+    name: str, layout: str, arm: str, tmp_path: Path
+) -> None:
+    if layout == "packed" and "messages" in arm:
+        pytest.skip("packed rows have no messages: refused by name, see below")
+    losses, gradients, parameters = reference(name, arm)
+    trainer, given = train(name, arm, layout, tmp_path)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx(losses, rel=1e-6)
+    for step, wanted in zip(given.steps, gradients, strict=True):
+        assert distance(step, wanted) < 1e-6
+    assert distance({k: p.detach() for k, p in trainer.model.named_parameters()}, parameters) < 1e-6
