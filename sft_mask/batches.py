@@ -44,9 +44,12 @@ class Tally:
     def add(self, batch: MaskedBatch) -> None:
         """Counts a batch."""
         self.report += batch.report
-        kept = label_ids(batch.labels[batch.labels != IGNORE_INDEX])
-        self._grow(int(kept.max()) + 1 if len(kept) else 0)
-        self.trained_ids[kept] = True
+        self.know(label_ids(batch.labels[batch.labels != IGNORE_INDEX]))
+
+    def know(self, ids: NDArray[np.integer]) -> None:
+        """Remembers ids that are trained."""
+        self._grow(int(ids.max()) + 1 if len(ids) else 0)
+        self.trained_ids[ids] = True
 
     def _grow(self, size: int) -> None:
         if size > len(self.trained_ids):

@@ -7,7 +7,7 @@ tokenizer happened to cut). Several markers make one :class:`MarkerTrie`; it rea
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -125,9 +125,10 @@ def token_atom(token_id: int) -> int:
     return _BYTE_ATOMS + token_id
 
 
-def _added_boundaries(marker: str, vocabulary: Vocabulary) -> list[str | AddedPiece]:
+def _added_boundaries(marker: str, vocabulary: Vocabulary, gluing: Collection[str] = ()) -> list[str | AddedPiece]:
     """Cuts a marker at special tokens, as the tokenizer does before it looks at anything else; blanks are swallowed."""
-    cutting = [piece for piece in vocabulary.added.values() if piece.special or piece.lstrip or piece.rstrip]
+    added = vocabulary.added.values()
+    cutting = [piece for piece in added if piece.special or piece.lstrip or piece.rstrip or piece.content in gluing]
     by_content = {piece.content: piece for piece in cutting if piece.content}
     if not by_content:
         return [marker]
@@ -160,8 +161,12 @@ def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
     return written.replace(SPACE_PIECE, " ") if vocabulary.kind == "sentencepiece" else written
 
 
-def marker_atoms(marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any) -> tuple[int, ...]:
+def marker_atoms(
+    marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any, gluing: Collection[str] = ()
+) -> tuple[int, ...]:
     """The atoms of a marker: ``0..255`` is a byte of text, ``256 + id`` a token that must stand there as such.
+
+    Text that follows an added token of ``gluing`` has a blank in front of it.
 
     Raises:
         MarkerError: the marker holds a token id that the vocabulary does not have.
@@ -180,13 +185,16 @@ def marker_atoms(marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any) -> 
             whole = opaque or vocabulary.is_special(token_id)
             atoms.extend([token_atom(token_id)] if whole else vocabulary.piece(token_id))
         return tuple(atoms)
-    for part in _added_boundaries(marker, vocabulary):
+    before: str | AddedPiece = ""
+    for part in _added_boundaries(marker, vocabulary, gluing):
         if isinstance(part, str):
-            atoms.extend(_normalized(part, vocabulary, tokenizer).encode())
+            glue = b"" if isinstance(before, str) or before.content not in gluing else b" "
+            atoms.extend(glue + _normalized(part, vocabulary, tokenizer).encode())
         elif part.special:
             atoms.append(token_atom(part.token_id))
         else:
             atoms.extend(vocabulary.piece(part.token_id))
+        before = part
     return tuple(atoms)
 
 
@@ -299,7 +307,7 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     Raises:
         MarkerError: one marker serves both roles, or stands for no token at all.
     """
-    glues = _glues_blank(vocabulary, tokenizer)
+    gluing = _gluing((*markers.response, *markers.headers, *markers.stops), vocabulary, tokenizer)
     swallows = any(piece.special and piece.rstrip for piece in vocabulary.added.values())
 
     def patterns_of(texts: Sequence[MarkerText], kind: Kind) -> list[Pattern]:
@@ -308,7 +316,8 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
             atoms = marker_atoms(text, vocabulary, tokenizer)
             if not atoms:
                 raise MarkerError(f"The marker {text!r} stands for no token of {vocabulary.name}.")
-            ways = (atoms, _with_glue(atoms) if glues else atoms, _without_swallowed(atoms) if swallows else atoms)
+            glued = marker_atoms(text, vocabulary, tokenizer, gluing) if gluing else atoms
+            ways = (atoms, glued, _without_swallowed(atoms) if swallows else atoms)
             found.extend(Pattern(text, kind, way) for way in dict.fromkeys(ways))
         return found
 
@@ -330,23 +339,19 @@ def _with_separator(headers: Sequence[MarkerText], markers: Markers) -> list[Mar
     return list(dict.fromkeys((*headers, *separated)))
 
 
-def _glues_blank(vocabulary: Vocabulary, tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a blank in front of text that follows a control token (older SentencePiece)."""
-    special = next((text for text in vocabulary.special_contents if text), None)
-    if vocabulary.kind != "sentencepiece" or special is None:
-        return False
-    ids = tokenizer(special + "x", add_special_tokens=False)["input_ids"]
-    return b"".join(vocabulary.piece(token_id) for token_id in ids[1:]) == b" x"
+def _gluing(markers: Sequence[MarkerText], vocabulary: Vocabulary, tokenizer: Any) -> frozenset[str]:
+    """Added tokens of the markers after which the tokenizer puts a blank in front of text (older SentencePiece)."""
+    if vocabulary.kind != "sentencepiece":
+        return frozenset()
+    texts = [marker for marker in markers if isinstance(marker, str)]
+    contents = {piece.content for piece in vocabulary.added.values() if piece.content.strip()}
+    used = [content for content in contents if any(content in text for text in texts)]
+    return frozenset(content for content in used if _glues_blank(content, vocabulary, tokenizer))
 
 
-def _with_glue(atoms: tuple[int, ...]) -> tuple[int, ...]:
-    """The atoms with a blank in front of every text that follows a control token."""
-    glued: list[int] = []
-    for index, atom in enumerate(atoms):
-        if index and atom < _BYTE_ATOMS <= atoms[index - 1]:
-            glued.append(ord(" "))
-        glued.append(atom)
-    return tuple(glued)
+def _glues_blank(content: str, vocabulary: Vocabulary, tokenizer: Any) -> bool:
+    ids = tokenizer(content + "x", add_special_tokens=False)["input_ids"]
+    return b"".join(vocabulary.piece(token_id) for token_id in ids).removeprefix(b" ") == f"{content} x".encode()
 
 
 def _without_swallowed(atoms: tuple[int, ...]) -> tuple[int, ...]:

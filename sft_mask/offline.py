@@ -11,6 +11,7 @@ from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError
 from sft_mask.masking import OnAmbiguous
 from sft_mask.policy import Policy
+from sft_mask.premasked import note_masked
 from sft_mask.reading import Toolkit, build_masker, column_names, marker_summary, read_tokenizer, sample_rows
 from sft_mask.report import MaskReport
 from sft_mask.splits import mask_split
@@ -59,7 +60,7 @@ def mask_dataset(
     masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
     reports = {name: tally.report for name, (_, tally) in masked.items()}
     report = MaskReport(reports, marker_summary(masker), stop_policy=masker.policy.stop)
-    made = {name: split for name, (split, _) in masked.items()}
+    made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
     answer = type(dataset)(made) if is_dict else made["train"]
     return (answer, report) if return_report else answer
 

@@ -64,6 +64,8 @@ class SplitReport:
     """Rows decided by markers with nothing to check against (text only, or tokenized before)."""
     rows_ambiguous: int = 0
     """Rows that no road could decide; where a policy dropped them, ``dropped_reasons`` counts them too."""
+    rows_masked_before: int = 0
+    """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
     rows_with_unread_flags: int = 0
     """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
 
@@ -265,6 +267,7 @@ def _roads(split: SplitReport) -> tuple[tuple[int, str], ...]:
         (split.rows_exact, "by messages"),
         (split.rows_unchecked, "by markers alone"),
         (split.rows_ambiguous, "by neither"),
+        (split.rows_masked_before, "before the trainer was built"),
     )
 
 
@@ -344,8 +347,8 @@ def _rows(split: SplitReport) -> Iterable[str]:
         reasons = f" ({_reasons(split)})" if split.dropped_reasons else ""
         yield (
             f"{split.rows_dropped:,} of {split.rows_seen:,} rows ({_percent(split.rows_dropped / split.rows_seen)}) "
-            f"would train nothing and were dropped{reasons}. Look at one: it may hold no answer, or max_length may have "
-            "cut the answer off."
+            f"would train nothing and were dropped{reasons}. Look at one: it may hold no answer, or max_length may "
+            "have cut it off."
         )
     if split.rows_with_unread_flags:
         yield (

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask._compat import is_main_process
 from sft_mask.checks import check_collator
-from sft_mask.errors import SftMaskError, UnsupportedError
+from sft_mask.errors import MarkerError, NothingToTrainError, SftMaskError, UnsupportedError
 from sft_mask.grading import group_names
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.policy import Policy, Reduction
+from sft_mask.premasked import is_masked, keep_labels, refuse_late_policy
 from sft_mask.reading import (
     Plan,
     build_masker,
@@ -107,17 +107,64 @@ def train_on_responses_only(
     if return_function:
         return _label_function(trainer, tokenizer, chat_template, settings)
     plan = read_trainer(trainer, tokenizer, chat_template)
-    rows = sample_rows(plan.splits["train"])
-    masker, key = build_masker(plan.toolkit, rows, max_length=plan.max_length, **settings)  # type: ignore[arg-type]
-    weighted = any(masker.carries_weights(column_names(split)) for split in plan.splits.values())
-    if weighted:
+    refuse_late_policy(plan.splits["train"], chosen)
+    if chosen.is_weighted:
         refuse_with_weights(trainer)
-    masked = {
-        name: mask_split(split, masker, key, name, max_length=plan.max_length) for name, split in plan.splits.items()
-    }
+    way = _way(plan, settings)
+    masked = {name: way.mask(split, name) for name, split in plan.splits.items()}
+    if way.weighted:
+        refuse_with_weights(trainer)
     check_collator(trainer, masked["train"][0])
-    _assign(trainer, masked, _state(trainer, plan, masker, key, masked, weighted))
+    _assign(trainer, masked, _state(trainer, plan, way, masked))
     return trainer
+
+
+@dataclass
+class _Way:
+    """How the splits of one call are masked.
+
+    Attributes:
+        plan: what was read from the trainer.
+        masker: decides labels; the error that stands in its way where no split needs one.
+        key: stands for the masker in fingerprints.
+        weighted: whether any split's labels carry weights.
+    """
+
+    plan: Plan
+    masker: Masker | MarkerError
+    key: tuple[object, ...] = ()
+    weighted: bool = False
+
+    def mask(self, split: Any, name: str) -> tuple[Any, Tally]:
+        """Masks a split of the trainer; one that came masked stays as it is."""
+        if not is_masked(split):
+            return self.mask_later(split, name, keep_all_rows=False)
+        kept, tally, weighted = keep_labels(split, self.plan.toolkit.vocabulary.size)
+        if not tally.report.trained_tokens:
+            raise NothingToTrainError(
+                f"All {len(split)} rows of the {name} dataset, which mask_dataset made, have nothing left to train: "
+                "truncation ate the answers. Raise max_length, or use truncation_mode='keep_end'."
+            )
+        self.weighted |= weighted
+        return kept, tally
+
+    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, Tally]:
+        """Masks any dataset."""
+        if not isinstance(self.masker, Masker):
+            raise self.masker
+        self.weighted |= self.masker.carries_weights(column_names(split))
+        limit = self.plan.max_length
+        return mask_split(split, self.masker, self.key, name, max_length=limit, keep_all_rows=keep_all_rows)
+
+
+def _way(plan: Plan, settings: Mapping[str, Any]) -> _Way:
+    rows = sample_rows(plan.splits["train"])
+    try:
+        return _Way(plan, *build_masker(plan.toolkit, rows, max_length=plan.max_length, **settings))
+    except MarkerError as error:
+        if all(is_masked(split) for split in plan.splits.values()):
+            return _Way(plan, error)  # raised if another dataset is evaluated
+        raise
 
 
 def _policy(
@@ -145,35 +192,24 @@ def _policy(
     return replace(chosen, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _state(
-    trainer: Any,
-    plan: Plan,
-    masker: Masker,
-    key: tuple[object, ...],
-    masked: Mapping[str, tuple[Any, Tally]],
-    weighted: bool,
-) -> MaskState:
+def _state(trainer: Any, plan: Plan, way: _Way, masked: Mapping[str, tuple[Any, Tally]]) -> MaskState:
     from sft_mask.loss import MaskState
 
     streams = any(not hasattr(split, "__len__") for split, _ in masked.values())
     read_elsewhere = trainer.args.dataloader_num_workers > 0 or trainer.accelerator.num_processes > 1
-    vocabulary = masker.finder.vocabulary
+    masker = way.masker if isinstance(way.masker, Masker) else None
     return MaskState(
-        mask=partial(_mask_later, masker, key),
+        mask=way.mask_later,
         tallies={name: tally for name, (_, tally) in masked.items()},
-        markers=marker_summary(masker),
-        text=vocabulary.text,
+        markers=marker_summary(masker) if masker is not None else None,
+        text=plan.toolkit.vocabulary.text,
         originals=[(split, plan.splits[name]) for name, (split, _) in masked.items()],
         sees_all_rows=not (streams and read_elsewhere),
-        stop_policy=masker.policy.stop,
-        weighted=weighted,
-        groups=group_names(masker.policy),
+        stop_policy=masker.policy.stop if masker is not None else "always",
+        weighted=way.weighted,
+        groups=group_names(masker.policy) if masker is not None else (),
         masker=masker,
     )
-
-
-def _mask_later(masker: Masker, key: tuple[object, ...], dataset: Any, name: str, *, keep_all_rows: bool) -> Any:
-    return mask_split(dataset, masker, key, name, keep_all_rows=keep_all_rows)
 
 
 def _assign(trainer: Any, masked: Mapping[str, tuple[Any, Tally]], state: MaskState) -> None:
