@@ -74,7 +74,9 @@ class Tally:
         return tally
 
 
-def mask_rows(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, name: str) -> MaskedBatch:
+def mask_rows(
+    masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, name: str, *, adjacent: bool = False
+) -> MaskedBatch:
     """Labels of a batch; an error names the row by its number in the dataset.
 
     Args:
@@ -83,21 +85,24 @@ def mask_rows(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, n
         decode: reads conversations.
         numbers: ``(rows,)`` numbers of the rows in their dataset.
         name: of what the rows belong to (``"the train dataset"``), for errors.
+        adjacent: see :meth:`sft_mask.masking.Masker.mask`.
 
     Raises:
         SftMaskError: whatever the masker raises, of the same class.
         DataError: labels that do not fit their ids.
     """
-    outcome = _attempt(masker, table, decode, numbers)
+    outcome = _attempt(masker, table, decode, numbers, adjacent)
     if isinstance(outcome, Exception):
         error, number = _narrowed(outcome, masker, table, decode, numbers)
         raise _named(error, name, number) from error
     return outcome
 
 
-def _attempt(masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints) -> MaskedBatch | Exception:
+def _attempt(
+    masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
+) -> MaskedBatch | Exception:
     try:
-        return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0)
+        return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0, adjacent)
     except (SftMaskError, ValueError) as error:
         return error
 
@@ -119,10 +124,10 @@ def _narrowed(
     return error, int(numbers[0]) if len(numbers) else None
 
 
-def _masked(masker: Masker, table: pa.Table, decode: Decoder, first_row: int) -> MaskedBatch:
+def _masked(masker: Masker, table: pa.Table, decode: Decoder, first_row: int, adjacent: bool) -> MaskedBatch:
     if "labels" in table.column_names and "input_ids" in table.column_names:
         _check_labels(table)
-    return masker.mask(table, decode, first_row=first_row)
+    return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
 
 
 def _check_labels(table: pa.Table) -> None:

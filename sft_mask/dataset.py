@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
+    from sft_mask.fragments import Pieces
+
     Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4000
@@ -144,7 +146,8 @@ class _Batch:
     rows: int
 
 
-def _batches(dataset: Dataset, used: Ints | None) -> Iterator[_Batch]:
+def _batches(dataset: Dataset, used: Ints | None, pieces: Pieces | None = None) -> Iterator[_Batch]:
+    chain = pieces is not None and pieces.cutting == "wrapped" and used is None
     table = dataset._data
     order = np.argsort(used, kind="stable") if used is not None else None
     sorted_rows = used[order] if used is not None and order is not None else None
@@ -152,7 +155,10 @@ def _batches(dataset: Dataset, used: Ints | None) -> Iterator[_Batch]:
     while first < table.num_rows:
         part = table.fast_slice(first, min(_ROWS_AT_ONCE, table.num_rows - first))
         part = part.select([name for name in READ if name in part.column_names])
-        part = part.slice(0, _rows_that_fit(part["input_ids"]))
+        if chain and pieces is not None:
+            part = _whole_chains(table, first, pieces.length)
+        else:
+            part = part.slice(0, _rows_that_fit(part["input_ids"]))
         if order is None or sorted_rows is None:
             yield _Batch(part, np.arange(first, first + part.num_rows), np.arange(part.num_rows), part.num_rows)
         else:
@@ -161,6 +167,23 @@ def _batches(dataset: Dataset, used: Ints | None) -> Iterator[_Batch]:
             whole = len(places) == part.num_rows and np.array_equal(places, np.arange(part.num_rows))
             yield _Batch(part if whole else part.take(places), order[low:high], places, part.num_rows)
         first += part.num_rows
+
+
+def _whole_chains(table: Any, first: int, length: int) -> pa.Table:
+    """Rows from ``first`` on that go on in each other, up to the first that is not full: packing maps a thousand
+    conversations at a time, so that is soon.
+    """
+    count = _ROWS_AT_ONCE
+    while True:
+        part = table.fast_slice(first, min(count, table.num_rows - first))
+        part = part.select([name for name in READ if name in part.column_names])
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(part["input_ids"]), 0), np.int64)
+        ends = np.flatnonzero(lengths != length)
+        if len(ends) or first + part.num_rows == table.num_rows:
+            fitting = ends[ends < _rows_that_fit(part["input_ids"])]
+            last = (fitting[-1] if len(fitting) else ends[0]) + 1 if len(ends) else part.num_rows
+            return part.slice(0, int(last))
+        count *= 2
 
 
 def _rows_that_fit(ids: pa.ChunkedArray) -> int:
@@ -177,9 +200,10 @@ def _label_batches(
     advance: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     decode = Decoder(dataset.features)
-    for batch in _batches(dataset, used):
+    for batch in _batches(dataset, used, masker.pieces):
         if len(batch.places):
-            masked = mask_rows(masker, batch.table, decode, batch.numbers, f"the {name} dataset")
+            where = f"the {name} dataset"
+            masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)
             tally.add(masked)
             yield _spread(masked, batch.places, batch.rows)
         else:

@@ -34,5 +34,9 @@ class UnsupportedError(SftMaskError, NotImplementedError):
     """A tokenizer, trainer or option that is refused by name."""
 
 
+class MaskChangedError(SftMaskError, AssertionError):
+    """A mask is not what its snapshot holds."""
+
+
 class LabelsChangedError(SftMaskError, RuntimeError):
     """Labels reached the loss that are not the mask that was prepared."""

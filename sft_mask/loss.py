@@ -40,7 +40,8 @@ class MaskState:
     """What the hook needs to know about the mask that was prepared.
 
     Attributes:
-        mask: masks another prepared dataset as the training data was: ``mask(dataset, name, keep_all_rows=False)``.
+        mask: masks another prepared dataset as the training data was: ``mask(dataset, name, keep_all_rows=False)``;
+            with it come its counts, and whether any labels carry weights by now.
         tallies: counts of the trainer's splits, by name; those of streams grow.
         markers: in use; ``None`` where the data came masked.
         text: ids to text, for errors.
@@ -58,7 +59,7 @@ class MaskState:
         masker: what decided the labels, for those who want to know why.
     """
 
-    mask: Callable[..., tuple[Any, Tally]]
+    mask: Callable[..., tuple[Any, Tally, bool]]
     tallies: Mapping[str, Tally]
     markers: MarkerSummary | None
     text: Callable[[list[int]], str]
@@ -85,7 +86,8 @@ class MaskState:
 
     def mask_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
         """Masks a dataset that was not the trainer's, and remembers which ids it trains."""
-        masked, self.later[name] = self.mask(dataset, name, keep_all_rows=keep_all_rows)
+        masked, self.later[name], weighted = self.mask(dataset, name, keep_all_rows=keep_all_rows)
+        self.weighted |= weighted
         return masked
 
     def trained_ids(self) -> NDArray[np.bool_] | None:
@@ -130,7 +132,7 @@ class ResponseOnlyMixin:
             ids, weights, groups = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
-        state.meters["train" if training else "eval"].count(inputs)
+        state.meters["train" if training else "eval"].count(inputs, weights)
         if weights is None or groups is None:
             result = super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -182,7 +184,13 @@ class ResponseOnlyMixin:
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
         name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")
-        return self._sft_mask.mask_later(prepared, str(name))
+        return self._masked_later(prepared, str(name))
+
+    def _masked_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+        masked = self._sft_mask.mask_later(dataset, name, keep_all_rows=keep_all_rows)
+        if self._sft_mask.weighted:
+            refuse_with_weights(self)
+        return masked
 
     # evaluation
 
@@ -191,14 +199,14 @@ class ResponseOnlyMixin:
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
         if given and trainer._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
             if isinstance(eval_dataset, dict):
-                eval_dataset = {name: self._sft_mask.mask_later(split, name) for name, split in eval_dataset.items()}
+                eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
             else:
-                eval_dataset = self._sft_mask.mask_later(eval_dataset, "eval")
+                eval_dataset = self._masked_later(eval_dataset, "eval")
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # prediction i belongs to row i, so rows that train nothing stay
-        masked = self._sft_mask.mask_later(test_dataset, "test", keep_all_rows=True)
+        masked = self._masked_later(test_dataset, "test", keep_all_rows=True)
         return super().predict(masked, *args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ trusted to markers.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.conversations import Decoder
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.fragments import FragmentReader, Pieces, chained, cut_at
 from sft_mask.grading import Graded, grade
 from sft_mask.labels import paint
 from sft_mask.markers import Markers
@@ -83,6 +85,7 @@ class Masker:
         policy: what is trained of the turns found.
         road: the exact road, ``None`` where there is no chat template to lay messages along.
         on_ambiguous: what happens to a row that no road can decide.
+        bos_token_id: what begins a conversation, if anything does.
     """
 
     def __init__(
@@ -92,24 +95,38 @@ class Masker:
         policy: Policy,
         road: ExactRoad | None,
         on_ambiguous: OnAmbiguous = "error",
+        bos_token_id: int | None = None,
     ) -> None:
         self.finder = finder
         self.markers = markers
         self.policy = policy
         self.road = road
         self.on_ambiguous = on_ambiguous
+        self.pieces: Pieces | None = None
+        self._fragments: FragmentReader | None = None
+        self._bos = bos_token_id
         self.needles = marker_needles(finder)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
         self._rendered = 0  # rows that were what the chat template renders from their messages
 
-    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0) -> MaskedBatch:
+    def for_pieces(self, pieces: Pieces | None) -> Masker:
+        """The same masker for rows that the trainer cut, some of which may begin inside an answer."""
+        if pieces == self.pieces:
+            return self
+        other = copy(self)
+        other.pieces = pieces
+        other._fragments = FragmentReader(self.finder, self.markers, pieces, self._bos) if pieces is not None else None
+        return other
+
+    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, adjacent: bool = False) -> MaskedBatch:
         """Labels of a batch.
 
         Args:
             table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, ``loss_weights``, the conversation.
             decode: reads one row of the conversation; see :class:`Decoder`.
             first_row: number of the batch's first row in its dataset, for messages.
+            adjacent: whether each row stands where the trainer's packing put it, after the one before it.
 
         Raises:
             DataError: a row holds nulls or things that are no ids.
@@ -117,8 +134,11 @@ class Masker:
         """
         ids, offsets = _token_ids(table, first_row)
         documents = _documents(table, offsets, first_row)
-        turns = self._weighed(self.finder.find(ids, documents))
+        chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
+        turns = self._weighed(self._marked(ids, documents, chain))
         decided = self._decide(table, decode, (ids, offsets, documents), turns)
+        if not chain:
+            self._decide_fragments(decided, table, decode, (ids, offsets, documents))
         trained_turns = self.policy.apply(decided.turns)
         existing = _existing_labels(table)
         labels = paint(ids, trained_turns, existing)
@@ -142,6 +162,31 @@ class Masker:
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""
         return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
+
+    def _marked(self, ids: NDArray[np.integer], documents: Ints, chain: bool) -> Turns:
+        """The turns by markers; of rows that go on in each other, those of the text they were cut from."""
+        if not chain or self.pieces is None:
+            return self.finder.find(ids, documents)
+        return cut_at(self.finder.find(ids, chained(documents, self.pieces.length)), documents)
+
+    def _decide_fragments(
+        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[NDArray[np.integer], Ints, Ints]
+    ) -> None:
+        """Adds the answers that documents begin in the middle of; those that nothing decides make their row ambiguous.
+
+        Rows with messages are decided by these.
+        """
+        ids, offsets, documents = row_data
+        if self._fragments is None or (self.road is not None and decode.has_conversation(table)):
+            return
+        found, undecided = self._fragments.read(ids, documents)
+        merged = Turns.joined([decided.turns, self._weighed(found)])
+        decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
+        for document, why in undecided.items():
+            row = int(np.searchsorted(offsets, documents[document], side="right")) - 1
+            decided.ambiguous[row] = (
+                f"{why} Mask before the trainer is built: mask_dataset(dataset, tokenizer) is exact."
+            )
 
     def _weighed(self, turns: Turns) -> Turns:
         """Turns that markers found, with the weight of the model's role."""
@@ -265,6 +310,10 @@ class Masker:
         return reasons
 
     def _undecided(self, row: int, why: str) -> AmbiguousRowError:
+        if self._fragments is not None and not self._rendered:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided: {why} Or leave such rows out by on_ambiguous='drop' or 'mask'."
+            )
         if not self._rendered:
             return AmbiguousRowError(
                 f"Row {row} cannot be decided, nor can any row before it: {why} So the rows were rendered by another "

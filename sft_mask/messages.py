@@ -92,6 +92,7 @@ class ExactRoad:
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self._kinds = self._marker_kinds()
+        self._prefilled = [text for text in markers.response[1:] if isinstance(text, str)]
         texts = sorted(self._kinds, key=len, reverse=True)
         self._pattern = re.compile("|".join(re.escape(text) for text in texts)) if texts else None
 
@@ -169,6 +170,7 @@ class ExactRoad:
         bound = closer.start if closer is not None else len(text.text)
         turns: list[TextTurn] = []
         begins, start = header.start, self._after_empty_block(text, header.stop, bound)
+        start = self._after_prefill(text, header, start, again)
         while True:
             ends = min(text.foreign_after(start), text.next_message_after(start), bound)
             turn = self._turn(text, (begins, start), ends, closer if ends == bound else None, again)
@@ -186,6 +188,15 @@ class ExactRoad:
         if block is None or len(text.own_between(start, block.end())):
             return start
         return block.end()
+
+    def _after_prefill(self, text: _Text, header: _Mark, start: int, again: Any) -> int:
+        """Skips words of the answer's beginning that its generation prompt holds already (a typed ``<think>``)."""
+        longer = [answer for answer in self._prefilled if text.text.startswith(answer, header.start)]
+        own = text.own_between(start, start + 1)
+        if not len(own) or not any(header.start + len(answer) > start for answer in longer):
+            return start
+        prompt = again(int(text.message[own[0]]), True)
+        return max(start, len(prompt)) if text.text.startswith(prompt) else start
 
     @staticmethod
     def _resume(text: _Text, first_own: int, again: Any) -> int:

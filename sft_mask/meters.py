@@ -31,11 +31,12 @@ class Meter:
     groups: Tensor | None = None
     since: float = 0.0
 
-    def count(self, inputs: Mapping[str, Any]) -> None:
-        """Counts the tokens of a batch; its labels are plain ids."""
+    def count(self, inputs: Mapping[str, Any], weights: Tensor | None = None) -> None:
+        """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
-        counts = torch.stack([(labels[..., 1:] != IGNORE_INDEX).sum(), total.to(labels.device)])
+        graded = labels != IGNORE_INDEX if weights is None else weights > 0
+        counts = torch.stack([graded[..., 1:].sum(), total.to(labels.device)])
         self.since = self.since or time.monotonic()
         self.tokens = counts if self.tokens is None else self.tokens + counts
         self.batches += 1

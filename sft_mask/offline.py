@@ -48,7 +48,7 @@ def mask_dataset(
     toolkit = read_tokenizer(tokenizer, chat_template)
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
-    ready = {name: _tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
+    ready = {name: tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
     masker, key = build_masker(
         toolkit,
         sample_rows(next(iter(ready.values()))),
@@ -65,7 +65,8 @@ def mask_dataset(
     return (answer, report) if return_report else answer
 
 
-def _tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
+def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
+    """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
     if "input_ids" not in columns:
         if not {"messages", "conversations", "text"} & set(columns) and not {"prompt", "completion"} <= set(columns):
@@ -130,14 +131,23 @@ def _rendered(
     chat_template: str | None,
     add_generation_prompt: bool = False,
 ) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        conversation,
-        tools=read_tools(example.get("tools")),
-        tokenize=True,
-        return_dict=True,
-        chat_template=chat_template,
-        add_generation_prompt=add_generation_prompt,
-        **(example.get("chat_template_kwargs") or {}),
-    )
+    from jinja2.exceptions import TemplateError
+
+    try:
+        encoded = tokenizer.apply_chat_template(
+            conversation,
+            tools=read_tools(example.get("tools")),
+            tokenize=True,
+            return_dict=True,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **(example.get("chat_template_kwargs") or {}),
+        )
+    except TemplateError as error:
+        roles = ", ".join(str(message.get("role")) for message in conversation[:12])
+        raise DataError(
+            f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {error} Repair or "
+            "remove it, or give another chat_template."
+        ) from error
     ids: list[int] = encoded["input_ids"]
     return ids

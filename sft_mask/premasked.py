@@ -41,8 +41,8 @@ def refuse_late_policy(dataset: Any, policy: Policy) -> None:
     if is_masked(dataset) and policy != type(policy)() and repr(policy) not in dataset.info.description:
         raise UnsupportedError(
             "The train dataset was masked by mask_dataset before the trainer was built: its labels are done, and this "
-            "policy would not reach them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same or "
-            "none."
+            "policy would not reach them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same "
+            "or none."
         )
 
 
@@ -51,8 +51,12 @@ def is_masked(dataset: Any) -> bool:
     return _NOTE in (dataset.info.description or "") and "labels" in (dataset.column_names or ())
 
 
-def keep_labels(dataset: Dataset, vocabulary_size: int) -> tuple[Dataset, Tally, bool]:
-    """The dataset without rows that train nothing, its counts, and whether its labels carry weights."""
+def keep_labels(
+    dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool = False
+) -> tuple[Dataset, Tally, bool]:
+    """The dataset without rows that train nothing (unless ``keep_all_rows``), its counts, and whether its labels carry
+    weights.
+    """
     tally, weighted, trained = Tally(vocabulary_size), False, []
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
         labels, offsets = list_values(batch["labels"])
@@ -75,4 +79,5 @@ def keep_labels(dataset: Dataset, vocabulary_size: int) -> tuple[Dataset, Tally,
         )
         tally.know(label_ids(labels[labels != IGNORE_INDEX]))
     keep = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, np.int64)
-    return (dataset.select(keep) if len(keep) < len(dataset) else dataset), tally, weighted
+    whole = keep_all_rows or len(keep) == len(dataset)
+    return (dataset if whole else dataset.select(keep)), tally, weighted

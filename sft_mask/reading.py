@@ -11,6 +11,7 @@ import numpy as np
 
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.fragments import Cutting, Pieces
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
@@ -81,7 +82,9 @@ def build_masker(
         rows=rows,
         max_length=max_length,
     )
-    masker = Masker(resolved.finder, resolved.markers, policy, _road(toolkit, resolved), on_ambiguous)
+    bos = getattr(toolkit.tokenizer, "bos_token_id", None)
+    road = _road(toolkit, resolved)
+    masker = Masker(resolved.finder, resolved.markers, policy, road, on_ambiguous, bos)
     template = (toolkit.template.source, dict(toolkit.template.variables)) if toolkit.template is not None else None
     key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
     return masker, key
@@ -127,11 +130,15 @@ class Plan:
         toolkit: the tokenizer and its chat template.
         splits: by name: ``train``, and ``eval`` or one ``eval:NAME`` for each of a dict.
         max_length: where TRL truncated the rows, for errors.
+        pieces: how TRL cut the train rows where it may have cut inside an answer.
+        eval_pieces: likewise of the rows to evaluate on.
     """
 
     toolkit: Toolkit
     splits: Mapping[str, Any]
     max_length: int | None
+    pieces: Pieces | None
+    eval_pieces: Pieces | None
 
 
 def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Plan:
@@ -164,7 +171,22 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Pla
     for name, split in splits.items():
         if hasattr(split, "__len__"):
             check_columns(split, name)
-    return Plan(toolkit, splits, getattr(built.args, "max_length", None))
+    packs_evals = built.args.packing if built.args.eval_packing is None else built.args.eval_packing
+    pieces, eval_pieces = (_pieces(built, packing) for packing in (built.args.packing, packs_evals))
+    return Plan(toolkit, splits, getattr(built.args, "max_length", None), pieces, eval_pieces)
+
+
+def _pieces(trainer: Any, packing: bool) -> Pieces | None:
+    """How a trainer cut its rows; ``None`` where every row begins where a conversation does."""
+    args = trainer.args
+    if args.max_length is None or trainer._skip_prepare_dataset:
+        return None
+    if packing:
+        cuttings: dict[str, Cutting] = {"wrapped": "wrapped", "bfd_split": "split"}
+        cutting = cuttings.get(args.packing_strategy)
+    else:
+        cutting = "tail" if args.truncation_mode == "keep_end" else None
+    return Pieces(cutting, args.max_length) if cutting is not None else None
 
 
 def _eval_splits(evals: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,10 @@ def resolve(
         choices = [detected]
     else:
         detected = _detected_or_none(template, vocabulary, tokenizer)
+        if detected is not None:
+            stops = _stop_tokens(detected, vocabulary)
+            users, models = (_without_stop(texts, stops, vocabulary) for texts in given)
+            given = (users, models)
         _refuse_contradiction(given[1], detected)
         _refuse_absent_instruction(given, rows, vocabulary, tokenizer)
         # The second choice is for rows that were not rendered by the chat template that the markers resemble.
@@ -167,6 +171,37 @@ def resolve(
         if not rows or any(len(_turns_of(resolved.finder, row)) for row in rows):
             return resolved
     raise _never_found(resolved.markers, rows, vocabulary, max_length)
+
+
+def _stop_tokens(markers: Markers, vocabulary: Vocabulary) -> list[int]:
+    """Control tokens of the stops that open no turn."""
+    texts = [text for text in markers.stops if isinstance(text, str)]
+    headers = [text for text in (*markers.response, *markers.headers) if isinstance(text, str)]
+    contents = [text for text in vocabulary.special_contents if any(text in stop for stop in texts)]
+    return [
+        vocabulary.special_contents[text]
+        for text in contents
+        if text and not any(header.startswith(text) for header in headers)
+    ]
+
+
+def _without_stop(
+    headers: Sequence[MarkerText], stops: Collection[int], vocabulary: Vocabulary
+) -> tuple[MarkerText, ...]:
+    """Headers without the stop of the turn before, which a caller may have copied along: it is the model's to say."""
+    return tuple(dict.fromkeys(_after_stop(header, stops, vocabulary) for header in headers))
+
+
+def _after_stop(header: MarkerText, stops: Collection[int], vocabulary: Vocabulary) -> MarkerText:
+    if not isinstance(header, str):
+        blank = next(
+            (at for at, token in enumerate(header) if token not in stops and vocabulary.text([token]).strip()), 0
+        )
+        return header[blank:] if header[0] in stops else header
+    rest = header.lstrip()
+    for content in (vocabulary.text([token]) for token in stops):
+        rest = rest.removeprefix(content).lstrip()
+    return rest if rest and rest != header.lstrip() else header
 
 
 def _compiled(
@@ -213,6 +248,9 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
             elif is_closed:
                 blanks.append(blank)
     eos = getattr(tokenizer, "eos_token_id", None)
+    bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)
+    if bare != markers:
+        return learn_closings(bare, rows, vocabulary, tokenizer)
     headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP]
     known = {pattern.atoms[0] - 256 for pattern in headers}  # what opens a turn is no stop; bytes come out negative
     ids = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
@@ -226,6 +264,29 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
         others=_merged(markers.others, openers),
         separator=separator,
     )
+
+
+def _with_bare_headers(markers: Markers, closing: Collection[int], eos: int | None, vocabulary: Vocabulary) -> Markers:
+    """Markers whose headers do not begin with what ends an answer.
+
+    That is the eos, or a control token in front of another one, if it ends answers or a line break stands between.
+    """
+    ends = [] if eos is None else [eos]
+
+    def bare(header: MarkerText) -> MarkerText:
+        text = header if isinstance(header, str) else vocabulary.text(header)
+        first = next(
+            (token for content, token in vocabulary.special_contents.items() if text.startswith(content)), None
+        )
+        if first is None or first in ends:
+            return _after_stop(header, ends, vocabulary)
+        rest = text.removeprefix(vocabulary.text([first]))
+        opens_another = any(content and rest.lstrip().startswith(content) for content in vocabulary.special_contents)
+        stops = opens_another and (first in closing or rest[:1].isspace())
+        return _after_stop(header, [first], vocabulary) if stops else header
+
+    response, instruction = (tuple(map(bare, texts)) for texts in (markers.response, markers.instruction))
+    return replace(markers, response=response, instruction=instruction)
 
 
 def _openers(headers: Sequence[Pattern], bos: int | None, stops: set[int]) -> tuple[MarkerText, ...]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.markers import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -144,6 +146,9 @@ class MarkerSearch:
         self._ways = _read_ways(trie)
         self._possible = self._ways[0].skip >= 0 if self._ways else np.zeros(trie.vocabulary.size + 1, np.bool_)
         self._tables: dict[int, _Table] = {}
+        kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
+        self._is_stop = kinds == Kind.STOP
+        self._is_response = kinds == Kind.RESPONSE
 
     def find(self, ids: NDArray[np.integer], offsets: Ints, ends: Ints) -> tuple[Found, Found]:
         """Markers that stand whole in a document, and headers that the end of a document cut.
@@ -163,7 +168,30 @@ class MarkerSearch:
         at, end = at[at < end], end[at < end]
         found = [self._follow(ids, at, end, way) for way in self._ways]
         whole = _without_overlaps(Found.joined([whole for whole, _ in found]))
-        return whole, _behind(Found.joined([cut for _, cut in found]), whole)
+        cut = Found.joined([cut for _, cut in found])
+        return whole, _behind(cut.select(self._are_sure(cut, whole, ids, offsets)), whole)
+
+    def _are_sure(self, cut: Found, whole: Found, ids: NDArray[np.integer], offsets: Ints) -> Bools:
+        """Which cut headers are long enough to be told from words, or stand right behind a stop."""
+        sure = cut.pattern >= 0
+        for index in np.flatnonzero(~sure).tolist():
+            start = int(cut.start[index])
+            last = int(np.searchsorted(whole.start, start)) - 1
+            first = int(offsets[np.searchsorted(offsets, start >> _BITS, side="right") - 1]) << _BITS
+            if last >= 0 and whole.start[last] >= first and self._is_stop[whole.pattern[last]]:
+                sure[index] = not self._text(ids, int(whole.stop[last]), start).strip()
+        cut.pattern[cut.pattern < 0] = -1 - cut.pattern[cut.pattern < 0]
+        return sure
+
+    def _text(self, ids: NDArray[np.integer], start: int, stop: int) -> bytes:
+        """The bytes between two positions; a control token is no blank."""
+        tokens = [int(token) for token in ids[start >> _BITS : (stop >> _BITS) + 1]]
+        if not tokens or any(self.trie.vocabulary.is_special(token) for token in tokens[:-1]):
+            return b"-" if tokens else b""
+        pieces = [self.trie.vocabulary.piece(token) for token in tokens]
+        low, high = start & ((1 << _BITS) - 1), stop & ((1 << _BITS) - 1)
+        kept = b"".join(pieces[:-1]) + pieces[-1][:high]
+        return kept[low:]
 
     def _candidates(self, ids: NDArray[np.integer]) -> Ints:
         first = sorted(self.trie.first_ids)
@@ -202,10 +230,14 @@ class MarkerSearch:
         stop = np.where(used > 0, position_of(last) + used, position_of(last + 1))
         done = pattern >= 0
         left = np.concatenate(ran_out)
+        longer = left[done[left]]
+        longer = longer[self._is_response[pattern[longer]]]  # cut off inside what a generation prompt prefills
+        stop[longer] = position_of(end[longer])
         left = left[~done[left]]
-        cut_header = self.trie.cut_headers[node[left]]
-        left, cut_header = left[cut_header >= 0], cut_header[cut_header >= 0]
-        return Found(start[done], stop[done], pattern[done]), Found(start[left], position_of(end[left]), cut_header)
+        cut_header, begun = self.trie.cut_headers[node[left]], self.trie.begun_headers[node[left]]
+        header = np.where(cut_header >= 0, cut_header, -1 - begun)  # negative: too short to be sure of by itself
+        left, header = left[begun >= 0], header[begun >= 0]
+        return Found(start[done], stop[done], pattern[done]), Found(start[left], position_of(end[left]), header)
 
     def _table(self, node: int, tokens: Ints) -> _Table:
         table = self._tables.get(node)

@@ -154,6 +154,16 @@ class SpanFinder:
         turns = Turns.of_model(start, stop, has_stop, cut, answers.document, header, stop_at)
         return turns.select(stop > start)
 
+    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> tuple[Found, Ints]:
+        """Every marker in order, and ``(documents,)`` where each document ends, its padding left out."""
+        safe = self._in_vocabulary(ids)
+        ends = self.content_ends(safe, offsets)
+        return self._search.find(safe, offsets, ends)[0], ends
+
+    def is_filler(self, ids: NDArray[np.integer], start: int, stop: int) -> bool:
+        """Whether only blanks and control tokens, and few of them, stand between two tokens."""
+        return bool(self._only_filler(self._in_vocabulary(ids), np.array([start]), np.array([stop]))[0])
+
     def _in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         size = self.vocabulary.size
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):

@@ -14,7 +14,7 @@ from sft_mask.batches import CONVERSATION, Tally, mask_rows
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.conversations import Conversation, Decoder, read_tools
 from sft_mask.errors import DataError
-from sft_mask.masking import Masker
+from sft_mask.masking import LOSS_WEIGHTS, Masker
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -92,6 +92,8 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
     for name in ("labels", "seq_lengths"):
         if _is_filled(batch.get(name)):
             columns[name] = _lists(name, batch[name])
+    if batch.get(LOSS_WEIGHTS) is not None:
+        columns[LOSS_WEIGHTS] = _lists(LOSS_WEIGHTS, batch[LOSS_WEIGHTS], pa.float64())
     for name in CONVERSATION:
         if _is_filled(batch.get(name)) and all(_is_conversation(value) for value in batch[name]):
             columns[name] = _as_json(batch[name])
@@ -105,16 +107,23 @@ def _is_filled(values: Any) -> bool:
     return values is not None and any(value is not None for value in values)
 
 
-def _lists(name: str, values: Any) -> pa.Array:
+def _lists(name: str, values: Any, number: pa.DataType = _IDS.value_type) -> pa.Array:
     rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
+    wanted = "integers" if pa.types.is_integer(number) else "numbers"
     try:
-        made = pa.array(rows) if rows else pa.array([], _IDS)
+        made = pa.array(rows) if rows else pa.array([], pa.list_(number))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{name} must hold one list of integers a row: {error}") from error
-    kind = made.type.value_type if pa.types.is_list(made.type) else made.type
-    if not pa.types.is_list(made.type) or not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise DataError(f"{name} must hold one list of integers a row, not {made.type}.")
-    return made.cast(_IDS)
+        raise DataError(f"{name} must hold one list of {wanted} a row: {error}") from error
+    kind = made.type.value_type if pa.types.is_list(made.type) else None
+    if kind is None or not _is_number(kind, or_float=number == pa.float64()):
+        raise DataError(f"{name} must hold one list of {wanted} a row, not {made.type}.")
+    return made.cast(pa.list_(number))
+
+
+def _is_number(kind: pa.DataType, or_float: bool) -> bool:
+    """Whether values of a type can be read as integers, or as numbers of any kind; those of empty rows can."""
+    whole = pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return bool(whole or (or_float and pa.types.is_floating(kind)))
 
 
 def _is_conversation(value: Any) -> bool:

@@ -135,11 +135,12 @@ class _Way:
     key: tuple[object, ...] = ()
     weighted: bool = False
 
-    def mask(self, split: Any, name: str) -> tuple[Any, Tally]:
-        """Masks a split of the trainer; one that came masked stays as it is."""
+    def mask(self, split: Any, name: str, *, keep_all_rows: bool = False) -> tuple[Any, Tally]:
+        """Masks a split; one that came masked stays as it is."""
         if not is_masked(split):
-            return self.mask_later(split, name, keep_all_rows=False)
-        kept, tally, weighted = keep_labels(split, self.plan.toolkit.vocabulary.size)
+            return self._mask_raw(split, name, keep_all_rows)
+        size = self.plan.toolkit.vocabulary.size
+        kept, tally, weighted = keep_labels(split, size, keep_all_rows=keep_all_rows)
         if not tally.report.trained_tokens:
             raise NothingToTrainError(
                 f"All {len(split)} rows of the {name} dataset, which mask_dataset made, have nothing left to train: "
@@ -148,13 +149,21 @@ class _Way:
         self.weighted |= weighted
         return kept, tally
 
-    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, Tally]:
-        """Masks any dataset."""
+    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, Tally, bool]:
+        """Masks a dataset that the trainer is given later; also says whether any labels carry weights by now."""
+        masked, tally = self.mask(split, name, keep_all_rows=keep_all_rows)
+        return masked, tally, self.weighted
+
+    def _mask_raw(self, split: Any, name: str, keep_all_rows: bool) -> tuple[Any, Tally]:
         if not isinstance(self.masker, Masker):
             raise self.masker
         self.weighted |= self.masker.carries_weights(column_names(split))
+        pieces = self.plan.pieces if name == "train" else self.plan.eval_pieces
+        masker = self.masker.for_pieces(
+            None if keep_all_rows else pieces
+        )  # predict prepares nothing, so it cuts nothing
         limit = self.plan.max_length
-        return mask_split(split, self.masker, self.key, name, max_length=limit, keep_all_rows=keep_all_rows)
+        return mask_split(split, masker, (*self.key, pieces), name, max_length=limit, keep_all_rows=keep_all_rows)
 
 
 def _way(plan: Plan, settings: Mapping[str, Any]) -> _Way:

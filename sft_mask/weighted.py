@@ -69,7 +69,12 @@ class WeighedModel:
                 )
             return outputs
         self.log_probs = log_probs.detach()
-        outputs.log_probs = log_probs * (self.aligned(self._weights) * self._scale(outputs.label_mask))
+        weights = self.aligned(self._weights)
+        # A token of weight 0 is there to be measured: TRL's own metrics are those of the tokens that are trained.
+        outputs.label_mask = outputs.label_mask & (weights > 0)
+        outputs.entropy = outputs.entropy * outputs.label_mask
+        outputs.is_top1 = outputs.is_top1 & outputs.label_mask
+        outputs.log_probs = log_probs * (weights * self._scale(outputs.label_mask))
         return outputs
 
     def _scale(self, label_mask: Tensor) -> Tensor:

@@ -214,27 +214,6 @@ def test_packing_bfd() -> None:
     trainer.train()
 
 
-def test_packing_bfd_split_trains_no_token_too_many() -> None:
-    trainer = masked(packing=True, packing_strategy="bfd_split", max_length=48)
-    wanted = {token for run in wanted_segments() for token in run}
-    trained, _ = trained_share(trainer.train_dataset)
-    assert 0 < trained <= sum(map(len, wanted_segments()))
-    assert {label for row in trainer.train_dataset for label in row["labels"]} <= wanted | {-100}
-    trainer.train()
-
-
-def test_packing_wrapped_trains_no_token_too_many() -> None:
-    trainer = masked(packing=True, packing_strategy="wrapped", max_length=64)
-    whole = [label for messages in CHATS for label in expected(messages)]
-    flat = [label for row in trainer.train_dataset for label in row["labels"]]
-    ids = [token for row in trainer.train_dataset for token in row["input_ids"]]
-    assert ids == [token for messages in CHATS for token in tokenized(messages)][: len(ids)]
-    wrong = [at for at, label in enumerate(flat) if label != -100 and whole[at] == -100]
-    assert wrong == []
-    assert sum(label != -100 for label in flat) > 0.5 * sum(label != -100 for label in whole)
-    trainer.train()
-
-
 def test_padding_free() -> None:
     trainer = masked(padding_free=True, max_length=None)
     agrees(trainer.train_dataset)

@@ -12,13 +12,15 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import IO
 
+from sft_mask.errors import DataError
 from sft_mask.preview.cells import Cell, visible
 from sft_mask.preview.rows import PreviewRow
 
@@ -33,8 +35,14 @@ def write_html(rows: Iterable[PreviewRow], path: str | Path, *, title: str = "Wh
     The page steps through rows, filters by the kinds of ``status`` that occur, shows the trained share over all rows,
     and tells of each token its id, bytes, weight, role, turn, span and reason. A row can be linked to: ``page.html#17``
     opens the row at index 17. A page that was there before is replaced only when all rows are written.
+
+    Raises:
+        DataError: ``rows`` is one row or a dataset, or the folder of ``path`` is not there.
     """
     path = Path(path)
+    rows = _checked(rows)
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or choose another.")
     head, rest = _page(title).split(_ROWS_HERE)
     middle, tail = rest.split(_TABLES_HERE)
     unfinished = path.with_name(f"{path.name}.part")
@@ -43,6 +51,22 @@ def write_html(rows: Iterable[PreviewRow], path: str | Path, *, title: str = "Wh
         tables = _write_rows(rows, out)
         out.write(middle + embed(tables.to_dict(title)) + tail)
     return unfinished.replace(path)
+
+
+def _checked(rows: object) -> Iterator[PreviewRow]:
+    """The rows, the first of them looked at before anything is written."""
+    way_out = "Give rows of preview_rows(dataset, tokenizer) or preview_rows(trainer), or a list of build_row(...)."
+    if isinstance(rows, PreviewRow):
+        raise DataError("write_html takes several rows, and this is one. Put it in a list: write_html([row], path).")
+    if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str):
+        raise DataError(f"write_html was given a {type(rows).__name__}, not rows. {way_out}")
+    several = iter(rows)
+    first = next(several, None)
+    if first is None:
+        return several
+    if not isinstance(first, PreviewRow):
+        raise DataError(f"The rows given to write_html are of type {type(first).__name__}, not PreviewRow. {way_out}")
+    return chain([first], several)
 
 
 def embed(data: object) -> str:

@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby, pairwise, repeat
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError
 from sft_mask.preview.cells import Cell, read_cells, visible
+from sft_mask.weights import label_ids, label_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +135,8 @@ def build_row(
     Args:
         tokenizer: a fast tokenizer of ``transformers``; its vocabulary is read once.
         input_ids: ids of the row, unshifted: a list, or an array or tensor of one dimension.
-        labels: one a token; a token is trained where its label is not -100.
-        weights: one a token, not shifted, 1.0 where left out. They count only where the label is kept.
+        labels: one a token; a token is trained where its label is not -100. Labels that carry weights are read.
+        weights: one a token, not shifted; those of the labels where left out. They count only where a label is kept.
         spans: what is known about the tokens, as notes or as ``(start, stop, role, reason)``; where two overlap, the
             later one is shown.
         documents: lengths of the documents of a packed row, in tokens (``seq_lengths``).
@@ -143,10 +146,12 @@ def build_row(
     Raises:
         DataError: lengths that do not fit together, or a note outside of the row.
     """
-    ids, kept = _integers(input_ids), _integers(labels)
+    ids = _integers(input_ids)
+    encoded = np.array(_integers(labels), np.int64)
+    kept = tuple(label_ids(encoded).tolist())
     notes = tuple(note if isinstance(note, Note) else Note(*note) for note in spans)
     lengths = (len(ids),) if documents is None else _integers(documents)
-    given = tuple(repeat(1.0, len(ids)) if weights is None else map(float, weights))
+    given = tuple(label_weights(encoded).tolist() if weights is None else map(float, weights))
     _check(name, ids, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
     seen = tuple(0.0 if label == IGNORE_INDEX else weight for label, weight in zip(kept, given, strict=True))
     pieces, cells = read_cells(tokenizer, ids)

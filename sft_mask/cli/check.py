@@ -1,0 +1,77 @@
+"""``sft-mask check``: the report of a masked dataset, and an exit code for CI."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from sft_mask.report import MaskReport
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "check",
+        run,
+        summary="mask all rows and report; exit code for CI",
+        about="""
+        Masks every row and prints what is trained: shares, stops, cut and dropped rows, how rows were decided. The exit
+        code is 0 if there is nothing to warn of, 1 if there is, 2 if the data cannot be masked at all.
+        """,
+        examples="""
+          sft-mask check Qwen/Qwen3-8B chats.jsonl
+          sft-mask check ./my-model org/chats:train --json > report.json
+          sft-mask check ./my-model chats.jsonl --on-ambiguous error
+        """,
+    )
+    add_model(parser)
+    add_data(parser)
+    parser.add_argument(
+        "--on-ambiguous",
+        metavar="error|drop|mask",
+        default="drop",
+        help="a row that neither markers nor messages decide: the first one is an error, or all are counted "
+        "(default: drop)",
+    )
+    add_json(parser)
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report."""
+    from sft_mask import mask_dataset
+    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.output import console, print_json
+
+    tokenizer = load_tokenizer(args.model)
+    data = load_data(args)
+    settings = settings_of(args)
+    _, report = mask_dataset(data, tokenizer, on_ambiguous=args.on_ambiguous, return_report=True, **settings)
+    problems = problems_of(report)
+    if args.json:
+        print_json({**report.to_dict(), "problems": problems})
+    else:
+        out = console()
+        out.print(report)
+        further = [problem for problem in problems if problem not in report.warnings]
+        for problem in further:
+            out.print(f"problem: {problem}", style="yellow")
+        verdict = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "clean"
+        out.print(verdict, style="bold yellow" if problems else "bold green")
+    return 1 if problems else 0
+
+
+def problems_of(report: MaskReport) -> list[str]:
+    """The report's warnings, and rows that could not be decided."""
+    found = list(report.warnings)
+    for name, split in report.splits.items():
+        if split.rows_ambiguous:
+            found.append(
+                f"{name}: {split.rows_ambiguous:,} rows are decided by neither markers nor messages: see them with "
+                "`sft-mask preview --html`, under `ambiguous`."
+            )
+    return found

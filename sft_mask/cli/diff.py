@@ -1,0 +1,69 @@
+"""``sft-mask diff``: two masks of the same rows, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+from sft_mask.errors import DataError
+
+_OTHERS = ("model", "instruction_part", "response_part", "chat_template", "turns", "stop", "cut_answers", "mask_region")
+_LINES = 12
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "diff",
+        run,
+        summary="two masks of the same rows, side by side",
+        about="""
+        Masks the same rows twice and shows where the two differ: two settings, two tokenizers, two chat templates. The
+        options with --other- say what is not alike; everything else is. The exit code is 0 if no row differs, else 1.
+        """,
+        examples="""
+          sft-mask diff ./my-model chats.jsonl --other-turns last
+          sft-mask diff ./my-model chats.jsonl --other-model ./my-model-v2
+          sft-mask diff ./my-model chats.jsonl --other-chat-template new.jinja --json
+        """,
+    )
+    add_model(parser)
+    add_data(parser)
+    parser.add_argument("--rows", type=int, metavar="N", help="compare only the first N rows")
+    parser.add_argument("--show", type=int, metavar="N", default=3, help="rows to show side by side (default: 3)")
+    add_json(parser)
+    add_settings(parser)
+    parser.add_argument("--other-model", metavar="MODEL", help="tokenizer of the other side")
+    add_settings(parser, prefix="other-")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the differences."""
+    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.output import console, print_json, progress
+    from sft_mask.compare import compare_masks
+    from sft_mask.preview import preview_rows
+    from sft_mask.preview.side_by_side import DiffView
+
+    if all(getattr(args, f"other_{name}") is None for name in _OTHERS):
+        raise DataError(
+            "Nothing differs: say what the other side is, such as --other-turns last or --other-model ./v2."
+        )
+    data = load_data(args)
+    if args.rows is not None:
+        data = data.select(range(min(max(args.rows, 0), len(data))))
+    left = preview_rows(data, load_tokenizer(args.model), **settings_of(args))
+    other = load_tokenizer(args.other_model or args.model)
+    right = preview_rows(data, other, **settings_of(args, "other-"))
+    diff = compare_masks(progress(left, len(left), "Comparing"), right)
+    if args.json:
+        print_json(diff.to_dict())
+        return 1 if diff.unlike else 0
+    out = console()
+    for row in diff.shown[: max(args.show, 0)]:
+        out.print(DiffView(row, most_lines=_LINES))
+        out.print()
+    out.print(str(diff), style="bold")
+    return 1 if diff.unlike else 0

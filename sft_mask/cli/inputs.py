@@ -1,0 +1,113 @@
+"""MODEL and DATA, whatever they are, as a tokenizer and a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from sft_mask.errors import DataError, SftMaskError
+
+_KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+_COMPRESSED = {".gz", ".zst", ".xz", ".bz2"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def quiet_libraries() -> None:
+    """Progress bars only where somebody looks at them, and no advice from libraries."""
+    import datasets
+    import transformers
+
+    datasets.logging.set_verbosity_error()
+    transformers.logging.set_verbosity(logging.ERROR)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a folder or of a name on the Hub.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise DataError(f"{model} is a file. MODEL is the folder with tokenizer.json, or a name on the Hub.")
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise DataError(f"The folder {model} holds no tokenizer (no {', no '.join(_TOKENIZER_FILES[:2])}).")
+    if not folder.is_dir() and (model.startswith((".", "~", "/")) or model.count("/") > 1):
+        raise DataError(f"There is no folder {model}. MODEL is a folder with a tokenizer, or a name on the Hub.")
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else model)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(f"No tokenizer can be loaded from {model}: {_first_line(error)}") from error
+
+
+def load_data(args: argparse.Namespace) -> Any:
+    """The dataset that DATA names; of several splits the one that was asked for, or ``train``, or the only one.
+
+    Raises:
+        DataError: it is not there, cannot be read, or has several splits.
+    """
+    name, split = args.data, args.split
+    path = Path(name).expanduser()
+    quiet_libraries()
+    from datasets.exceptions import DatasetsError
+
+    if not path.exists() and ":" in name and split is None:
+        name, _, split = name.rpartition(":")
+    if not path.exists() and (name.startswith((".", "~", "/")) or name.count("/") > 1 or _kind_of(path)):
+        raise DataError(f"There is no file or folder {name}.")
+    try:
+        data = _read(path, args.subset) if path.exists() else _from_hub(name, args.subset)
+    except SftMaskError:
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error.__cause__ or error)}") from error
+    return _one_split(data, split, name)
+
+
+def _read(path: Path, subset: str | None) -> Any:
+    from datasets import load_dataset, load_from_disk
+
+    if path.is_file():
+        kind = _kind_of(path)
+        if kind is None:
+            raise DataError(f"{path} is of no known kind. Give a file that ends in {', '.join(_KINDS)}.")
+        return load_dataset(kind, data_files=str(path))
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return load_from_disk(str(path))
+    return load_dataset(str(path), subset)
+
+
+def _from_hub(name: str, subset: str | None) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(name, subset)
+
+
+def _kind_of(path: Path) -> str | None:
+    endings = [ending for ending in path.suffixes if ending not in _COMPRESSED]
+    return _KINDS.get(endings[-1].lower()) if endings else None
+
+
+def _one_split(data: Any, split: str | None, name: str) -> Any:
+    if not isinstance(data, dict):
+        if split not in (None, str(data.split)):
+            raise DataError(f"{name} has no splits, so there is no {split!r}. Leave --split out.")
+        return data
+    chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
+    if chosen not in data:
+        asked = f"no split {chosen!r}" if chosen else "no split train"
+        raise DataError(f"{name} has {asked}: it has {', '.join(data)}. Choose one with --split.")
+    return data[chosen]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

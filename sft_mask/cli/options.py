@@ -1,0 +1,129 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+from ast import literal_eval
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+from sft_mask.errors import DataError
+
+if TYPE_CHECKING:
+    from sft_mask.policy import Policy
+
+
+def add_command(
+    commands: Any, name: str, run: Any, *, summary: str, about: str = "", examples: str = ""
+) -> argparse.ArgumentParser:
+    """A command with its help: one line in the list, a paragraph and examples of its own."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=dedent(about).strip() or summary,
+        epilog="examples:\n" + dedent(examples).strip("\n") if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL."""
+    parser.add_argument("model", metavar="MODEL", help="folder with a tokenizer, or a name on the Hub")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """DATA and how to read it."""
+    parser.add_argument(
+        "data", metavar="DATA", help="JSONL, JSON or Parquet file, folder, or dataset on the Hub (name or name:split)"
+    )
+    parser.add_argument("--split", metavar="NAME", help="split of the data (default: train, or the only one)")
+    parser.add_argument("--subset", metavar="NAME", help="configuration of a dataset on the Hub")
+
+
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """The chat template."""
+    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja file, where the tokenizer's is not the one")
+
+
+def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Markers, template and policy; with a ``prefix`` those of the other side of a comparison."""
+    group = parser.add_argument_group(f"what is masked{' on the other side' if prefix else ''}")
+
+    def add(name: str, **more: Any) -> None:
+        group.add_argument(f"--{prefix}{name}", **more)
+
+    add("instruction-part", metavar="TEXT", help=r"text before the user's turns; \n is a newline, quotes are taken off")
+    add("response-part", metavar="TEXT", help="text before the model's turns; leave out both to have them detected")
+    add("chat-template", metavar="FILE", help="a Jinja file, where the tokenizer's template is not the one")
+    add("turns", metavar="all|last|flagged", help="which answers are trained (default: all)")
+    add("stop", metavar="always|last|never", help="which stops are trained (default: always)")
+    add("cut-answers", metavar="keep|mask", help="answers that run into the end of their row (default: keep)")
+    add(
+        "mask-region",
+        metavar=("START", "END"),
+        nargs=2,
+        action="append",
+        help="do not train what stands between two texts of an answer, such as '<think>' '</think>'",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
+
+
+def marker(given: str | None) -> str | None:
+    r"""A marker as it was typed: ``"<|user|>\n"`` with quotes is a Python literal, without quotes ``\n`` is a newline.
+
+    >>> marker(r"<|user|>\n"), marker("'<|user|>'"), marker("# Q")
+    ('<|user|>\n', '<|user|>', '# Q')
+    """
+    if given is None:
+        return None
+    if len(given) > 1 and given[0] == given[-1] and given[0] in "'\"":
+        try:
+            return str(literal_eval(given))
+        except (SyntaxError, ValueError) as error:
+            raise DataError(f"The marker {given} is no Python string: {error}") from error
+    return given.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def settings_of(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
+    """Keyword arguments of ``preview_rows`` and ``mask_dataset``; on the other side, what is not given is the same."""
+
+    def get(name: str) -> Any:
+        given = getattr(args, f"{prefix}{name}".replace("-", "_"))
+        return getattr(args, name.replace("-", "_")) if given is None else given
+
+    return {
+        "instruction_part": marker(get("instruction-part")),
+        "response_part": marker(get("response-part")),
+        "policy": _policy(get("turns"), get("stop"), get("cut-answers"), get("mask-region")),
+        "chat_template": template_of(get("chat-template")),
+    }
+
+
+def template_of(path: str | None) -> str | None:
+    """The text of a template file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The chat template {path} cannot be read: {error}") from error
+
+
+def _policy(turns: str | None, stop: str | None, cut_answers: str | None, regions: list[list[str]] | None) -> Policy:
+    from sft_mask.policy import Policy
+    from sft_mask.regions import Region
+
+    given: dict[str, Any] = {"turns": turns, "stop": stop, "cut_answers": cut_answers}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Policy(**chosen, regions=tuple(Region(start, end) for start, end in regions or ()))

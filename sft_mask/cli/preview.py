@@ -1,0 +1,133 @@
+"""``sft-mask preview``: the coloured mask, in the terminal or in a browser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+from sft_mask.errors import DataError
+
+if TYPE_CHECKING:
+    from sft_mask.preview import PreviewRow, PreviewRows
+
+_SHOWN = 3
+_ENOUGH = 512
+"""Rows that are tokenized where only a few are shown: some to learn from, the rest to be left alone."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "preview",
+        run,
+        summary="show which tokens are trained, in colour",
+        about="""
+        Shows rows as the loss will see them: trained tokens bright, masked ones dim. With --html all rows go to one
+        file that opens without a network: hover a token for the reason, step and filter through the rows.
+        """,
+        examples="""
+          sft-mask preview Qwen/Qwen3-8B chats.jsonl
+          sft-mask preview ./my-model chats.jsonl --row 17 --why
+          sft-mask preview ./my-model chats.jsonl --html mask.html --open
+          sft-mask preview ./my-model chats.jsonl --turns last | less -R
+        """,
+    )
+    add_model(parser)
+    add_data(parser)
+    parser.add_argument("--rows", type=int, metavar="N", help=f"how many rows (default: {_SHOWN}; with --html all)")
+    parser.add_argument("--row", type=int, metavar="K", help="only row K, counted from 0")
+    parser.add_argument("--why", action="store_true", help="under each row, why its tokens are trained or not")
+    parser.add_argument("--html", metavar="FILE", help="write a page instead")
+    parser.add_argument("--open", action="store_true", help="with --html: open the page in the browser")
+    add_json(parser)
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the rows."""
+    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.output import console, print_json
+    from sft_mask.preview import preview_rows
+
+    _check(args)
+    tokenizer = load_tokenizer(args.model)
+    data = load_data(args)
+    if args.html is None:
+        data = data.select(range(min(len(data), max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))))
+    rows = preview_rows(data, tokenizer, **settings_of(args))
+    chosen = _chosen(rows, args)
+    if args.html is not None:
+        return _write(chosen, args)
+    if args.json:
+        print_json([_as_dict(row) for row in chosen])
+        return 0
+    _show(chosen, console(), why=args.why)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.rows is not None and args.rows < 1:
+        raise DataError(f"--rows {args.rows}: there must be at least one row to show.")
+    if args.open and args.html is None:
+        raise DataError("--open opens the page of --html FILE: give that, too.")
+
+
+def _chosen(rows: PreviewRows, args: argparse.Namespace) -> Sequence[PreviewRow]:
+    if args.row is not None:
+        if not 0 <= args.row < len(rows):
+            raise DataError(f"There is no row {args.row}: the data has the rows 0 to {len(rows) - 1}.")
+        return rows[args.row : args.row + 1]
+    shown = args.rows or (len(rows) if args.html is not None else _SHOWN)
+    return rows[:shown]
+
+
+def _write(rows: Sequence[PreviewRow], args: argparse.Namespace) -> int:
+    from sft_mask.cli.output import console, progress
+    from sft_mask.preview import write_html
+
+    path = write_html(
+        progress(rows, len(rows), "Writing"), args.html, title=f"What is trained of {Path(args.data).name}"
+    )
+    console().print(f"{len(rows):,} rows: {path.resolve().as_uri()}", soft_wrap=True)
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _show(rows: Sequence[PreviewRow], out: Any, *, why: bool) -> None:
+    from sft_mask.preview.cells import visible
+    from sft_mask.preview.terminal import RowView
+
+    for number, row in enumerate(rows):
+        if number:
+            out.print()
+        out.print(RowView(row))
+        for note in row.notes if why else ():
+            text = b"".join(row.pieces[note.start : note.stop]).decode(errors="replace")
+            line = f"{note.start:>6}-{note.stop - 1:<6} {_short(visible(text)):<32} {visible(note.reason)}"
+            out.print(line, style="" if note.reason.startswith("trained") else "dim")
+
+
+def _short(text: str, width: int = 30) -> str:
+    text = text.replace("\n", "")
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _as_dict(row: PreviewRow) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "tokens": len(row.input_ids),
+        "trained": row.trained_tokens,
+        "status": list(row.status),
+        "runs": [{"start": run.start, "stop": run.stop, "weight": run.weight, "text": run.text} for run in row.runs],
+        "parts": [
+            {"start": note.start, "stop": note.stop, "role": note.role, "turn": note.turn, "reason": note.reason}
+            for note in row.notes
+        ],
+    }

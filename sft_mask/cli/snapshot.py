@@ -1,0 +1,84 @@
+"""``sft-mask snapshot``: a golden snapshot of a mask to commit, and the check of it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sft_mask.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    add_settings,
+    add_template,
+    settings_of,
+    template_of,
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command and its two."""
+    parser = add_command(
+        commands,
+        "snapshot",
+        None,
+        summary="write a golden snapshot of a mask, or check one",
+        about="""
+        A snapshot keeps the tokens of some rows and which of them are trained, in a small file to commit. After an
+        upgrade of a tokenizer, a template or a library, `check` fails with the token diff if a mask changed.
+        """,
+        examples="""
+          sft-mask snapshot write ./my-model chats.jsonl tests/mask.jsonl
+          sft-mask snapshot check ./my-model chats.jsonl tests/mask.jsonl
+        """,
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+    write = add_command(verbs, "write", run_write, summary="write a snapshot")
+    add_model(write)
+    add_data(write)
+    write.add_argument("file", metavar="FILE", help="the snapshot, a JSONL file")
+    write.add_argument("--rows", type=int, metavar="N", default=32, help="rows, spread over the data (default: 32)")
+    add_settings(write)
+    check = add_command(
+        verbs,
+        "check",
+        run_check,
+        summary="compare the mask of today with a snapshot",
+        about="""
+        Masks the rows of a snapshot again, with the markers and the policy it was written with. The exit code is 0 if
+        every token is as it was, 1 if not.
+        """,
+    )
+    add_model(check)
+    add_data(check)
+    check.add_argument("file", metavar="FILE", help="the snapshot")
+    add_template(check)
+    add_json(check)
+
+
+def run_write(args: argparse.Namespace) -> int:
+    """Writes a snapshot."""
+    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.output import console
+    from sft_mask.snapshot import write_snapshot
+
+    tokenizer = load_tokenizer(args.model)
+    count = write_snapshot(args.file, load_data(args), tokenizer, rows=args.rows, **settings_of(args))
+    console().print(f"{args.file}: {count:,} rows. Commit it, and run `sft-mask snapshot check` after upgrades.")
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Checks a snapshot."""
+    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.output import console, print_json
+    from sft_mask.snapshot import check_snapshot
+
+    tokenizer = load_tokenizer(args.model)
+    found = check_snapshot(args.file, load_data(args), tokenizer, chat_template=template_of(args.chat_template))
+    if args.json:
+        print_json({"equal": found.is_equal, **found.diff.to_dict(), "notes": list(found.notes)})
+    else:
+        console().print(str(found))
+    return 0 if found.is_equal else 1

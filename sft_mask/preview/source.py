@@ -1,0 +1,176 @@
+"""From a dataset or a trainer to rows that can be shown, with why each token is trained or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, overload
+
+from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.inspection import InspectedRow, inspect_rows, lenient
+from sft_mask.offline import tokenized
+from sft_mask.policy import Policy
+from sft_mask.preview.rows import Note, PreviewRow, build_row
+from sft_mask.reading import build_masker, read_tokenizer, sample_rows
+from sft_mask.story import Storyteller
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sft_mask.masking import Masker
+
+_OF_A_STREAM = 1000
+
+
+class PreviewRows(Sequence[PreviewRow]):
+    """Rows of a dataset, made when they are looked at; ``rows[3]``, ``rows[:20]`` and ``for row in rows``.
+
+    Attributes:
+        masker: what decides the labels.
+    """
+
+    def __init__(
+        self, dataset: Dataset, tokenizer: Any, masker: Masker, name: str, numbers: Sequence[int] | None = None
+    ) -> None:
+        self.masker = masker
+        self._dataset, self._tokenizer, self._name = dataset, tokenizer, name
+        self._numbers = range(len(dataset)) if numbers is None else numbers
+        self._storyteller = Storyteller(masker)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> PreviewRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> PreviewRows: ...
+    def __getitem__(self, index: int | slice) -> PreviewRow | PreviewRows:
+        if isinstance(index, slice):
+            return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, self._numbers[index])
+        return next(self._rows([self._numbers[index]]))
+
+    def __iter__(self) -> Iterator[PreviewRow]:
+        return self._rows(self._numbers)
+
+    def pick(self, numbers: Sequence[int]) -> PreviewRows:
+        """The rows at some places, in that order."""
+        chosen = [self._numbers[number] for number in numbers]
+        return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, chosen)
+
+    def inspected(self) -> Iterator[InspectedRow]:
+        """The rows as masking knows them."""
+        return inspect_rows(self._dataset, self.masker, self._numbers, self._name)
+
+    def _rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
+        for row in inspect_rows(self._dataset, self.masker, numbers, self._name):
+            yield build_row(
+                self._tokenizer,
+                row.ids.tolist(),
+                row.labels.tolist(),
+                weights=row.weights.tolist(),
+                spans=[
+                    Note(part.start, part.stop, part.role, part.reason, part.turn)
+                    for part in self._storyteller.parts(row)
+                ],
+                documents=row.documents.tolist(),
+                status=row.status,
+                name=f"{self._name} {row.number}",
+            )
+
+
+def preview_rows(
+    data: Any,
+    tokenizer: Any = None,
+    instruction_part: object = None,
+    response_part: object = None,
+    *,
+    split: str | None = None,
+    policy: Policy | None = None,
+    chat_template: str | None = None,
+) -> PreviewRows:
+    """The rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
+
+    Every row is there: those that training drops have the status ``dropped``, answers that run into the end of their
+    row ``cut``, and rows that no road can decide ``ambiguous`` (nothing is raised for them here). Each row is made when
+    it is looked at.
+
+    Args:
+        data: a ``Dataset``, a ``DatasetDict``, the first rows of an ``IterableDataset``, a list of rows (each a dict),
+            or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
+        tokenizer: a fast tokenizer; not needed for a trainer.
+        instruction_part: see :func:`~sft_mask.train_on_responses_only`; so are ``response_part``, ``policy`` and
+            ``chat_template``. A trainer has its own, and takes none of them.
+        split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); ``"train"``, or
+            the first one, where it is left out.
+
+    Raises:
+        DataError: there is no such split, nothing to tokenize, or a malformed row.
+        UnsupportedError: no tokenizer, or a trainer that was not masked.
+        MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
+    """
+    settings = {"instruction_part": instruction_part, "response_part": response_part, "policy": policy}
+    if hasattr(data, "train_dataset"):
+        if tokenizer is not None or chat_template is not None or any(given is not None for given in settings.values()):
+            raise UnsupportedError(
+                "A trainer is shown as it was masked, so it takes no tokenizer, markers, policy or template of its "
+                "own. Leave them out, or give the dataset instead of the trainer."
+            )
+        return _of_trainer(data, split)
+    if tokenizer is None:
+        raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
+    name, dataset = _chosen_split(data, split)
+    toolkit = read_tokenizer(tokenizer, chat_template)
+    ready = tokenized(_finite(dataset), toolkit, chat_template, name)
+    masker, _ = build_masker(
+        toolkit,
+        sample_rows(ready),
+        instruction_part=instruction_part,
+        response_part=response_part,
+        policy=policy or Policy(),
+        on_ambiguous="drop",
+    )
+    return PreviewRows(ready, tokenizer, masker, name)
+
+
+def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
+    state = getattr(trainer, "_sft_mask", None)
+    if state is None:
+        raise UnsupportedError(
+            "This trainer was not masked: it would train every token of its labels. Call "
+            "train_on_responses_only(trainer) first."
+        )
+    evals = trainer.eval_dataset
+    named = {f"eval:{name}": data for name, data in evals.items()} if isinstance(evals, dict) else {"eval": evals}
+    splits = {"train": trainer.train_dataset, **{name: data for name, data in named.items() if data is not None}}
+    name, masked = _chosen_split(splits, split)
+    dataset = _finite(state.original(masked))
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    return PreviewRows(dataset, tokenizer, lenient(state.masker), name)
+
+
+def _chosen_split(data: Any, split: str | None) -> tuple[str, Any]:
+    if not isinstance(data, Mapping):
+        if split is not None:
+            raise DataError(f"split={split!r} was given, but the data has no splits. Leave it out.")
+        return "train", data
+    if not data or (split is not None and split not in data):
+        raise DataError(f"There is no split {split!r}: there are {', '.join(map(repr, data)) or 'none'}.")
+    name = split or ("train" if "train" in data else next(iter(data)))
+    return name, data[name]
+
+
+def _finite(data: Any) -> Dataset:
+    """The rows as a ``Dataset``: the first ones of a stream, those of a list."""
+    from datasets import Dataset
+
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, Mapping | str) or not hasattr(data, "__iter__"):
+        raise DataError(
+            f"{type(data).__name__} is no dataset. Give a Dataset, a DatasetDict, or a list of rows such as "
+            '[{"messages": [...]}].'
+        )
+    rows = list(islice(data, _OF_A_STREAM))
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise DataError('The rows of a list must be dicts, such as {"messages": [...]} or {"input_ids": [...]}.')
+    return Dataset.from_list([dict(row) for row in rows])
