@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class MaskState:
         weighted: whether labels carry weights.
         groups: names of the groups whose loss is measured, by number.
         later: counts of datasets that ``evaluate`` and ``predict`` were given.
+        masked: these datasets after masking, as long as somebody holds them, by ``id``.
         calls: batches seen.
         step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
         meters: what is logged, for training and for evaluation.
@@ -69,6 +71,7 @@ class MaskState:
     weighted: bool = False
     groups: tuple[str, ...] = ()
     later: dict[str, Tally] = field(default_factory=dict)
+    masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
     calls: int = 0
     step_weight: Tensor | None = None
     meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
@@ -80,6 +83,10 @@ class MaskState:
         splits = {name: tally.report for name, tally in self.tallies.items()}
         return MaskReport(splits, self.markers, stop_policy=self.stop_policy)
 
+    def is_ours(self, dataset: Any) -> bool:
+        """Whether this very dataset was masked here already."""
+        return self.masked.get(id(dataset)) is dataset or any(dataset is split for split, _ in self.originals)
+
     def original(self, split: Any) -> Any:
         """What a split was before it was masked; itself where it is not one of ours."""
         return next((before for masked, before in self.originals if masked is split), split)
@@ -88,6 +95,7 @@ class MaskState:
         """Masks a dataset that was not the trainer's, and remembers which ids it trains."""
         masked, self.later[name], weighted = self.mask(dataset, name, keep_all_rows=keep_all_rows)
         self.weighted |= weighted
+        self.masked[id(masked)] = masked
         return masked
 
     def trained_ids(self) -> NDArray[np.bool_] | None:
@@ -182,11 +190,15 @@ class ResponseOnlyMixin:
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
+            return dataset
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
         name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")
         return self._masked_later(prepared, str(name))
 
     def _masked_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+        if self._sft_mask.is_ours(dataset):
+            return dataset
         masked = self._sft_mask.mask_later(dataset, name, keep_all_rows=keep_all_rows)
         if self._sft_mask.weighted:
             refuse_with_weights(self)

@@ -7,7 +7,7 @@ tokenizer happened to cut). Several markers make one :class:`MarkerTrie`; it rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -280,23 +280,21 @@ class MarkerTrie:
         Any beginning with a control token counts, and text of which half stands there, four bytes or more: a lone ``#``
         is rather the answer's own.
         """
-        return self._begun_headers(
-            lambda atoms, read: atoms[0] >= _BYTE_ATOMS or (read >= _SURE_BYTES and 2 * read >= len(atoms))
-        )
+        return self._begun_headers(surely=True)
 
     @cached_property
     def begun_headers(self) -> NDArray[np.int64]:
         """As :attr:`cut_headers`, for every beginning: behind a stop a single ``#`` counts too."""
-        return self._begun_headers(lambda atoms, read: True)
+        return self._begun_headers(surely=False)
 
-    def _begun_headers(self, counts: Callable[[tuple[int, ...], int], bool]) -> NDArray[np.int64]:
+    def _begun_headers(self, *, surely: bool) -> NDArray[np.int64]:
         cut = np.full(len(self.nodes), -1, np.int64)
         headers = [index for index, pattern in enumerate(self.patterns) if pattern.kind is not Kind.STOP]
         for index in sorted(headers, key=lambda index: self.patterns[index].first_token_stops):
             atoms, node = self.patterns[index].atoms, 0
             for read, atom in enumerate(atoms[:-1], start=1):
                 node = self.nodes[node].edges[atom]
-                if counts(atoms, read):
+                if not surely or atoms[0] >= _BYTE_ATOMS or (read >= _SURE_BYTES and 2 * read >= len(atoms)):
                     cut[node] = index
         return cut
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 
 from sft_mask.batches import Tally
 from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import UnsupportedError
 from sft_mask.report import SplitReport
-from sft_mask.weights import has_weights, label_ids
+from sft_mask.weights import PLAIN_BELOW, has_weights, label_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +50,14 @@ def refuse_late_policy(dataset: Any, policy: Policy) -> None:
 def is_masked(dataset: Any) -> bool:
     """Whether the labels of a dataset are done."""
     return _NOTE in (dataset.info.description or "") and "labels" in (dataset.column_names or ())
+
+
+def is_weighted(dataset: Any) -> bool:
+    """Whether labels of a dataset carry weights, as none but this library's do; of a stream nobody can say."""
+    if not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
+        return False
+    highest = pc.max(pc.list_flatten(dataset.data.column("labels"))).as_py()
+    return highest is not None and highest >= PLAIN_BELOW
 
 
 def keep_labels(

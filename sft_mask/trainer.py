@@ -15,7 +15,7 @@ from sft_mask.errors import MarkerError, NothingToTrainError, SftMaskError, Unsu
 from sft_mask.grading import group_names
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.policy import Policy, Reduction
-from sft_mask.premasked import is_masked, keep_labels, refuse_late_policy
+from sft_mask.premasked import is_masked, is_weighted, keep_labels, refuse_late_policy
 from sft_mask.reading import (
     Plan,
     build_masker,
@@ -135,10 +135,17 @@ class _Way:
     key: tuple[object, ...] = ()
     weighted: bool = False
 
-    def mask(self, split: Any, name: str, *, keep_all_rows: bool = False) -> tuple[Any, Tally]:
-        """Masks a split; one that came masked stays as it is."""
-        if not is_masked(split):
-            return self._mask_raw(split, name, keep_all_rows)
+    def mask(self, split: Any, name: str) -> tuple[Any, Tally]:
+        """Masks a split of the trainer; one that came masked stays as it is."""
+        return self._keep(split, name, False) if is_masked(split) else self._mask_raw(split, name, False)
+
+    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, Tally, bool]:
+        """Masks a dataset that the trainer is given later; also says whether any labels carry weights by now."""
+        done = is_masked(split) or is_weighted(split)
+        masked, tally = (self._keep if done else self._mask_raw)(split, name, keep_all_rows)
+        return masked, tally, self.weighted
+
+    def _keep(self, split: Any, name: str, keep_all_rows: bool) -> tuple[Any, Tally]:
         size = self.plan.toolkit.vocabulary.size
         kept, tally, weighted = keep_labels(split, size, keep_all_rows=keep_all_rows)
         if not tally.report.trained_tokens:
@@ -149,19 +156,13 @@ class _Way:
         self.weighted |= weighted
         return kept, tally
 
-    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, Tally, bool]:
-        """Masks a dataset that the trainer is given later; also says whether any labels carry weights by now."""
-        masked, tally = self.mask(split, name, keep_all_rows=keep_all_rows)
-        return masked, tally, self.weighted
-
     def _mask_raw(self, split: Any, name: str, keep_all_rows: bool) -> tuple[Any, Tally]:
         if not isinstance(self.masker, Masker):
             raise self.masker
         self.weighted |= self.masker.carries_weights(column_names(split))
         pieces = self.plan.pieces if name == "train" else self.plan.eval_pieces
-        masker = self.masker.for_pieces(
-            None if keep_all_rows else pieces
-        )  # predict prepares nothing, so it cuts nothing
+        # predict prepares nothing, so it cuts nothing
+        masker = self.masker.for_pieces(None if keep_all_rows else pieces)
         limit = self.plan.max_length
         return mask_split(split, masker, (*self.key, pieces), name, max_length=limit, keep_all_rows=keep_all_rows)
 
