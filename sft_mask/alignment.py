@@ -125,6 +125,7 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
     start = _first_tokens(first, last, table["start"])
     stop = np.searchsorted(first, table["stop"], side="left")
+    start[1:] = np.maximum(start[1:], np.maximum.accumulate(stop)[:-1])  # one token can hold an end and a beginning
     stop_at = np.searchsorted(last, table["stop_at"], side="right")
     has_stop = table["stop"] > table["stop_at"]
     stop_at = np.where(has_stop, stop_at, stop)

@@ -216,7 +216,7 @@ class ExactRoad:
         for mark in text.stops:
             if said <= mark.start < bound:
                 return TextTurn(header, start, mark.stop, mark.start, *owners)
-        if closer is not None and closer.stops and closer.start > start:
+        if closer is not None and closer.stops and closer.start >= start:
             opener = self.template.first_special(closer.text)
             length = opener[0] + len(opener[1]) if opener is not None else len(closer.text)
             return TextTurn(header, start, closer.start + length, closer.start, *owners)

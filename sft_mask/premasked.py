@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from sft_mask.batches import Tally
 from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.errors import UnsupportedError
+from sft_mask.errors import LabelsChangedError, UnsupportedError
 from sft_mask.report import SplitReport
 from sft_mask.weights import PLAIN_BELOW, has_weights, label_ids
 
@@ -48,8 +48,14 @@ def refuse_late_policy(dataset: Any, policy: Policy) -> None:
 
 
 def is_masked(dataset: Any) -> bool:
-    """Whether the labels of a dataset are done."""
-    return _NOTE in (dataset.info.description or "") and "labels" in (dataset.column_names or ())
+    """Whether the labels of a dataset are done.
+
+    A dataset can say so and have got other labels since (tokenized anew, for one): those that a trainer makes are int64
+    and carry no weights.
+    """
+    if _NOTE not in (dataset.info.description or "") or "labels" not in (dataset.column_names or ()):
+        return False
+    return dataset.features["labels"].feature.dtype == "int32" or is_weighted(dataset)
 
 
 def is_weighted(dataset: Any) -> bool:
@@ -60,11 +66,12 @@ def is_weighted(dataset: Any) -> bool:
     return highest is not None and highest >= PLAIN_BELOW
 
 
-def keep_labels(
-    dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool = False
-) -> tuple[Dataset, Tally, bool]:
+def keep_labels(dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool = False) -> tuple[Dataset, Tally, bool]:
     """The dataset without rows that train nothing (unless ``keep_all_rows``), its counts, and whether its labels carry
     weights.
+
+    Raises:
+        LabelsChangedError: every token is trained, so these are no longer the labels that were made.
     """
     tally, weighted, trained = Tally(vocabulary_size), False, []
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
@@ -87,6 +94,11 @@ def keep_labels(
             rows_masked_before=int(kept.sum()),
         )
         tally.know(label_ids(labels[labels != IGNORE_INDEX]))
+    if not weighted and tally.report.trained_tokens == tally.report.tokens > 0:
+        raise LabelsChangedError(
+            "The dataset was masked by mask_dataset, but now every one of its tokens is trained: its labels were "
+            "exchanged since. Mask it again before the trainer is built."
+        )
     keep = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, np.int64)
     whole = keep_all_rows or len(keep) == len(dataset)
     return (dataset if whole else dataset.select(keep)), tally, weighted

@@ -110,8 +110,8 @@ def _refuse_absent_instruction(
     """Refuses an instruction marker that opens nothing: an answer would run on into the user's words."""
     if not rows:
         return
-    users, models = given
-    finder = SpanFinder(compile_patterns(Markers(response=users, instruction=models), vocabulary, tokenizer))
+    users, _ = given
+    finder = SpanFinder(compile_patterns(Markers(response=users, instruction=()), vocabulary, tokenizer))
     if not any(len(_turns_of(finder, row)) for row in rows):
         shown = vocabulary.text(rows[0][:120].tolist())[:_SHOWN]
         raise MarkerError(

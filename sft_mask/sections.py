@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _NAMES = ("system", "user", "assistant", "tool", "developer", "model", "observation", "ipython", "function", "human")
+_HAVE_HEADERS = frozenset({"system", "user", "assistant"})
 NOBODY = -1
 """Owner of the tokens that hold no word of any message."""
 
@@ -55,9 +56,15 @@ class Sections:
         self._search = MarkerSearch(masker.finder.trie)
 
     def owners(self, row: InspectedRow) -> Ints | None:
-        """``(tokens,)`` message whose words each token holds, or :data:`NOBODY`; ``None`` where that is unknown."""
+        """``(tokens,)`` message whose words each token holds, or :data:`NOBODY`; ``None`` where that is unknown.
+
+        Also where it is not needed: a row that markers decided and messages agree with quotes no header, and if nobody
+        but system, user and assistant speaks in it, each header says who does.
+        """
         road, talk = self._masker.road, row.conversation
         if road is None or talk is None:
+            return None
+        if row.checked and all(message.get("role") in _HAVE_HEADERS for message in talk.messages):
             return None
         try:
             rendered = road.template.render(talk.messages, tools=talk.tools, variables=talk.variables)

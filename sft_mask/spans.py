@@ -143,7 +143,8 @@ class SpanFinder:
         found, cut_headers = self._search.find(safe, offsets, ends)
         is_stop = self._is_stop[found.pattern]
         headers = Found.joined([found.select(~is_stop), cut_headers])
-        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), offsets, ends)
+        stopping = self._first_token_stops[headers.pattern]
+        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), stopping, offsets, ends)
         if not len(answers.start):
             return Turns.empty()
         stop, stop_at, has_stop = self._closings(safe, answers, headers, found.select(is_stop))
@@ -290,13 +291,16 @@ class _Answers:
     document: Ints
 
 
-def _answers(headers: Found, opens: Ints, offsets: Ints, ends: Ints) -> _Answers:
-    """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does."""
+def _answers(headers: Found, opens: Ints, stopping: Bools, offsets: Ints, ends: Ints) -> _Answers:
+    """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does.
+
+    An empty answer counts where the next header is its stop; ``stopping`` are such headers.
+    """
     document = np.searchsorted(offsets, token_holding(headers.start[opens]), side="right") - 1
     start, end = headers.stop[opens], position_of(ends[document])
     following = np.append(headers.start, np.iinfo(np.int64).max)[opens + 1]
     closed = following < end
     stop = np.where(closed, following, end)
-    some = np.flatnonzero(stop > start)
+    some = np.flatnonzero((stop > start) | (closed & np.append(stopping, False)[opens + 1]))
     closer = np.where(closed, opens + 1, -1)
     return _Answers(opens[some], closer[some], start[some], stop[some], document[some])

@@ -27,7 +27,8 @@ _IDS = pa.list_(pa.int64())
 class LabelBatch:
     """Labels a batch of Python lists, NumPy arrays or tensors.
 
-    Returns ``{"labels": rows}``; each row a list of its ids where trained and ``IGNORE_INDEX`` elsewhere.
+    Returns ``{"labels": rows}``; each row a list of its ids where trained and ``IGNORE_INDEX`` elsewhere. One tensor of
+    ids gives one int64 tensor of the same shape on the same device.
 
     Args:
         masker: decides the labels.
@@ -41,13 +42,16 @@ class LabelBatch:
         self._name = name
         self._counted = 0
 
-    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, list[list[int]]]:
+    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, Any]:
         table = batch_table(batch)
         rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
         masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
         if self._tally is not None and len(rows) and rows[0] >= self._counted:
             self._counted = int(rows[-1]) + 1
             self._tally.add(masked)
+        if hasattr(batch["input_ids"], "new_tensor"):
+            labels = masked.labels.astype(np.int64).reshape(tuple(batch["input_ids"].shape))
+            return {"labels": batch["input_ids"].long().new_tensor(labels)}
         bounds = masked.offsets.tolist()
         return {"labels": [masked.labels[low:high].tolist() for low, high in pairwise(bounds)]}
 

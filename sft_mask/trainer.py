@@ -259,7 +259,7 @@ class LabelFunction:
         build_masker(self._toolkit, [], **settings)  # refuses bad markers now, not at the first batch
         self._label: LabelBatch | None = None
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._label is None:
             rows = [np.asarray(row, np.int64) for row in batch_table(batch)["input_ids"].to_pylist() if row]
             self._label = LabelBatch(build_masker(self._toolkit, rows, **self._given[2])[0])

@@ -25,19 +25,30 @@ def is_sure(pattern: Pattern, read: int) -> bool:
     return read < len(pattern.atoms) and (pattern.atoms[0] >= 256 or (read >= 4 and 2 * read >= len(pattern.atoms)))
 
 
+def is_blank(symbols: Sequence[int]) -> bool:
+    return all(symbol == BARRIER or (symbol < 256 and not bytes([symbol]).strip()) for symbol in symbols)
+
+
 def find_markers(row: list[int], patterns: Sequence[Pattern]) -> list[tuple[int, int, Pattern]]:
     """From left to right, the longest at each place; then a header that the end of the row cut."""
     found, at = [], 0
     while at < len(row):
         here = [pattern for pattern in patterns if tuple(row[at : at + len(pattern.atoms)]) == pattern.atoms]
         longest = max(here, key=lambda pattern: len(pattern.atoms), default=None)
+        stop = at + (len(longest.atoms) if longest is not None else 1)
         if longest is not None:
-            found.append((at, at + len(longest.atoms), longest))
-        at += len(longest.atoms) if longest is not None else 1
+            goes_on = any(
+                len(one.atoms) > len(row) - at and list(one.atoms[: len(row) - at]) == row[at:] for one in patterns
+            )
+            stop = len(row) if goes_on and longest.kind is Kind.RESPONSE else stop
+            found.append((at, stop, longest))
+        at = stop
+    behind_stop = found[-1][1] if found and found[-1][2].kind is Kind.STOP else None
     for at in range(found[-1][1] if found else 0, len(row)):
         rest = tuple(row[at:])
-        cut = [one for one in patterns if is_sure(one, len(rest)) and one.atoms[: len(rest)] == rest]
-        cut = [one for one in cut if one.kind is not Kind.STOP]
+        cut = [one for one in patterns if len(one.atoms) > len(rest) and one.atoms[: len(rest)] == rest]
+        is_behind = behind_stop is not None and is_blank(row[behind_stop:at])
+        cut = [one for one in cut if one.kind is not Kind.STOP and (is_behind or is_sure(one, len(rest)))]
         if cut:
             return [*found, (at, len(row), max(cut, key=lambda one: one.first_token_stops))]
     return found
@@ -110,10 +121,11 @@ def reference_turns(
     previous_stop = 0
     for (header_start, start, header), closer in zip_longest(headers, headers[1:]):
         bound = closer[0] if closer is not None else len(row.owner) - 1
-        if header.kind is not Kind.RESPONSE or start == bound:
+        is_stop = closer is not None and closer[2].first_token_stops
+        if header.kind is not Kind.RESPONSE or (start == bound and not is_stop):
             continue
         stopping = row.stop_of(start, bound, closer is not None, complete)
-        if stopping is None and closer is not None and closer[2].first_token_stops:
+        if stopping is None and is_stop:
             stopping = row.owner[bound], row.owner[bound] + 1
         has_stop = stopping is not None
         stop_at, stop = stopping if stopping is not None else (row.after(bound), row.after(bound))

@@ -595,6 +595,19 @@ def test_label_batch_takes_lists_arrays_and_tensors(kind: str) -> None:
     assert LabelBatch(masker_and_key()[0])(batch)["labels"] == [expected(messages) for messages in CHATS[:5]]
 
 
+def test_one_tensor_of_ids_gives_one_tensor_of_labels() -> None:
+    import torch
+
+    rows = [tokenized(messages) for messages in CHATS[:5]]
+    pad = tokenizer().pad_token_id
+    size = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (size - len(row)) for row in rows], dtype=torch.int32)
+    labels = LabelBatch(masker_and_key()[0])({"input_ids": ids})["labels"]
+    assert labels.dtype == torch.int64
+    wanted = [expected(messages) for messages in CHATS[:5]]
+    assert labels.tolist() == [row + [-100] * (size - len(row)) for row in wanted]
+
+
 @pytest.mark.parametrize("bad", [[["a"]], [1, 2], [[1.5]], [[True]], [None]])
 def test_label_batch_refuses_rows_that_are_no_ids(bad: Any) -> None:
     with pytest.raises(DataError, match="input_ids must hold one list of integers a row"):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ASSISTANT, STOP, USER, build, chats, expected, messages_dataset, tokenized, tokenizer
 
-from sft_mask import mask_dataset, train_on_responses_only
-from sft_mask.errors import AmbiguousRowError
+from sft_mask import Policy, mask_dataset, train_on_responses_only
+from sft_mask.errors import AmbiguousRowError, LabelsChangedError, UnsupportedError
 from sft_mask.fragments import Pieces, chained
 from sft_mask.markers import Markers, compile_patterns
 from sft_mask.spans import SpanFinder
@@ -172,3 +172,24 @@ def test_masking_before_packing_needs_no_decision() -> None:
     trained = sorted(label for label in flat(trainer.train_dataset, "labels") if label != -100)
     assert trained == sorted(label for messages in CHATS for label in expected(messages) if label != -100)
     assert trainer.mask_report.splits["train"].rows_masked_before == len(trainer.train_dataset)
+
+
+def test_a_dataset_that_says_it_is_masked_but_was_tokenized_anew_is_masked_again() -> None:
+    stale = mask_dataset(messages_dataset(24), tokenizer()).remove_columns(["input_ids", "labels"])
+    trainer = train_on_responses_only(build("out", stale))
+    assert [row["labels"] for row in trainer.train_dataset] == [expected(messages) for messages in CHATS]
+
+
+def test_a_masked_dataset_whose_labels_were_exchanged_is_refused() -> None:
+    masked = mask_dataset(messages_dataset(24), tokenizer())
+    changed = masked.map(lambda row: {"labels": row["input_ids"]})
+    with pytest.raises(LabelsChangedError, match="every one of its tokens is trained"):
+        train_on_responses_only(build("out", changed))
+
+
+def test_a_policy_that_comes_too_late_is_refused() -> None:
+    masked = mask_dataset(messages_dataset(24), tokenizer(), policy=Policy(turns="last"))
+    with pytest.raises(UnsupportedError, match="its labels are done, and this policy would not reach them"):
+        train_on_responses_only(build("out", masked), policy=Policy(stop="never"))
+    again = train_on_responses_only(build("out", masked), policy=Policy(turns="last"))
+    assert again.mask_report.splits["train"].rows_masked_before == 24
