@@ -239,12 +239,13 @@ def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]
     array = _flat(column)
     if array.null_count:
         row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
-        raise ValueError(f"row {row} is null")
+        raise ValueError(f"row {row} is null" if len(array) > 1 else "it is null")
     lengths = np.asarray(pc.list_value_length(array), np.int64)
     values = array.flatten()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if values.null_count:
         at = int(np.flatnonzero(np.asarray(values.is_null()))[0])
         row = int(np.searchsorted(offsets, at, side="right") - 1)
-        raise ValueError(f"row {row} holds a null at position {at - int(offsets[row])}")
+        what = f"row {row}" if len(array) > 1 else "it"
+        raise ValueError(f"{what} holds a null at position {at - int(offsets[row])}")
     return values.to_numpy(zero_copy_only=False), offsets

@@ -174,7 +174,8 @@ class ResponseOnlyMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
         mode = "train" if trainer.model.training else "eval"
-        prefix = "eval_" if mode == "eval" else ""
+        named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
+        prefix = named.removesuffix("loss") if mode == "eval" else ""
         read = self._sft_mask.meters[mode].read(trainer.accelerator, self._sft_mask.groups)
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]

@@ -67,12 +67,22 @@ class MaskedBatch:
 
 @dataclass(slots=True)
 class Decided:
-    """Turns of a batch, and how each row was decided; ``ambiguous`` says why a row could not be."""
+    """Turns of a batch, and how each row was decided.
+
+    Attributes:
+        turns: all that were found.
+        exact: ``(rows,)`` decided by messages.
+        checked: ``(rows,)`` decided by markers, which agree with the messages.
+        ambiguous: why rows could not be decided.
+        in_part: those of them of which only the first words could not.
+        unread_flags: rows whose messages have flags that the policy does not ask for.
+    """
 
     turns: Turns
     exact: Bools
     checked: Bools
     ambiguous: dict[int, str] = field(default_factory=dict)
+    in_part: set[int] = field(default_factory=set)
     unread_flags: int = 0
 
 
@@ -132,7 +142,7 @@ class Masker:
             DataError: a row holds nulls or things that are no ids.
             AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
         """
-        ids, offsets = _token_ids(table, first_row)
+        ids, offsets = _token_ids(table)
         documents = _documents(table, offsets, first_row)
         chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
         turns = self._weighed(self._marked(ids, documents, chain))
@@ -184,6 +194,7 @@ class Masker:
         decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
         for document, why in undecided.items():
             row = int(np.searchsorted(offsets, documents[document], side="right")) - 1
+            decided.in_part.add(row)
             decided.ambiguous[row] = (
                 f"{why} Mask before the trainer is built: mask_dataset(dataset, tokenizer) is exact."
             )
@@ -305,6 +316,8 @@ class Masker:
         for row, why in decided.ambiguous.items():
             if self.on_ambiguous == "error":
                 raise self._undecided(first_row + row, why)
+            if self.on_ambiguous == "mask" and row in decided.in_part:
+                continue  # what nothing decided is no turn, so it is masked already
             labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
             reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
         return reasons
@@ -312,7 +325,8 @@ class Masker:
     def _undecided(self, row: int, why: str) -> AmbiguousRowError:
         if self._fragments is not None and not self._rendered:
             return AmbiguousRowError(
-                f"Row {row} cannot be decided: {why} Or leave such rows out by on_ambiguous='drop' or 'mask'."
+                f"Row {row} cannot be decided: {why} Or leave such rows out (on_ambiguous='drop'), or only those words "
+                "(on_ambiguous='mask')."
             )
         if not self._rendered:
             return AmbiguousRowError(
@@ -392,7 +406,7 @@ def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
     return tuple(needle for needle in needles if needle.strip())
 
 
-def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], Ints]:
+def _token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
     if "input_ids" not in table.column_names:
         raise DataError(
             f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, "
@@ -401,10 +415,7 @@ def _token_ids(table: pa.Table, first_row: int) -> tuple[NDArray[np.integer], In
     try:
         values, offsets = list_values(table["input_ids"])
     except ValueError as error:
-        raise DataError(
-            f"input_ids is malformed in the rows from {first_row} on: {error} (counted from there). Remove or repair "
-            "the row."
-        ) from error
+        raise DataError(f"input_ids is malformed: {error}. Remove or repair the row.") from error
     if len(values) and values.dtype.kind not in "iu":
         raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
     return values, offsets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_mask.constants import IGNORE_INDEX
@@ -10,7 +10,7 @@ from sft_mask.conversations import read_tools
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError
 from sft_mask.masking import OnAmbiguous
-from sft_mask.policy import Policy
+from sft_mask.policy import Policy, Reduction, combined
 from sft_mask.premasked import note_masked
 from sft_mask.reading import Toolkit, build_masker, column_names, marker_summary, read_tokenizer, sample_rows
 from sft_mask.report import MaskReport
@@ -23,7 +23,11 @@ def mask_dataset(
     instruction_part: object = None,
     response_part: object = None,
     *,
+    last_response_only: bool = False,
+    mask_out_tokens: str | Sequence[str] | None = None,
     policy: Policy | None = None,
+    prompt_weight: float | None = None,
+    reduction: Reduction | None = None,
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
     return_report: bool = False,
@@ -34,7 +38,9 @@ def mask_dataset(
         dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
             ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
         tokenizer: a fast tokenizer.
-        instruction_part: see :func:`~sft_mask.trainer.train_on_responses_only`; so are the other arguments.
+        instruction_part: see :func:`~sft_mask.trainer.train_on_responses_only`; so are the other arguments. Weights
+            travel inside the labels (:mod:`sft_mask.weights`); ``train_on_responses_only(trainer)`` on the trainer that
+            is built on them puts them into the loss.
         return_report: also return the :class:`~sft_mask.report.MaskReport` (of a stream: of its first rows).
 
     Returns:
@@ -48,13 +54,14 @@ def mask_dataset(
     toolkit = read_tokenizer(tokenizer, chat_template)
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
+    _refuse_other_data(splits)
     ready = {name: tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
     masker, key = build_masker(
         toolkit,
         sample_rows(next(iter(ready.values()))),
         instruction_part=instruction_part,
         response_part=response_part,
-        policy=policy or Policy(),
+        policy=combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction),
         on_ambiguous=on_ambiguous,
     )
     masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
@@ -63,6 +70,15 @@ def mask_dataset(
     made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
     answer = type(dataset)(made) if is_dict else made["train"]
     return (answer, report) if return_report else answer
+
+
+def _refuse_other_data(splits: Mapping[str, Any]) -> None:
+    for name, split in splits.items():
+        if not hasattr(split, "column_names"):
+            raise DataError(
+                f"The {name} dataset is a {type(split).__name__}, not a datasets.Dataset. Make it one: "
+                "Dataset.from_list(rows), or load_dataset('json', data_files=...)."
+            )
 
 
 def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:

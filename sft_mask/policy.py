@@ -148,6 +148,31 @@ class Policy:
                 return np.zeros(len(last), np.bool_)
 
 
+def combined(
+    policy: Policy | None = None,
+    last_response_only: bool = False,
+    mask_out_tokens: str | Sequence[str] | None = None,
+    prompt_weight: float | None = None,
+    reduction: Reduction | None = None,
+) -> Policy:
+    """The policy with the arguments that are short for parts of it.
+
+    Raises:
+        SftMaskError: the policy is none.
+    """
+    chosen = Policy() if policy is None else policy
+    if not isinstance(chosen, Policy):
+        raise SftMaskError(f"policy={policy!r} is no Policy. Give Policy(turns='last'), for example.")
+    texts = [mask_out_tokens] if isinstance(mask_out_tokens, str) else list(mask_out_tokens or ())
+    changes: dict[str, Any] = {
+        "turns": "last" if last_response_only else None,
+        "regions": (*chosen.regions, *(Region(text=text) for text in texts)) if texts else None,
+        "prompt_weight": prompt_weight,
+        "reduction": reduction,
+    }
+    return replace(chosen, **{name: value for name, value in changes.items() if value is not None})
+
+
 def _regions(given: Any) -> tuple[Region, ...]:
     regions = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     if not all(isinstance(region, Region) for region in regions):

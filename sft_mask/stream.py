@@ -120,7 +120,9 @@ def _lists(name: str, values: Any, number: pa.DataType = _IDS.value_type) -> pa.
         raise DataError(f"{name} must hold one list of {wanted} a row: {error}") from error
     kind = made.type.value_type if pa.types.is_list(made.type) else None
     if kind is None or not _is_number(kind, or_float=number == pa.float64()):
-        raise DataError(f"{name} must hold one list of {wanted} a row, not {made.type}.")
+        raise DataError(
+            f"{name} must hold one list of {wanted} a row, not {made.type}. In datasets.map, give batched=True."
+        )
     return made.cast(pa.list_(number))
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask._compat import is_main_process
 from sft_mask.checks import check_collator
-from sft_mask.errors import MarkerError, NothingToTrainError, SftMaskError, UnsupportedError
+from sft_mask.errors import MarkerError, NothingToTrainError, UnsupportedError
 from sft_mask.grading import group_names
 from sft_mask.masking import Masker, OnAmbiguous
-from sft_mask.policy import Policy, Reduction
+from sft_mask.policy import Policy, Reduction, combined
 from sft_mask.premasked import is_masked, is_weighted, keep_labels, refuse_late_policy
 from sft_mask.reading import (
     Plan,
@@ -26,7 +26,6 @@ from sft_mask.reading import (
     sample_rows,
 )
 from sft_mask.refusals import refuse_with_weights
-from sft_mask.regions import Region
 from sft_mask.splits import mask_split
 from sft_mask.stream import LabelBatch, batch_table
 
@@ -97,7 +96,7 @@ def train_on_responses_only(
     The trainer is left as it was when anything is raised.
     """
     del force_match, num_proc
-    chosen = _policy(policy, last_response_only, mask_out_tokens, prompt_weight, reduction)
+    chosen = combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction)
     settings = {
         "instruction_part": instruction_part,
         "response_part": response_part,
@@ -175,31 +174,6 @@ def _way(plan: Plan, settings: Mapping[str, Any]) -> _Way:
         if all(is_masked(split) for split in plan.splits.values()):
             return _Way(plan, error)  # raised if another dataset is evaluated
         raise
-
-
-def _policy(
-    policy: Policy | None,
-    last_response_only: bool,
-    mask_out_tokens: str | Sequence[str] | None,
-    prompt_weight: float | None,
-    reduction: Reduction | None,
-) -> Policy:
-    """The policy with the arguments that are short for parts of it.
-
-    Raises:
-        SftMaskError: the policy is none.
-    """
-    chosen = Policy() if policy is None else policy
-    if not isinstance(chosen, Policy):
-        raise SftMaskError(f"policy={policy!r} is no Policy. Give Policy(turns='last'), for example.")
-    texts = [mask_out_tokens] if isinstance(mask_out_tokens, str) else list(mask_out_tokens or ())
-    changes: dict[str, Any] = {
-        "turns": "last" if last_response_only else None,
-        "regions": (*chosen.regions, *(Region(text=text) for text in texts)) if texts else None,
-        "prompt_weight": prompt_weight,
-        "reduction": reduction,
-    }
-    return replace(chosen, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _state(trainer: Any, plan: Plan, way: _Way, masked: Mapping[str, tuple[Any, Tally]]) -> MaskState:

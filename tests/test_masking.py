@@ -197,8 +197,8 @@ def test_rows_that_cannot_be_decided_train_nothing_and_are_counted(choice: OnAmb
 
 MALFORMED = {
     "has no input_ids column (it has text)": {"text": ["a"]},
-    "input_ids is malformed in the rows from 5 on: row 1 is null": {"input_ids": [[1], None]},
-    "row 0 holds a null at position 1": {"input_ids": [[1, None]]},
+    "input_ids is malformed: row 1 is null": {"input_ids": [[1], None]},
+    "it holds a null at position 1": {"input_ids": [[1, None]]},
     "input_ids holds float64, not integers": {"input_ids": [[1.5]]},
     "seq_lengths of row 6 add up to 3, but the row has 2": {"input_ids": [[1], [1, 2]], "seq_lengths": [[1], [3]]},
 }

@@ -47,15 +47,11 @@ def draw_figure(row: PreviewRow, *, width: int = 88, max_lines: int = 80) -> Fig
     Raises:
         ImportError: matplotlib is not installed; it comes with ``pip install 'sft-mask[viz]'``.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing a figure needs matplotlib: pip install 'sft-mask[viz]'") from error
     pieces = list(layout(row, width))
     lines = 1 + max((piece.line for piece in pieces), default=0)
     drawn = min(lines, max_lines)
     size = ((width + 2) * ADVANCE * FONT_SIZE / 72, (drawn + 2) * LEADING * FONT_SIZE / 72)
-    figure = Figure(figsize=size, facecolor="white")
+    figure = new_figure(size)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(-1, width + 1), ylim=(drawn + 0.5, -1.5), facecolor="white")
     axes.axis("off")
     _write(axes, 0, -1, row.heading, INK)
@@ -68,6 +64,19 @@ def draw_figure(row: PreviewRow, *, width: int = 88, max_lines: int = 80) -> Fig
     if lines > drawn:
         _write(axes, 0, drawn, f"… {lines - drawn:,} more lines", MASKED)
     return figure
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure, in inches, that belongs to no window.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing a figure needs matplotlib: pip install 'sft-mask[viz]'") from error
+    return Figure(figsize=size, facecolor="white")
 
 
 def layout(row: PreviewRow, width: int) -> Iterator[Piece]:
@@ -152,7 +161,7 @@ def _write(axes: Axes, column: int, line: int, text: str, colour: str) -> None:
     style: dict[str, Any] = {
         "color": colour,
         "fontsize": FONT_SIZE,
-        "fontfamily": _fonts(),
+        "fontfamily": fonts(),
         "verticalalignment": "center",
     }
     for stretch in re.finditer(r"[!-~]{1,8}|[^\s!-~]+", text):
@@ -161,7 +170,8 @@ def _write(axes: Axes, column: int, line: int, text: str, colour: str) -> None:
 
 
 @cache
-def _fonts() -> list[str]:
+def fonts() -> list[str]:
+    """The fonts that are installed, of those that are tried."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}
