@@ -21,7 +21,7 @@ from sft_mask import labelfile
 from sft_mask.batches import READ, Tally, list_column, mask_rows
 from sft_mask.conversations import Decoder
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.masking import MaskedBatch, Masker
+from sft_mask.masking import LOSS_WEIGHTS, MaskedBatch, Masker
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,8 +75,22 @@ def check_columns(dataset: Dataset, name: str) -> None:
     list_column(dataset._data, "input_ids", where)
     if "labels" in dataset._data.column_names:
         list_column(dataset._data, "labels", where)
+    _check_loss_weights(dataset._data.schema, where)
     if not len(dataset):
         raise DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
+
+
+def _check_loss_weights(schema: pa.Schema, where: str) -> None:
+    """Refuses a column of weights that holds something else than one list of numbers a row."""
+    if LOSS_WEIGHTS not in schema.names:
+        return
+    kind = schema.field(LOSS_WEIGHTS).type
+    number = getattr(kind, "value_type", kind)
+    if number == kind or not (pa.types.is_integer(number) or pa.types.is_floating(number)):
+        raise DataError(
+            f"The loss_weights column of {where} holds {kind}, not one list of numbers a row. Give one number a token, "
+            "or leave the column out."
+        )
 
 
 def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:

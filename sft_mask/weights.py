@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,10 +43,20 @@ def encode_labels(labels: NDArray[np.integer], weights: Floats, groups: Ints | N
         weights: ``(tokens,)`` finite and not negative; kept as float32.
         groups: ``(tokens,)`` 0 to 127.
 
+    Raises:
+        DataError: a weight is beyond float32.
+
     >>> encode_labels(np.array([-100, 7, 8]), np.array([1.0, 1.0, 0.5])).tolist()
     [-100, 7, 36028797018963976]
     """
-    bits = weights.astype(np.float32).view(np.int32).astype(np.int64) ^ ONE_BITS
+    with np.errstate(over="ignore"):
+        narrow = weights.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise DataError(
+            f"A token has the weight {weights.max()}, which is beyond float32. The loss is divided by the sum of "
+            "weights, so only their ratios matter: scale them all down."
+        )
+    bits = narrow.view(np.int32).astype(np.int64) ^ ONE_BITS
     encoded: Ints = labels.astype(np.int64) | (bits << WEIGHT_SHIFT)
     if groups is not None:
         encoded |= groups.astype(np.int64) << GROUP_SHIFT
