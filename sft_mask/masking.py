@@ -121,13 +121,35 @@ class Masker:
         self._rendered = 0  # rows that were what the chat template renders from their messages
 
     def for_pieces(self, pieces: Pieces | None) -> Masker:
-        """The same masker for rows that the trainer cut, some of which may begin inside an answer."""
+        """The same masker for rows that the trainer cut, some of which may begin inside an answer.
+
+        Raises:
+            UnsupportedError: the policy asks for what is last in a conversation, or for the mean over one, and the
+                packing left no trace of where conversations end.
+        """
         if pieces == self.pieces:
             return self
+        if pieces is not None and pieces.cutting != "tail":
+            self._refuse_unknown_ends(pieces)
         other = copy(self)
         other.pieces = pieces
         other._fragments = FragmentReader(self.finder, self.markers, pieces, self._bos) if pieces is not None else None
         return other
+
+    def _refuse_unknown_ends(self, pieces: Pieces) -> None:
+        needs = {
+            "turns='last'": self.policy.turns == "last",
+            "stop='last'": self.policy.stop == "last",
+            "reduction='sequence'": self.policy.reduction == "sequence",
+        }
+        asked = [name for name, wanted in needs.items() if wanted]
+        if asked:
+            strategy = "wrapped" if pieces.cutting == "wrapped" else "bfd_split"
+            raise UnsupportedError(
+                f"Policy({', '.join(asked)}) needs to know where a conversation ends, which packing_strategy="
+                f"{strategy!r} does not leave behind. Mask before the trainer is built (mask_dataset), or pack with "
+                "'bfd'."
+            )
 
     def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, adjacent: bool = False) -> MaskedBatch:
         """Labels of a batch.

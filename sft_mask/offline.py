@@ -8,7 +8,7 @@ from typing import Any
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.conversations import read_tools
 from sft_mask.dataset import check_columns
-from sft_mask.errors import DataError
+from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.masking import OnAmbiguous
 from sft_mask.policy import Policy, Reduction, combined
 from sft_mask.premasked import note_masked
@@ -149,6 +149,11 @@ def _rendered(
 ) -> list[int]:
     from jinja2.exceptions import TemplateError
 
+    if not (chat_template or tokenizer.chat_template):
+        raise UnsupportedError(
+            f"{type(tokenizer).__name__} has no chat template, so messages cannot be rendered. Give the one that the "
+            "model speaks as chat_template=, or a dataset with text and both markers."
+        )
     try:
         encoded = tokenizer.apply_chat_template(
             conversation,

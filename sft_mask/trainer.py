@@ -69,7 +69,7 @@ def train_on_responses_only(
         force_match: kept for callers of the function of the same name elsewhere; matching is always exact.
         tokenizer: the tokenizer, where the trainer's ``processing_class`` is not it.
         return_function: return a function from a batch (``{"input_ids": rows}``) to ``{"labels": rows}`` instead.
-        num_proc: accepted and not needed: one process labels about as fast as memory is copied.
+        num_proc: accepted and not needed: labelling is one vectorised pass over Arrow buffers.
         last_response_only: train only the last answer of each conversation; short for ``Policy(turns="last")``.
         mask_out_tokens: texts that are never trained, wherever they stand in an answer (``["</think>"]``); short for
             ``Policy(regions=[Region(text=...)])``.

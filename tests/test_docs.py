@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def test_every_python_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypat
         # No hub here: the same model from a package. The names of files and everything else run as they stand.
         exec(compile(block.replace(HUB_NAME, str(smollm2_folder())), page.name, "exec"), namespace)
     assert page.name != "README.md" or namespace["trainer"].state.global_step > 0
+
+
+def test_the_reference_says_what_the_docstrings_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "make_reference.py"))
+    wanted = "run python scripts/make_reference.py"
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"](), wanted
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

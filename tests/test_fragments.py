@@ -193,3 +193,11 @@ def test_a_policy_that_comes_too_late_is_refused() -> None:
         train_on_responses_only(build("out", masked), policy=Policy(stop="never"))
     again = train_on_responses_only(build("out", masked), policy=Policy(turns="last"))
     assert again.mask_report.splits["train"].rows_masked_before == 24
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+@pytest.mark.parametrize("policy", [Policy(turns="last"), Policy(stop="last"), Policy(reduction="sequence")])
+def test_what_needs_the_end_of_a_conversation_is_refused_where_packing_hides_it(strategy: str, policy: Policy) -> None:
+    trainer = build("out", packing=True, packing_strategy=strategy, max_length=64)
+    with pytest.raises(UnsupportedError, match="needs to know where a conversation ends"):
+        train_on_responses_only(trainer, policy=policy)

@@ -52,14 +52,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generation_prompt(tokenizer: Any, template: str | None) -> str:
+def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
     """What the template adds behind a user's words to make the model speak."""
-    said = [{"role": "user", "content": "Hi"}]
-    texts = [
-        tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asked, chat_template=template)
-        for asked in (False, True)
-    ]
-    return str(texts[1].removeprefix(texts[0]))
+    from sft_mask.probing import try_render, two_turns
+    from sft_mask.reading import read_tokenizer
+    from sft_mask.template import common_prefix
+
+    template = read_tokenizer(tokenizer, chat_template).template
+    assert template is not None, "markers were detected without a chat template"
+    for parts in (False, True):
+        said = two_turns(parts=parts)[:1]
+        silent, asked = (try_render(template, said, add_generation_prompt=prompt) for prompt in (False, True))
+        if silent is not None and asked is not None:
+            return asked.text[len(common_prefix([silent.text, asked.text])) :]
+    return ""
 
 
 def _prefilled(markers: Markers) -> list[str]:
