@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from sft_mask.errors import DetectionError
 from sft_mask.markers import Markers
-from sft_mask.other_roles import system_headers, tool_markers, tool_probe
+from sft_mask.other_roles import roles_like_the_model, system_headers, tool_markers, tool_probe
 from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
 from sft_mask.proof import prove
 from sft_mask.template import EMPTY_BLOCK, ChatTemplate
@@ -167,7 +167,7 @@ def candidate_markers(template: ChatTemplate) -> Markers:
         raise DetectionError(
             f"The chat template cannot be read: {why_refused(template)} Give both instruction_part and response_part."
         )
-    markers = _plain_markers(template, gaps)
+    markers = replace(_plain_markers(template, gaps), like_the_model=roles_like_the_model(template))
     tools = tool_markers(template, markers)
     bos = str(template.variables.get("bos_token") or "")
     system = system_headers(template, markers)

@@ -53,6 +53,7 @@ class Markers:
         open_end: whether the template leaves the last answer of a conversation without a stop (GLM).
         complete: whether ``others`` and ``stops`` are known to be all that the chat template writes.
         detected: whether these were read from a chat template.
+        like_the_model: roles that the chat template writes just as it writes the model; only messages can tell.
     """
 
     response: tuple[MarkerText, ...]
@@ -64,6 +65,7 @@ class Markers:
     open_end: bool = False
     complete: bool = False
     detected: bool = False
+    like_the_model: tuple[str, ...] = ()
 
     @property
     def headers(self) -> tuple[MarkerText, ...]:

@@ -244,7 +244,7 @@ class ExactRoad:
         """Turns of messages whose words stand in no turn yet: the template wrote no header for them."""
         inside = np.zeros(len(text.text) + 1, np.bool_)
         for turn in turns:
-            inside[turn.start : turn.stop] = True
+            inside[turn.header : turn.stop] = True
         found = []
         for index in range(len(roles)):
             own = np.flatnonzero((text.message == index) & text.is_model)

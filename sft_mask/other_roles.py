@@ -67,8 +67,31 @@ def _own_words_between(rendered: Rendered, before: int | None, after: int) -> st
     return rendered.text[start:stop] if start < stop and np.all(message[start:stop] < 0) else ""
 
 
+def roles_like_the_model(template: ChatTemplate) -> tuple[str, ...]:
+    """Roles that a template does not tell from the model: written with its name or with theirs, the text is the same.
+
+    Such a template knows two speakers, and writes whoever is not the user as the model.
+    """
+    asked = {"system": [system(), *two_turns()], "tool": tool_turns(as_text=True)}
+    alike = []
+    for role, messages in asked.items():
+        renamed = [{**message, "role": "assistant"} if message["role"] == role else message for message in messages]
+        theirs, models = try_render(template, messages), try_render(template, renamed)
+        if theirs is not None and models is not None and theirs.text == models.text and _heard_all(theirs, role):
+            alike.append(role)
+    return tuple(alike)
+
+
+def _heard_all(rendered: Rendered, role: str) -> bool:
+    """Whether the words of a role can be seen at all."""
+    heard = set(np.unique(rendered.message_of()).tolist())
+    return all(index in heard for index, other in enumerate(rendered.roles) if other == role)
+
+
 def system_headers(template: ChatTemplate, markers: Markers) -> list[str]:
     headers: list[str] = []
+    if "system" in markers.like_the_model:
+        return headers
     middle = try_render(template, [*two_turns()[:2], system(), *two_turns()[2:]])
     if middle is not None and all_heard(middle):
         found = _other_header(template, markers, _own_words_between(middle, 1, 2))
@@ -121,7 +144,7 @@ def tool_probe(template: ChatTemplate) -> tuple[Rendered, str] | None:
 def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     """Headers and stops around a tool call and its result, from a conversation that has one."""
     probed = tool_probe(template)
-    if probed is None:
+    if probed is None or "tool" in markers.like_the_model:
         return ToolMarkers()
     rendered, ending = probed
     called = bool(np.any(rendered.message_of() == 1))

@@ -119,6 +119,7 @@ def marker_summary(masker: Masker) -> MarkerSummary:
         spelled(markers.response[0]),
         tuple(dict.fromkeys(spelled(stop) for stop in markers.stops)),
         markers.detected,
+        markers.like_the_model,
     )
 
 

@@ -135,6 +135,8 @@ class MarkerSummary:
     stops: tuple[str, ...] = ()
     detected: bool = False
     """Read from the chat template, not given by the caller."""
+    like_the_model: tuple[str, ...] = ()
+    """Roles that the chat template writes just as it writes the model."""
 
     def __str__(self) -> str:
         stops = " or ".join(repr(stop) for stop in self.stops) or "(no stop token)"
@@ -174,7 +176,7 @@ class MaskReport:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", dict(self.splits))
-        merged = dict.fromkeys((*self.warnings, *_derived(self.splits, self.stop_policy)))
+        merged = dict.fromkeys((*self.warnings, *_derived(self)))
         object.__setattr__(self, "warnings", tuple(merged))
 
     def __add__(self, other: MaskReport) -> MaskReport:
@@ -187,7 +189,7 @@ class MaskReport:
         return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()), stop_policy)
 
     def _given(self) -> tuple[str, ...]:
-        derived = set(_derived(self.splits, self.stop_policy))
+        derived = set(_derived(self))
         return tuple(warning for warning in self.warnings if warning not in derived)
 
     def to_dict(self) -> dict[str, object]:
@@ -279,9 +281,23 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _derived(splits: Mapping[str, SplitReport], stop_policy: str) -> tuple[str, ...]:
-    each = (f"{name}: {warning}" for name, split in splits.items() for warning in warnings_for(split, stop_policy))
+def _derived(report: MaskReport) -> tuple[str, ...]:
+    splits, alike = report.splits, report.markers.like_the_model if report.markers is not None else ()
+    each = (
+        f"{name}: {warning}"
+        for name, split in splits.items()
+        for warning in (*warnings_for(split, report.stop_policy), *_unheard(split, alike))
+    )
     return (*each, *warnings_between(splits))
+
+
+def _unheard(split: SplitReport, alike: tuple[str, ...]) -> Iterable[str]:
+    if alike and split.rows_unchecked:
+        yield (
+            f"the chat template writes {' and '.join(alike)} messages just as it writes the model, and "
+            f"{_count(split.rows_unchecked, 'row')} have no messages to tell them apart: such words would be trained. "
+            "Keep the messages column if there are any."
+        )
 
 
 def warnings_for(split: SplitReport, stop_policy: str = "always") -> tuple[str, ...]:

@@ -56,7 +56,6 @@ def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
     """What the template adds behind a user's words to make the model speak."""
     from sft_mask.probing import try_render, two_turns
     from sft_mask.reading import read_tokenizer
-    from sft_mask.template import common_prefix
 
     template = read_tokenizer(tokenizer, chat_template).template
     assert template is not None, "markers were detected without a chat template"
@@ -64,7 +63,7 @@ def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
         said = two_turns(parts=parts)[:1]
         silent, asked = (try_render(template, said, add_generation_prompt=prompt) for prompt in (False, True))
         if silent is not None and asked is not None:
-            return asked.text[len(common_prefix([silent.text, asked.text])) :]
+            return asked.text[len(template.whole_tokens_prefix(silent.text, asked.text)) :]
     return ""
 
 
@@ -97,7 +96,7 @@ def _lines(model: str, markers: Markers, prompt: str) -> list[str]:
         "prefilled": _listed(_prefilled(markers))
         + "  # behind the header, not sampled: masked" * bool(_prefilled(markers)),
         "also_response": _listed(resumed) + "  # the model also speaks behind these",
-        "generation_prompt": repr(prompt),
+        "generation_prompt": repr(prompt) + "  # none: the header always stands there" * (not prompt),
     }
     if not resumed:
         del facts["also_response"]
