@@ -93,9 +93,9 @@ class Sections:
         ]
         headers = [header for header in headers if owners is None or owners[header[0]] == NOBODY]
         headers.sort(key=lambda header: header[0])
-        ends = [*(start for start, _, _ in headers[1:]), len(ids)]
+        edges = [*(start for start, _, _ in headers), len(ids)]
         sections = []
-        for (start, stop, pattern), end in zip(headers, ends, strict=True):
+        for (start, stop, pattern), end in zip(headers, edges[1:], strict=True):
             text = pattern.text if isinstance(pattern.text, str) else self._vocabulary.text(pattern.text)
             sections.append(Section(self._role(pattern.kind, text), text, start, min(stop, end), end))
         return sections

@@ -4,8 +4,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from datasets import Dataset
 from tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
 
+from sft_mask import mask_dataset
 from sft_mask.detection import candidate_markers, detect_markers
 from sft_mask.errors import DetectionError
 from sft_mask.markers import Markers
@@ -105,6 +107,57 @@ def test_an_open_header_that_every_rendering_ends_with_is_no_part_of_the_stop() 
     assert markers.stops[0] == "<|said|><|im_end|>"
 
 
+def test_headers_of_several_control_tokens_are_read_whole() -> None:
+    source = (
+        "{% for m in messages %}{{ '<|open|>' + m.role + '<|sep|>' }}"
+        "{{ '<|open|>say<|sep|>' if m.role == 'assistant' }}{{ m.content + '<|close|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|open|>assistant<|sep|><|open|>"
+        "{{ 'think' if enable_thinking is defined else 'say' }}<|sep|>{% endif %}"
+    )
+    markers = detect_markers(tokenizer_for(source))
+    assert markers.response[0] == "<|open|>assistant<|sep|><|open|>"
+    assert set(markers.response[1:]) == {f"{markers.response[0]}{name}<|sep|>" for name in ("say", "think")}
+
+
+def test_an_instruction_that_stands_before_the_generation_prompt_only_is_no_header() -> None:
+    prompt = "<|im_start|>system\nBe brief.<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    source = CHATML[: CHATML.index("{% if add_generation_prompt")] + prompt
+    assert detect_markers(tokenizer_for(source)).response == ("<|im_start|>assistant\n",)
+
+
+def test_a_template_that_wants_tools_is_given_one() -> None:
+    source = CHATML.replace(
+        "{% for message", "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}{% for message"
+    )
+    assert detect_markers(tokenizer_for(source)).response == ("<|im_start|>assistant\n",)
+
+
+TOOL_ANSWER = (
+    "{% for m in messages %}{% if m.role == 'tool' %}RESULT{% elif m.role == 'user' %}<|user|>"
+    "{% elif loop.previtem.role != 'tool' %}<|assistant|>{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.arguments | tojson }}</call>{% endfor %}"
+    "{% if m.role == 'tool' %}BACK{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_what_a_tool_answers_opens_with_is_the_first_control_token_behind_the_call() -> None:
+    source = TOOL_ANSWER.replace("RESULT", "<|observation|>\n<|result|>\n").replace("BACK", "<|back|>")
+    markers = detect_markers(tokenizer_for(source))
+    assert markers.stop_headers == ("<|user|>", "<|observation|>")
+    assert markers.response == ("<|assistant|>", "<|back|>")
+
+
+def test_a_bracket_behind_a_result_is_no_header() -> None:
+    source = TOOL_ANSWER.replace("RESULT", "<|observation|>[").replace("BACK", "]")
+    assert detect_markers(tokenizer_for(source)).response == ("<|assistant|>",)
+
+
+def test_markers_that_could_not_be_told_apart_are_refused_as_detected_ones() -> None:
+    tokenizer, vocabulary, template = prepared(CHATML)
+    with pytest.raises(DetectionError, match="cannot be used: The marker"):
+        prove(Markers(("<|im_start|>",), ("<|im_start|>",)), template, vocabulary, tokenizer)
+
+
 def test_no_template_is_refused_by_name() -> None:
     tokenizer = tokenizer_for(CHATML)
     tokenizer.chat_template = None
@@ -118,9 +171,32 @@ REFUSED = {
     "{{ messages[0].content }}": "drops the words of message 1",
     "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
     "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}": "nothing between",
-    "{% for m in messages %}{{ '<|im_start|>' + ('q' if m.role == 'user' else 'a') + m.content + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>a{% endif %}": "a system message: of other people's words",
 }
+
+TWO_SPEAKERS = (
+    "{% for m in messages %}{{ '<|im_start|>' + ('q' if m.role == 'user' else 'a') + m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>a{% endif %}"
+)
+
+
+def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() -> None:
+    tokenizer = tokenizer_for(TWO_SPEAKERS)
+    markers = detect_markers(tokenizer)
+    assert (markers.response, markers.instruction, markers.stops) == (
+        ("<|im_start|>a",),
+        ("<|im_start|>q",),
+        ("<|im_end|>",),
+    )
+    assert markers.like_the_model == ("system", "tool")
+    said = [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    masked = mask_dataset(Dataset.from_list([{"messages": said}]), tokenizer)
+    assert tokenizer.decode([label for label in masked[0]["labels"] if label != -100]) == "Hello<|im_end|>"
+    _, report = mask_dataset(masked.select_columns("input_ids"), tokenizer, return_report=True)
+    assert any("writes system and tool messages just as it writes the model" in each for each in report.warnings)
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSED.items())
@@ -146,7 +222,8 @@ def test_markers_that_train_a_users_words_are_not_proven() -> None:
 def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
-    assert not prove(candidate_markers(template), template, vocabulary, tokenizer).complete
+    unaware = replace(candidate_markers(template), like_the_model=())
+    assert not prove(unaware, template, vocabulary, tokenizer).complete
     assert prove(candidate_markers(chat("chatml")[2]), chat("chatml")[2], *chat("chatml")[1::-1]).complete
 
 
