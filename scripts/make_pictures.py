@@ -1,6 +1,8 @@
 """Draws the pictures of the README from the quickstart's data, masked by the library.
 
-.venv/bin/python scripts/make_pictures.py    # docs/images/terminal.svg; with Chromium also docs/images/preview.png
+.venv/bin/python scripts/make_pictures.py    # docs/images/*.svg and *.png; preview.png only with Chromium
+
+The gradients are measured on SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from local_model import smollm2_folder  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from sft_mask import mask_dataset  # noqa: E402
-from sft_mask.preview import PreviewRow, build_row, write_html  # noqa: E402
+from sft_mask.preview import PreviewRow, preview_rows, write_html  # noqa: E402
+from sft_mask.preview.gradient import draw_gradients, measure_gradients  # noqa: E402
+from sft_mask.preview.shares import draw_shares  # noqa: E402
 from sft_mask.preview.terminal import RowView  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -44,14 +47,10 @@ COLOURS = [
 FONT = "ui-monospace, Menlo, Consolas, DejaVu Sans Mono,"
 
 
-def masked_rows(count: int) -> list[PreviewRow]:
+def masked_rows() -> list[PreviewRow]:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
     lines = (ROOT / "recipes" / "data" / "house_style_train.jsonl").read_text(encoding="utf-8").splitlines()
-    masked = mask_dataset(Dataset.from_list([json.loads(line) for line in lines]), tokenizer)
-    return [
-        build_row(tokenizer, row["input_ids"], row["labels"], name=f"conversation {number}")
-        for number, row in enumerate(masked.select(range(count)))
-    ]
+    return list(preview_rows(Dataset.from_list([json.loads(line) for line in lines]), tokenizer))
 
 
 def draw_terminal(row: PreviewRow, path: Path) -> None:
@@ -81,12 +80,22 @@ def photograph(rows: list[PreviewRow], path: Path) -> bool:
     return True
 
 
+def draw_measured(rows: list[PreviewRow]) -> None:
+    """The distribution of the trained share, and the gradients of the shortest row with two answers."""
+    draw_shares(rows).savefig(IMAGES / "shares.png", dpi=120)
+    several = [row for row in rows if sum(note.reason.startswith("trained: the stop") for note in row.notes) > 1]
+    row = min(several, key=lambda row: len(row.input_ids))
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder())
+    draw_gradients(row, measure_gradients(model, row)).savefig(IMAGES / "gradient.png", dpi=110)
+
+
 def main() -> None:
-    rows = masked_rows(40)
-    shown = min((row for row in rows if "🙂" in str(row.runs)), key=lambda row: len(row.input_ids))
+    rows = masked_rows()
+    shown = min((row for row in rows[:40] if "🙂" in str(row.runs)), key=lambda row: len(row.input_ids))
     draw_terminal(shown, IMAGES / "terminal.svg")
-    drawn = photograph(rows, IMAGES / "preview.png")
-    print("docs/images/terminal.svg" + (", docs/images/preview.png" if drawn else "; no Chromium for preview.png"))
+    draw_measured(rows)
+    drawn = photograph(rows[:40], IMAGES / "preview.png")
+    print("docs/images: terminal.svg, shares.png, gradient.png" + (", preview.png" if drawn else "; no Chromium here"))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 from test_preview_rows import BYTES, SPECIALS, TEXT, masked_until, word_tokenizer
+from tiny import tokenized, tokenizer
 
-from sft_mask.preview import Note, build_row
+from sft_mask.preview import Note, build_row, preview_rows
 from sft_mask.preview.html import embed, write_html
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>&amp;\u2028\x1b[31m<!--\\u003c"
@@ -508,4 +509,27 @@ def test_ten_thousand_rows_open_and_scroll_with_few_elements(chromium, tmp_path)
     assert position > 100_000
     assert chromium.texts(".item")
     assert len(chromium.texts(".item")) < 40
+    assert chromium.problems() == []
+
+
+def test_the_filters_and_stories_of_a_real_dataset(chromium, tmp_path):
+    answered = [{"role": "user", "content": "quick?"}, {"role": "assistant", "content": "yes! 東京"}]
+    edited = [*answered[:1], {"role": "assistant", "content": "another <b>answer</b>"}]
+    whole = tokenized(answered)
+    data = [
+        {"messages": answered, "input_ids": whole},
+        {"messages": answered[:1], "input_ids": tokenized(answered[:1])},
+        {"messages": answered, "input_ids": whole[:-3]},
+        {"messages": answered, "input_ids": tokenized(edited)},
+    ]
+    chromium.open(write_html(preview_rows(data, tokenizer()), tmp_path / "page.html"))
+    assert chromium.texts("#filters button") == ["all rows 4", "ambiguous 1", "cut 1", "dropped 2"]
+    chromium.mouse(".run.trained .cell")
+    card = chromium.text("#card")
+    for words in ("roleassistant", "turn2", "reasontrained: inside the answer, which starts at token"):
+        assert words in card
+    chromium.mouse("#filters button:nth-child(2)", click=True)
+    assert "ambiguous: The row's ids are not what the chat template renders" in chromium.text("#heading")
+    chromium.mouse("#filters button:nth-child(4)", click=True)
+    assert len(chromium.texts(".item")) == 2
     assert chromium.problems() == []
