@@ -244,6 +244,8 @@ def test_a_snapshot_is_written_and_checked(run: Any, folder: Path) -> None:
         (("preview", "model", "chats.jsonl", "--open"), "--open opens the page of --html"),
         (("preview", "model", "chats.jsonl", "--html", "none/page.html"), "there is no folder none"),
         (("check", "model", "chats.jsonl", "--turns", "some"), "Policy(turns='some') is unknown"),
+        (("check", "model", "chats.jsonl", "--tool-calls", "some"), "neither yes nor no"),
+        (("check", "model", "chats.jsonl", "--prompt-weight", "-1"), "a weight must be a finite number"),
         (("check", "model", "chats.jsonl", "--response-part", "A:"), "instruction_part is missing"),
         (("check", "model", "chats.jsonl", "--chat-template", "none.jinja"), "none.jinja cannot be read"),
         (("check", "bare", "chats.jsonl"), "has no chat template, so messages cannot be rendered"),

@@ -58,6 +58,9 @@ def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
     add("response-part", metavar="TEXT", help="text before the model's turns; leave out both to have them detected")
     add("chat-template", metavar="FILE", help="a Jinja file, where the tokenizer's template is not the one")
     add("turns", metavar="all|last|flagged", help="which answers are trained (default: all)")
+    add("roles", metavar="ROLE[,ROLE]", help="whose turns are trained (default: assistant); needs messages")
+    add("tool-calls", metavar="yes|no", help="whether the model's tool calls are trained (default: yes)")
+    add("prompt-weight", metavar="WEIGHT", type=float, help="weight of the tokens outside of answers (default: 0)")
     add("stop", metavar="always|last|never", help="which stops are trained (default: always)")
     add("cut-answers", metavar="keep|mask", help="answers that run into the end of their row (default: keep)")
     add(
@@ -100,7 +103,7 @@ def settings_of(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
     return {
         "instruction_part": marker(get("instruction-part")),
         "response_part": marker(get("response-part")),
-        "policy": _policy(get("turns"), get("stop"), get("cut-answers"), get("mask-region")),
+        "policy": _policy({name: get(name.replace("_", "-")) for name in _POLICY}, get("mask-region")),
         "chat_template": template_of(get("chat-template")),
     }
 
@@ -120,10 +123,22 @@ def template_of(path: str | None) -> str | None:
         raise DataError(f"The chat template {path} cannot be read: {error}") from error
 
 
-def _policy(turns: str | None, stop: str | None, cut_answers: str | None, regions: list[list[str]] | None) -> Policy:
+_POLICY = ("turns", "roles", "tool_calls", "prompt_weight", "stop", "cut_answers")
+
+
+def _policy(given: dict[str, Any], regions: list[list[str]] | None) -> Policy:
     from sft_mask.policy import Policy
     from sft_mask.regions import Region
 
-    given: dict[str, Any] = {"turns": turns, "stop": stop, "cut_answers": cut_answers}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Policy(**chosen, regions=tuple(Region(start, end) for start, end in regions or ()))
+    if "roles" in chosen:
+        chosen["roles"] = [role.strip() for role in chosen["roles"].split(",")]
+    if "tool_calls" in chosen:
+        chosen["tool_calls"] = _yes(chosen["tool_calls"])
+    return Policy(**chosen, regions=[Region(start, end) for start, end in regions or ()])
+
+
+def _yes(answer: str) -> bool:
+    if answer not in ("yes", "no"):
+        raise DataError(f"--tool-calls is {answer!r}, neither yes nor no.")
+    return answer == "yes"
