@@ -8,7 +8,8 @@
     python scripts/check_templates.py --second-opinion           # TRL's {% generation %} masks against the oracle
 
 Every row is masked four times: with and without its ``messages`` column, with the markers given and detected. The
-verdict on each token comes from ``tests/conformance/oracle.py``, which shares no code with the library.
+verdict on each token comes from ``tests/conformance/oracle.py``, which shares no code with the library. The collected
+templates also run with a small tokenizer that holds their control tokens, judged by ``tests/conformance/prompts.py``.
 
 lost       tokens of an answer, or its stop, that are not trained
 leaked     tokens of somebody else, headers, or what follows a stop, that are trained
@@ -36,8 +37,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conformance import tokenizers  # noqa: E402 - the suite lives among the tests
 from conformance.harness import COUNTS, MODES, Mode, Pair, Score, Subject, pairs, run  # noqa: E402
+from conformance.prompts import SMALL, small_pairs  # noqa: E402
 from conformance.second_opinion import Opinion, second_opinions  # noqa: E402
-from datasets import disable_progress_bars  # noqa: E402
+from datasets import Dataset, disable_progress_bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -104,13 +106,34 @@ def lines(folders: dict[str, Path], options: argparse.Namespace, console: Consol
             for pair in pairs(name, tokenizers.load(folder), templates, is_wanted)
             for mode in modes
         ]
-        score = total(made)
-        console.print(f"{name}: {len(made) // len(modes)} templates, {score.lost} tokens lost, {score.leaked} leaked")
-        yield made
+        yield _told(name, made, modes, console)
+    if not options.tokenizer:
+        wanted = {name: source for name, source in templates.items() if is_wanted(name)}
+        without = [mode for mode in modes if not mode.has_markers]  # nobody wrote their markers down
+        made = [_line(pair, mode, subject) for pair in small_pairs(wanted) for mode in without]
+        yield _told(SMALL, made, without, console)
+
+
+def _told(name: str, made: list[Line], modes: list[Mode], console: Console) -> list[Line]:
+    score = total(made)
+    count = len(made) // max(len(modes), 1)
+    console.print(f"{name}: {count} templates, {score.lost} tokens lost, {score.leaked} leaked")
+    return made
 
 
 def _line(pair: Pair, mode: Mode, subject: Subject) -> Line:
-    return Line(pair.template_name, pair.tokenizer_name, mode.name, run(pair, subject, mode), pair.undecided)
+    score = run(pair, subject, mode) if pair.rows else _refused(pair, subject)
+    return Line(pair.template_name, pair.tokenizer_name, mode.name, score, pair.undecided)
+
+
+def _refused(pair: Pair, subject: Subject) -> Score:
+    """Why a template that renders no conversation is refused."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    try:
+        subject.mask(Dataset.from_list([{"messages": chat}]), pair.tokenizer, None, None, on_ambiguous="error")
+    except subject.refusal as reason:
+        return Score(refused=Counter([f"{type(reason).__name__}: {' '.join(str(reason).split())[:160]}"]))
+    return Score()
 
 
 HEADINGS = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from sft_mask.constants import MODEL
 from sft_mask.markers import Kind, Pattern
 from sft_mask.tokens import Vocabulary
 
@@ -135,6 +136,6 @@ def reference_turns(
             cut = not has_stop and closer is None and not open_end
             turns.append(
                 {"start": first, "stop": stop, "has_stop": has_stop, "cut": cut, "header": row.owner[header_start]}
-                | {"stop_at": stop_at, "message": -1}
+                | {"stop_at": stop_at, "message": -1, "role": MODEL, "weight": 1.0}
             )
     return turns

@@ -171,6 +171,16 @@ def test_text_behind_a_control_token_may_have_a_blank_glued_in_front():
     assert texts(legacy=False) == [b"A", b"U"]
 
 
+def test_text_behind_an_added_token_that_is_not_special_may_have_a_blank_glued_in_front_too():
+    tokenizer = sentencepiece()
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
+    ids = encode(tokenizer, "<s>A<think>\nyes")
+    trie = compiled(tokenizer, Markers(("<s>A<think>\n",), ("U",)))
+    assert bytes(atom for atom in trie.patterns[1].atoms if atom < 256) == b" A<think> \n"
+    spelled = b"".join(read_vocabulary(tokenizer).piece(token) for token in ids)
+    assert spelled == b"<s> A<think> \nyes"
+
+
 def test_blanks_before_a_control_token_may_have_been_eaten_by_another():
     trie = compiled(swallowing(), Markers(("\n<|assistant|>\n",), ("\n<|user|>", "x<|user|>", "\n")))
     assert [(pattern.text, bytes(atom for atom in pattern.atoms if atom < 256)) for pattern in trie.patterns] == [

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from tiny_chat import CHATML, STOPS, Messages, chat, conversation, conversations, ids_of, prepared
+from tiny_tokenizers import byte_level
 
 from sft_mask.detection import detect_markers
 from sft_mask.errors import DataError
 from sft_mask.messages import ExactRoad
 from sft_mask.spans import Turns
+from sft_mask.template import ChatTemplate
+from sft_mask.tokens import read_vocabulary
 
 PROPERTY = settings(max_examples=10, deadline=None)
 FORGED = ("<|im_end|>", "\n<|im_start|>assistant\n", "<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n")
@@ -115,6 +118,44 @@ def test_an_answer_may_quote_markers_and_keeps_every_word() -> None:
 
 def test_an_empty_answer_trains_its_stop() -> None:
     assert trained("chatml", conversation("Hi", "", "And?", "Yes")) == ["<|im_end|>", "Yes<|im_end|>"]
+
+
+def test_a_tag_that_the_generation_prompt_holds_is_not_trained_where_it_is_typed() -> None:
+    source = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    tokenizer, vocabulary, template = prepared(source)
+    markers = detect_markers(tokenizer)
+    for words, expected in (("<think>\nHm</think>Yes", "Hm</think>Yes<|im_end|>"), ("<thing>", "<thing><|im_end|>")):
+        messages = conversation("Hi", words)
+        row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
+        turns = ExactRoad(template, markers, vocabulary, tokenizer).turns(messages, row)
+        assert vocabulary.text(row[turns.start[0] : turns.stop[0]].tolist()) == expected
+
+
+def test_a_token_that_two_answers_share_belongs_to_one_turn() -> None:
+    source = (
+        "{% for m in messages %}{{ ('\nA: ' if m.role == 'assistant' and loop.previtem.role != 'assistant' else "
+        "'\nQ: ' if m.role == 'user' else '') + m.content }}{% endfor %}{% if add_generation_prompt %}\nA: {% endif %}"
+    )
+    tokenizer = byte_level(["d.S"])
+    tokenizer.chat_template = source
+    vocabulary, template = read_vocabulary(tokenizer), ChatTemplate.of(tokenizer, read_vocabulary(tokenizer))
+    assert template is not None
+    messages = [*conversation("Hi", "End."), {"role": "assistant", "content": "So"}]
+    row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
+    turns = ExactRoad(template, detect_markers(tokenizer), vocabulary, tokenizer).turns(messages, row)
+    assert turns.start[1] >= turns.stop[0]
+    assert vocabulary.text(row[turns.start[0] : turns.stop[-1]].tolist()) == "End.So"
+
+
+def test_system_words_under_the_models_header_are_not_trained() -> None:
+    source = CHATML.replace("{{ message['role'] }}", "{{ 'user' if message['role'] == 'user' else 'assistant' }}")
+    tokenizer, vocabulary, template = prepared(source)
+    messages = conversation("Hi", "Yes", system="Be brief.")
+    row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
+    turns = ExactRoad(template, detect_markers(chat("chatml")[0]), vocabulary, tokenizer).turns(messages, row)
+    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)] == [
+        "Yes<|im_end|>"
+    ]
 
 
 def test_back_to_back_answers_are_two_turns() -> None:

@@ -76,6 +76,27 @@ def test_an_unknown_user_header_is_added_to_the_templates_own() -> None:
     assert both.response == detected.response
 
 
+@pytest.mark.parametrize("has_template", [True, False])
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_a_stop_copied_into_a_header_is_trained_once(has_template: bool, as_ids: bool) -> None:
+    instruction: Any = "<|im_end|>\n<|im_start|>user\n"
+    response: Any = "<|im_end|>\n<|im_start|>assistant\n"
+    if as_ids:
+        instruction, response = (ids_of(chat("chatml")[0], text) for text in (instruction, response))
+    text = "".join(TURN.format(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant"))
+    how = {} if has_template else {"template": None}
+    assert answers(resolved(instruction, response, [text], **how), text) == ["Hi<|im_end|>"] * 2
+
+
+def test_a_header_of_two_control_tokens_that_is_no_stop_stays_whole() -> None:
+    tokenizer, vocabulary, _ = chat("cohere")
+    turn = "<|START_OF_TURN_TOKEN|><|{}_TOKEN|>Hi<|END_OF_TURN_TOKEN|>"
+    row = np.array(ids_of(tokenizer, turn.format("USER") + turn.format("CHATBOT")), np.int64)
+    markers = Markers(("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",), ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",))
+    found = learn_closings(markers, [row], vocabulary, tokenizer)
+    assert (found.response, found.instruction) == (markers.response, markers.instruction)
+
+
 def test_markers_that_are_given_as_ids_stand_alone() -> None:
     text = TURN.format("user", "Hi") + TURN.format("assistant", "Yes")
     tokenizer = chat("chatml")[0]

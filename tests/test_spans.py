@@ -279,6 +279,28 @@ def test_a_row_cut_inside_a_plain_header_trains_none_of_it_once_half_of_it_stand
     assert trained(byte_level(), markers, "\n### A:yes\n##") == ["y|e|s|\n|#|#"]
 
 
+def test_behind_a_stop_one_byte_of_a_plain_header_is_a_cut_header():
+    markers = Markers(response=("### A:",), instruction=("### Q:",), stops=(STOP,), complete=True)
+    assert trained(byte_level(), markers, f"### A:yes{STOP}\n\n#") == [f"y|e|s|{STOP}"]
+    assert trained(byte_level(), markers, f"### A:is {STOP} it#") == [f"i|s| |{STOP}| |i|t|#"]
+
+
+def test_a_row_cut_inside_what_the_generation_prompt_prefills_trains_none_of_it():
+    markers = Markers(response=(f"{START}assistant\n", f"{START}assistant\n<think>\n"), instruction=(f"{START}user\n",))
+    assert trained(byte_level(WORDS), markers, f"{START}assistant\n<think>") == []
+    assert trained(byte_level(WORDS), markers, f"{START}assistant\n<think>\nA") == ["A"]
+    assert trained(byte_level(WORDS), markers, f"{START}assistant\n<thing>") == ["<|t|h|i|n|g|>"]
+
+
+def test_an_empty_answer_whose_stop_is_the_next_header_trains_it():
+    markers = Markers(
+        response=("<|im_start|>",), instruction=("<|im_end|>",), stops=("<|im_end|>",), stop_headers=("<|im_end|>",)
+    )
+    assert trained(byte_level(WORDS), markers, "<|im_start|><|im_end|>hello<|im_start|>A<|im_end|>") == [
+        "<|im_end|>", "A|<|im_end|>"
+    ]  # fmt: skip
+
+
 def test_a_cut_header_begins_behind_the_last_whole_one():
     markers = Markers(response=("A:##",), instruction=("##x\n##abcd", "\n##abc"))
     assert trained(byte_level(), markers, "A:##x\n##a") == ["x"]

@@ -96,3 +96,10 @@ def test_words_and_single_tags_are_no_empty_block(text: str) -> None:
 def test_a_rendered_conversation_keeps_its_roles() -> None:
     _, _, template = prepared(CHATML)
     assert template.render(conversation("a", "b", system="s")).roles == ("system", "user", "assistant")
+
+
+def test_a_common_end_never_begins_inside_a_control_token() -> None:
+    template = ChatTemplate("", specials=("<|user_start|>", "<|assistant_end|>", "<|developer_end|>"))
+    texts = ("<|developer_end|><|user_start|>", "<|assistant_end|><|user_start|>")
+    assert template.whole_tokens_suffix(*texts) == "<|user_start|>"
+    assert template.whole_tokens_suffix("ab", "b") == "b"

@@ -23,6 +23,7 @@ NOT_JUDGED = {
 NOT_IN_THE_IDS = {
     ("deepseekv3", "call after call"): "the template does not close the tool's answer in front of a second call",
     ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "call after call"): "the same template as deepseekv3",
+    ("diffusion_gemma", "two calls at once"): "words of a message that calls tools stand behind the tools' answers",
 }
 """Rows of which only their messages can tell whose words they are, besides those that quote a marker."""
 RENDER_ERRORS = (TemplateError, ValueError, TypeError)

@@ -23,6 +23,7 @@ from conformance.alignment import NotAlignedError, Vocabulary, align
 from conformance.templates import Format
 
 Messages = list[dict[str, Any]]
+Interval = tuple[int, int]
 Path = tuple[str | int, ...]
 
 FIRST_BRACKET = 0xE000
@@ -62,7 +63,6 @@ class Site:
         return self.is_name or self.path[-1] == "#key"
 
 
-Interval = tuple[int, int]
 Placement = dict[Site, list[Interval]]
 
 
@@ -120,25 +120,42 @@ def render(tokenizer: Any, case: Case, *, generation_prompt: bool = False) -> st
 def judge(tokenizer: Any, vocabulary: Vocabulary, form: Format, case: Case) -> Judgement:
     """Verdicts for the tokens of ``case`` under ``tokenizer.chat_template``, whose strings are ``form``'s."""
     text = render(tokenizer, case)
-    runs = _runs(*_bracketed_render(tokenizer, case, text))
+    runs = bracketed_runs(tokenizer, case, text)
     reader = _Reader(form, runs, len(text))
     reader.read()
     _mark_prefills(tokenizer, case, text, reader)
+    judgement = judgement_of(tokenizer, vocabulary, form, text, runs, reader.kinds, reader.stops)
+    judgement.headerless.extend(sorted(reader.headerless))
+    return judgement
+
+
+def judgement_of(
+    tokenizer: Any,
+    vocabulary: Vocabulary,
+    form: Format,
+    text: str,
+    runs: list[Run],
+    kinds: list[Verdict],
+    stops: Sequence[Interval],
+) -> Judgement:
+    """The verdicts on characters, as verdicts on tokens."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     try:
         spans = align(text, ids, vocabulary)
     except NotAlignedError as reason:
         raise UndecidedError(str(reason)) from reason
-    kinds = _byte_kinds(text, reader.kinds)
-    verdicts = _token_verdicts(spans, kinds)
+    verdicts = _token_verdicts(spans, _byte_kinds(text, kinds))
     byte_of = _byte_offsets(text)
-    stops = [_holding(spans, byte_of[start], byte_of[stop]) for start, stop in reader.stops]
-    return Judgement(
-        text, ids, spans, verdicts, stops, sorted(reader.headerless), _is_quoting(form, runs), runs, reader.kinds
-    )
+    holding = [_holding(spans, byte_of[start], byte_of[stop]) for start, stop in stops]
+    return Judgement(text, ids, spans, verdicts, holding, [], _is_quoting(form, runs), runs, kinds)
 
 
 # --- whose word is each character -------------------------------------------------------------------------------
+
+
+def bracketed_runs(tokenizer: Any, case: Case, text: str) -> list[Run]:
+    """The text of a case in stretches of one owner."""
+    return _runs(*_bracketed_render(tokenizer, case, text))
 
 
 def sites(messages: Messages) -> list[Site]:
@@ -408,16 +425,17 @@ def _mark_prefills(tokenizer: Any, case: Case, text: str, reader: _Reader) -> No
     for index in range(1, len(case.messages) + 1):
         if index < len(case.messages) and case.messages[index]["role"] != "assistant":
             continue
-        prompt = _prompt(tokenizer, case, index)
+        prompt = prompt_of(tokenizer, case, index)
         if prompt is not None and text.startswith(prompt):
             reader.mark_prefill(index, prompt)
         for is_thinking in (True, False):  # a prompt of another mode, which the answer's own words may begin with
-            prompt = _prompt(tokenizer, case, index, enable_thinking=is_thinking)
+            prompt = prompt_of(tokenizer, case, index, enable_thinking=is_thinking)
             if prompt is not None and text.startswith(prompt):
                 reader.spare_words(index, prompt)
 
 
-def _prompt(tokenizer: Any, case: Case, index: int, **more: Any) -> str | None:
+def prompt_of(tokenizer: Any, case: Case, index: int, **more: Any) -> str | None:
+    """The generation prompt of a message; ``None`` where the template refuses it."""
     before = Case(case.messages[:index], case.tools, case.template_kwargs | more)
     try:
         return render(tokenizer, before, generation_prompt=True)

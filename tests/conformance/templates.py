@@ -343,5 +343,11 @@ def format_of(text: str, tokens: frozenset[str]) -> Format | None:
 
 
 def _fits(form: Format, text: str) -> bool:
-    has_end = not form.ends or any(end in text for end in form.ends)
+    has_end = not form.ends or any(_ends_answer(end, form, text) for end in form.ends)
     return has_end and form.user in text and form.assistant[0] in text
+
+
+def _ends_answer(end: str, form: Format, text: str) -> bool:
+    """Whether ``end`` stands in the text; behind nothing but the answer where it is the next role's header."""
+    answer = text[text.find(form.assistant[0]) + len(form.assistant[0]) :]
+    return end in text and (end not in form.next_role_stops or not any(c in "<[" for c in answer[: answer.find(end)]))
