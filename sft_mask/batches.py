@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError, SftMaskError
-from sft_mask.masking import LOSS_WEIGHTS
 from sft_mask.report import SplitReport
+from sft_mask.rows import LOSS_WEIGHTS
 from sft_mask.weights import label_ids
 
 if TYPE_CHECKING:

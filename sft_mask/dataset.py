@@ -21,7 +21,8 @@ from sft_mask import labelfile
 from sft_mask.batches import READ, Tally, list_column, mask_rows
 from sft_mask.conversations import Decoder
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.masking import LOSS_WEIGHTS, MaskedBatch, Masker
+from sft_mask.masking import MaskedBatch, Masker
+from sft_mask.rows import LOSS_WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import Dataset

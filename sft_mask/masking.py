@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.conversations import Decoder
+from sft_mask.counting import count_batch
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.fragments import FragmentReader, Pieces, chained, cut_at
 from sft_mask.grading import Graded, grade
@@ -28,8 +28,8 @@ from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
 from sft_mask.regions import in_regions
 from sft_mask.report import SplitReport
+from sft_mask.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
 from sft_mask.spans import SpanFinder, Turns
-from sft_mask.weights import has_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 OnAmbiguous = Literal["error", "drop", "mask"]
-LOSS_WEIGHTS = "loss_weights"
-"""A column of one weight a token."""
 _PROOFS = 3
 """Rows of a shape that must agree on both roads before markers are believed for the rest."""
 
@@ -164,24 +162,24 @@ class Masker:
             DataError: a row holds nulls or things that are no ids.
             AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
         """
-        ids, offsets = _token_ids(table)
-        documents = _documents(table, offsets, first_row)
+        ids, offsets = token_ids(table)
+        documents = documents_of(table, offsets, first_row)
         chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
         turns = self._weighed(self._marked(ids, documents, chain))
         decided = self._decide(table, decode, (ids, offsets, documents), turns)
         if not chain:
             self._decide_fragments(decided, table, decode, (ids, offsets, documents))
         trained_turns = self.policy.apply(decided.turns)
-        existing = _existing_labels(table)
+        existing = existing_labels(table)
         labels = paint(ids, trained_turns, existing)
         factor, region = self._regions(ids, trained_turns)
-        factor = factor * _loss_weights(table, offsets, first_row)
+        factor = factor * loss_weights(table, offsets, first_row)
         if not np.all(factor):
             labels[factor == 0] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
         trained_before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
         trained = np.diff(trained_before[offsets])
-        report = self._report(decided, trained_turns, trained_before, (offsets, documents), reasons)
+        report = count_batch(decided, trained_turns, trained_before, (offsets, documents), reasons)
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained, reasons, report, decided)
         may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained > 0, np.diff(offsets))
@@ -362,58 +360,6 @@ class Masker:
             "on_ambiguous='drop' or 'mask'."
         )
 
-    def _report(
-        self,
-        decided: Decided,
-        trained_turns: Turns,
-        trained_before: Ints,
-        bounds: tuple[Ints, Ints],
-        reasons: Mapping[int, str],
-    ) -> SplitReport:
-        """Counts over a batch; ``trained_before`` is ``(tokens + 1,)`` the trained tokens before each."""
-        offsets, documents = bounds
-        trained = np.diff(trained_before[offsets])
-        kept = trained > 0
-        row_of_document = np.searchsorted(offsets, documents[:-1], side="right") - 1
-        turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
-        has_label = trained_before[trained_turns.stop] > trained_before[trained_turns.start]
-        chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])
-        ends = chosen.stop[chosen.has_stop]
-        found = np.bincount(row_of_document[decided.turns.document], minlength=len(kept))
-        chosen_in = np.bincount(row_of_document[trained_turns.document], minlength=len(kept))
-        causes: dict[str, int] = {}
-        for row in np.flatnonzero(~kept).tolist():
-            cause = reasons.get(row) or _cause(found[row], chosen_in[row])
-            causes[cause] = causes.get(cause, 0) + 1
-        ambiguous = np.zeros(len(kept), np.bool_)
-        ambiguous[list(decided.ambiguous)] = True
-        return SplitReport(
-            rows=int(kept.sum()),
-            documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
-            tokens=int(np.diff(offsets)[kept].sum()),
-            trained_tokens=int(trained[kept].sum()),
-            turns=len(turns),
-            turns_trained=len(chosen),
-            turns_with_stop=int(turns.has_stop.sum()),
-            stops_trained=int((trained_before[ends] - trained_before[ends - 1]).sum()),
-            turns_cut=int(turns.cut.sum()),
-            rows_cut=len(np.unique(row_of_document[turns.document[turns.cut]])),
-            rows_dropped=int((~kept).sum()),
-            dropped_reasons=causes,
-            rows_exact=int((decided.exact & kept).sum()),
-            rows_checked=int((decided.checked & kept).sum()),
-            rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
-            rows_ambiguous=len(decided.ambiguous),
-            rows_with_unread_flags=decided.unread_flags,
-        )
-
-
-def _cause(found: int, chosen: int) -> str:
-    """Why a row trains nothing, by its turns and those that the policy chose."""
-    if not found:
-        return "without an answer"
-    return "with answers that were masked before" if chosen else "without an answer that the policy trains"
-
 
 def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
     """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
@@ -428,59 +374,6 @@ def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
     return tuple(needle for needle in needles if needle.strip())
 
 
-def _token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
-    if "input_ids" not in table.column_names:
-        raise DataError(
-            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, "
-            "or one with messages."
-        )
-    try:
-        values, offsets = list_values(table["input_ids"])
-    except ValueError as error:
-        raise DataError(f"input_ids is malformed: {error}. Remove or repair the row.") from error
-    if len(values) and values.dtype.kind not in "iu":
-        raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
-    return values, offsets
-
-
-def _existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
-    if "labels" not in table.column_names:
-        return None
-    labels, _ = list_values(table["labels"])
-    if has_weights(labels):
-        raise DataError(
-            "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
-        )
-    return labels
-
-
-def _loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
-    """The ``loss_weights`` column, flat; 1 where there is none."""
-    if LOSS_WEIGHTS not in table.column_names:
-        return 1.0
-    try:
-        values, ends = list_values(table[LOSS_WEIGHTS])
-    except (ValueError, pa.ArrowInvalid) as error:
-        raise DataError(f"loss_weights: {error}. Give one number a token, or leave the column out.") from error
-    wrong = np.flatnonzero(ends != offsets)
-    if len(wrong):
-        row = int(wrong[0]) - 1
-        raise DataError(
-            f"Row {first_row + row} has {int(ends[row + 1] - ends[row])} loss_weights for "
-            f"{int(offsets[row + 1] - offsets[row])} input_ids. They stand one to one; where the trainer truncated the "
-            "ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are cut with their tokens."
-        )
-    weights = values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
-    if len(bad):
-        row = int(np.searchsorted(offsets, bad[0], side="right")) - 1
-        raise DataError(
-            f"Row {first_row + row} has the loss weight {weights[bad[0]]}: a weight must be finite and not negative, "
-            "since the loss is divided by the sum of weights."
-        )
-    return weights
-
-
 def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -> Turns:
     """Turns with the weights and the roles of their messages."""
     codes = [ROLES.index(role) if role in ROLES else len(ROLES) - 1 for role in roles]
@@ -492,22 +385,6 @@ def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -
         weight=np.where(known, np.array([*weights, own])[at], own),
         role=np.where(known, np.array([*codes, 0])[at], turns.role),
     )
-
-
-def _documents(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
-    """Offsets of documents: of rows, or of the documents that ``seq_lengths`` cuts packed rows into."""
-    if "seq_lengths" not in table.column_names:
-        return offsets
-    lengths, per_row = list_values(table["seq_lengths"])
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    wrong = np.flatnonzero(ends[per_row] != offsets)
-    if len(wrong):
-        row = int(wrong[0]) - 1
-        raise DataError(
-            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but "
-            f"the row has {int(offsets[row + 1] - offsets[row])} tokens."
-        )
-    return ends.astype(np.int64)
 
 
 def _with_replaced(turns: Turns, replaced: Mapping[int, Turns], offsets: Ints) -> Turns:

@@ -14,7 +14,8 @@ from sft_mask.batches import CONVERSATION, Tally, mask_rows
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.conversations import Conversation, Decoder, read_tools
 from sft_mask.errors import DataError
-from sft_mask.masking import LOSS_WEIGHTS, Masker
+from sft_mask.masking import Masker
+from sft_mask.rows import LOSS_WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

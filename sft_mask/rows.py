@@ -1,0 +1,91 @@
+"""The columns of a batch that decide labels, as flat arrays; what is malformed is named with its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.columns import list_values
+from sft_mask.errors import DataError
+from sft_mask.weights import has_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+LOSS_WEIGHTS: Final = "loss_weights"
+"""A column of one weight a token."""
+
+
+def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
+    """Flat ids, and ``(rows + 1,)`` offsets."""
+    if "input_ids" not in table.column_names:
+        raise DataError(
+            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, "
+            "or one with messages."
+        )
+    try:
+        values, offsets = list_values(table["input_ids"])
+    except ValueError as error:
+        raise DataError(f"input_ids is malformed: {error}. Remove or repair the row.") from error
+    if len(values) and values.dtype.kind not in "iu":
+        raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
+    return values, offsets
+
+
+def existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
+    """The flat labels that rows have already, if any."""
+    if "labels" not in table.column_names:
+        return None
+    labels, _ = list_values(table["labels"])
+    if has_weights(labels):
+        raise DataError(
+            "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
+        )
+    return labels
+
+
+def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
+    """The ``loss_weights`` column, flat; 1 where there is none."""
+    if LOSS_WEIGHTS not in table.column_names:
+        return 1.0
+    try:
+        values, ends = list_values(table[LOSS_WEIGHTS])
+    except (ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"loss_weights: {error}. Give one number a token, or leave the column out.") from error
+    wrong = np.flatnonzero(ends != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"Row {first_row + row} has {int(ends[row + 1] - ends[row])} loss_weights for "
+            f"{int(offsets[row + 1] - offsets[row])} input_ids. They stand one to one; where the trainer truncated the "
+            "ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are cut with their tokens."
+        )
+    weights = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(bad):
+        row = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        raise DataError(
+            f"Row {first_row + row} has the loss weight {weights[bad[0]]}: a weight must be finite and not negative, "
+            "since the loss is divided by the sum of weights."
+        )
+    return weights
+
+
+def documents_of(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
+    """Offsets of documents: of rows, or of the documents that ``seq_lengths`` cuts packed rows into."""
+    if "seq_lengths" not in table.column_names:
+        return offsets
+    lengths, per_row = list_values(table["seq_lengths"])
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    wrong = np.flatnonzero(ends[per_row] != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but "
+            f"the row has {int(offsets[row + 1] - offsets[row])} tokens."
+        )
+    return ends.astype(np.int64)
