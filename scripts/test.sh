@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every check in one command from a fresh clone: installs into .venv; style, types, doctests and tests.
-# Arguments go to pytest: scripts/test.sh tests/test_spans.py -k quoted
+# Every check in one command from a fresh clone: installs into .venv; style, types, doctests and tests, and the trainer
+# path once more on the oldest TRL and Transformers that are allowed (scripts/test_floor.sh).
+# Arguments go to pytest, and leave the second part out: scripts/test.sh tests/test_spans.py -k quoted
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -13,3 +14,4 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_
 "$venv_python" -m ruff format --check .
 "$venv_python" -m mypy
 "$venv_python" -m pytest "$@"
+[ $# -gt 0 ] || scripts/test_floor.sh

@@ -1,7 +1,12 @@
-"""Two real processes: the same mask, the same files, the same loss and the same gradients as one process."""
+"""Two real processes: the same mask, the same files, the same loss and the same gradients as one process.
+
+All of it in one launch. Every kind of weight goes through every split of eight rows over two ranks, against the plain
+float64 loop that :mod:`test_exactness` holds a single process to.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -12,7 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
+from test_exactness import CHATS as FLAGGED
+from test_exactness import POLICIES, RATE, distance, network, reference, weights
 from tiny import build, chats, expected, tokenized
 from transformers import TrainerCallback
 
@@ -20,6 +28,9 @@ from sft_mask import train_on_responses_only
 
 CHATS = chats(8, seed=4)
 STEPS = 2
+SPLITS = {"2x2x2": (2, 2), "2x1x4": (1, 4), "2x4x1": (4, 1)}
+"""Ranks x rows x accumulation."""
+ARMS = ("mask", "prompt", "messages", "turn", "sequence")
 
 
 class Gradients(TrainerCallback):
@@ -49,6 +60,66 @@ def run(data: Path, out: Path, batch_size: int, accumulation: int = 1) -> tuple[
     return trainer, gradients
 
 
+def collectives(mask: bool, arm: str, out: Path) -> int:
+    """How often this rank speaks to the other in two steps of four batches each, logged once at the end."""
+    spoken = []
+
+    def counted(operation: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            spoken.append(operation.__name__)
+            return operation(*arguments, **named)
+
+        return run
+
+    trainer, _ = weighed_run(arm, "2x1x4", out, mask=mask, logging_steps=STEPS)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "barrier"):
+            patched.setattr(torch.distributed, name, counted(getattr(torch.distributed, name)))
+        trainer.train()
+    return len(spoken)
+
+
+def weighed_run(arm: str, split: str, out: Path, *, mask: bool = True, **options: Any) -> tuple[Any, Gradients]:
+    size, accumulation = SPLITS[split]
+    data = Dataset.from_list([{"messages": messages} for messages in FLAGGED])
+    trainer = build(
+        out,
+        data,
+        evals=data.select(range(7)),
+        network=copy.deepcopy(network("llama")),
+        max_steps=STEPS,
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.0,
+        optim="sgd",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        **options,
+    )
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    if mask:
+        train_on_responses_only(trainer, policy=POLICIES[arm])
+    return trainer, gradients
+
+
+def weighed(arm: str, split: str, out: Path) -> dict[str, Any]:
+    """What one rank has after two steps, and what it says of seven rows, of which ``accelerate`` repeats one."""
+    trainer, gradients = weighed_run(arm, split, out)
+    trainer.train()
+    evaluated = trainer.evaluate()
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "eval_loss": evaluated["eval_loss"],
+        "eval_supervised_tokens": evaluated["eval_supervised_tokens"],
+        "batches": -(-7 // (trainer.accelerator.num_processes * SPLITS[split][0])),
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "gradients": gradients.steps,
+        "parameters": {name: value.detach() for name, value in trainer.model.named_parameters()},
+    }
+
+
 def summary(trainer: Any, gradients: Gradients) -> dict[str, Any]:
     return {
         "processes": trainer.accelerator.num_processes,
@@ -72,7 +143,15 @@ def worker(data: Path, out: Path) -> None:
     trainer = build(out, stream, max_steps=1, dataset_kwargs={"skip_prepare_dataset": True})
     train_on_responses_only(trainer).train()
     found["stream"] = {"step": trainer.state.global_step}
+    found["collectives"] = {
+        "without": collectives(False, "mask", out),
+        "mask": collectives(True, "mask", out),
+        "prompt": collectives(True, "prompt", out),
+    }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
+    for arm in ARMS:
+        for split in SPLITS:
+            torch.save(weighed(arm, split, out), out / f"{arm}-{split}-rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +218,57 @@ def test_supervised_tokens_are_those_of_all_ranks(results: dict[str, Any]) -> No
 
 def test_a_stream_trains_on_two_ranks(results: dict[str, Any]) -> None:
     assert [rank["stream"]["step"] for rank in results["ranks"]] == [1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_loss_gradients_and_parameters_are_those_of_the_reference(
+    arm: str, split: str, rank: int, results: dict[str, Any]
+) -> None:
+    found = torch.load(results["folder"] / f"{arm}-{split}-rank{rank}.pt")
+    losses, gradients, parameters = reference("llama", arm)
+    assert found["processes"] == 2
+    if rank == 0:
+        assert found["losses"] == pytest.approx(losses, rel=1e-6)
+    for given, wanted in zip(found["gradients"], gradients, strict=True):
+        assert distance(given, wanted) < 1e-6
+    assert distance(found["parameters"], parameters) < 1e-6
+
+
+def test_ranks_speak_once_a_log_and_with_weights_once_a_step_more_than_without_a_mask(results: dict[str, Any]) -> None:
+    for rank in results["ranks"]:
+        spoken = rank["collectives"]
+        assert spoken["without"] > 0
+        assert spoken["mask"] == spoken["without"] + 1
+        assert spoken["prompt"] == spoken["without"] + 1 + STEPS
+
+
+def plain_eval(arm: str) -> tuple[float, int]:
+    """Loss over seven rows after training, and how many of their tokens are trained."""
+    alone, total, weight, trained = copy.deepcopy(network("llama")).double(), 0.0, 0.0, 0
+    alone.load_state_dict(reference("llama", arm)[2], strict=False)
+    for messages in FLAGGED[:7]:
+        ids = torch.tensor([tokenized([{"role": m["role"], "content": m["content"]} for m in messages])])
+        counts = torch.tensor(weights(messages, arm), dtype=torch.float64)[1:]
+        with torch.no_grad():
+            logits = alone(input_ids=ids, use_cache=False).logits[0]
+        total += float((counts * F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")).sum())
+        weight += float(counts.sum())
+        trained += int((counts > 0).sum())
+    return total / weight, trained
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_rows_that_are_repeated_for_a_rank_do_not_count_in_an_evaluation(
+    arm: str, split: str, results: dict[str, Any]
+) -> None:
+    loss, trained = plain_eval(arm)
+    for rank in (0, 1):
+        found = torch.load(results["folder"] / f"{arm}-{split}-rank{rank}.pt")
+        assert found["eval_loss"] == pytest.approx(loss, rel=1e-6)
+        assert found["eval_supervised_tokens"] * found["batches"] == pytest.approx(trained)
 
 
 if __name__ == "__main__":

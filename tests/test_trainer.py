@@ -292,6 +292,7 @@ def test_the_report_of_a_stream_grows_while_it_trains() -> None:
     assert trainer.evaluate()["eval_supervised_tokens"] > 0
 
 
+@pytest.mark.newest  # train_sampling_strategy
 def test_a_stream_trains_as_the_dataset_does() -> None:
     losses = []
     for data in (stream(), messages_dataset(24)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -157,6 +159,11 @@ def build(
         formatting_func=formatting_func,
         compute_metrics=compute_metrics,
     )
+
+
+def arms(names: Iterable[str]) -> list[Any]:
+    """Kinds of weights as parameters of a test; all but ``mask`` need the fused LM head of trl >= 1.15."""
+    return [name if name == "mask" else pytest.param(name, marks=pytest.mark.newest) for name in names]
 
 
 def trained_share(dataset: Any) -> tuple[int, int]:
