@@ -61,7 +61,8 @@ class Region:
                 f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}, text={self.text!r}): give "
                 "both start and end, or a pattern, or a text."
             )
-        if not isinstance(self.weight, int | float) or not 0 <= self.weight < math.inf:
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not number or not 0 <= self.weight < math.inf:
             raise MarkerError(f"Region(weight={self.weight!r}): a weight must be a finite number, 0 or more.")
         try:
             self._expression  # noqa: B018  compiled once, and refused here rather than at the first row

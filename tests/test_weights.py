@@ -186,7 +186,7 @@ def test_a_policy_without_meaning_is_refused(values: dict[str, Any]) -> None:
         Policy(**values)
 
 
-@pytest.mark.parametrize("weight", [-1, float("inf"), "x"])
+@pytest.mark.parametrize("weight", [-1, float("inf"), "x", True])
 def test_a_region_without_meaning_is_refused(weight: Any) -> None:
     with pytest.raises(MarkerError, match="a weight must be a finite number"):
         Region(text="x", weight=weight)
