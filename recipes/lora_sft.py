@@ -1,0 +1,421 @@
+"""Fine-tune a chat model with LoRA or QLoRA on its own words only, on a CPU, one GPU or many.
+
+    accelerate launch recipes/lora_sft.py --config recipes/configs/smollm2-135m.yaml
+    accelerate launch recipes/lora_sft.py --config recipes/configs/qwen3-8b.yaml --load_in_4bit true      # QLoRA
+    accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 \
+        recipes/lora_sft.py --config recipes/configs/llama3.1-8b.yaml --train_data my_chats.jsonl
+
+To make it yours, change three lines of a YAML: model_name_or_path, train_data, output_dir. Every field of TRL's
+SFTConfig and ModelConfig and of the class below is a key of the YAML and an option of the command line, which wins.
+
+Hardware, minutes, the share of trained tokens and the loss stand on top of each file in recipes/configs; which launch
+configuration to take when, in docs/launch.md. What is saved in output_dir: the adapter, the tokenizer with its chat
+template, and a generation_config.json that ends an answer at the stop tokens that were trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from local_model import find_model
+from peft import AutoPeftModelForCausalLM
+from rich.console import Console
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mxfp4Config
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+
+from sft_mask import IGNORE_INDEX, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
+from sft_mask.preview import build_row
+from sft_mask.preview.terminal import RowView
+
+COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"text"}, {"input_ids"})
+ROWS_LOOKED_AT = 200
+"""So many rows are masked before the model is loaded: what is wrong with markers or template shows in seconds."""
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on, and which of its tokens."""
+
+    train_data: str | None = field(default=None, metadata={"help": "a .jsonl or .parquet file, or a hub name"})
+    train_split: str = field(default="train", metadata={"help": "split of a hub data set"})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "likewise; evaluated at the end, and as eval_strategy"}
+    )
+    eval_split: str = field(default="test", metadata={"help": "split of a hub data set"})
+    eval_share: float = field(default=0.0, metadata={"help": "without eval_data: share of train_data to hold out"})
+    instruction_part: list[str] | None = field(
+        default=None, metadata={"help": "text before the user's words; None: both are read from the chat template"}
+    )
+    response_part: list[str] | None = field(default=None, metadata={"help": "text before the model's words"})
+    turns: str = field(default="all", metadata={"help": "all, last, or flagged: which answers are trained"})
+    stop: str = field(default="always", metadata={"help": "always, last or never: is the stop token trained"})
+    cut_answers: str = field(default="keep", metadata={"help": "keep or mask answers that run into the end of a row"})
+    mask_between: list[str] = field(
+        default_factory=list,
+        metadata={"help": "two texts: parts of answers from one to the other are not trained; or four, or six"},
+    )
+    mask_pattern: list[str] = field(
+        default_factory=list, metadata={"help": "regular expressions: parts of answers that are not trained"}
+    )
+    on_ambiguous: str = field(default="error", metadata={"help": "error, drop or mask rows that nothing can decide"})
+    prompt_weight: float = field(default=0.0, metadata={"help": "weight of a prompt's token; an answer's is 1"})
+    reduction: str = field(
+        default="token", metadata={"help": "token, turn or sequence: what counts the same in the loss"}
+    )
+    merge: bool = field(default=False, metadata={"help": "also save the whole model, adapter merged, in merged/"})
+
+
+def main() -> None:
+    recipe, training, model_args = read_arguments(sys.argv[1:])
+    tokenizer = load_tokenizer(model_args, training)
+    with training.main_process_first(desc="reading the data"):
+        train, evaluation = read_data(recipe, training)
+    mask = mask_settings(recipe)
+    stops = look_before_loading(train, tokenizer, mask)
+
+    training.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    trainer = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=training,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        quantization_config=quantization(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    # The one line that this library is about: from here on only the model's own words are graded.
+    try:
+        trainer = train_on_responses_only(trainer, **mask)
+    except SftMaskError as error:
+        refuse(str(error))
+    if trainer.is_world_process_zero():
+        show(trainer, tokenizer)
+
+    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if evaluation is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    trainer.save_model()  # on every rank: sharded weights are gathered
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_beside_the_adapter(trainer, tokenizer, stops)
+        if recipe.merge:
+            merge(Path(training.output_dir), model_args.dtype)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+# what was asked for
+
+
+def read_arguments(given: Sequence[str]) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
+    """Defaults of this recipe, then the YAML, then the command line; refused before anything is set up."""
+    parser = TrlParser((RecipeArguments, SFTConfig, ModelConfig))
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    parser.set_defaults(
+        use_cpu=not on_gpu and local_world_size() == 1,
+        bf16=on_gpu,
+        dtype="bfloat16" if on_gpu else "float32",
+        use_peft=True,
+        lora_target_modules=["all-linear"],
+        use_bnb_nested_quant=True,
+        output_dir="outputs/lora",
+        dataloader_pin_memory=on_gpu,
+    )
+    arguments = [part for text in given for part in (text.split("=", 1) if text.startswith("--config=") else [text])]
+    config = read_config(arguments)
+    known = [action.dest for action in parser._actions]
+    for key in config:
+        if key not in {*known, "env"}:
+            refuse(f"{key!r} in the YAML is no option of this recipe{nearest(key, known)}.")
+    parser.set_defaults_with_config(**{key: value for key, value in config.items() if key != "env"})
+    without_config = [text for at, text in enumerate(arguments) if "--config" not in arguments[max(at - 1, 0) : at + 1]]
+    wanted, unknown = parser.parse_known_args(without_config)
+    if unknown:
+        refuse(f"{unknown[0]!r} is no option of this recipe{nearest(unknown[0].lstrip('-'), known)}.")
+    check_request(wanted)
+    recipe, training, model_args = parser.parse_args_and_config(arguments)
+    model_args.model_name_or_path = find_model(model_args.model_name_or_path)
+    training.resume_from_checkpoint = checkpoint(training)
+    return recipe, training, model_args
+
+
+def read_config(arguments: Sequence[str]) -> dict[str, Any]:
+    if "--config" not in arguments:
+        return {}
+    path = Path(next(iter(arguments[arguments.index("--config") + 1 :]), ""))
+    if not path.is_file():
+        refuse(f"the configuration {str(path)!r} is not there; those that come with the recipe are in recipes/configs.")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        refuse(f"{path} is no YAML: {' '.join(str(error).split())}.")
+    if not isinstance(config, dict):
+        refuse(f"{path} holds no `key: value` lines.")
+    return config
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}" if close else ""
+
+
+def local_world_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def refuse(why: str) -> NoReturn:
+    """One sentence, from one process; the others end without a word."""
+    first = os.environ.get("RANK", "0") == "0"
+    sys.exit(f"lora_sft: {why}" if first else 1)
+
+
+def check_request(wanted: Namespace) -> None:
+    """What cannot work on this machine or with these files, known without loading anything."""
+    processes, gpus = local_world_size(), torch.cuda.device_count()
+    if processes > gpus and not wanted.use_cpu:
+        refuse(
+            f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
+            f"--num_processes {max(gpus, 1)}, or give --use_cpu true to run them on the CPU."
+        )
+    if wanted.load_in_4bit or wanted.load_in_8bit:
+        check_quantization(wanted)
+    if not wanted.model_name_or_path:
+        refuse("no model was named; give model_name_or_path, a folder or a hub name.")
+    if not wanted.train_data:
+        refuse("no data was named; give train_data, a .jsonl or .parquet file or a hub name.")
+    for name in ("train_data", "eval_data"):
+        check_file(name, getattr(wanted, name))
+    if wanted.eval_strategy != "no" and not wanted.eval_data and not wanted.eval_share:
+        refuse(f"eval_strategy is {wanted.eval_strategy!r} with nothing to evaluate; give eval_data or eval_share.")
+    template = wanted.chat_template_path
+    if template and not Path(template).is_file():
+        refuse(f"the chat template {template!r} is not there; give a .jinja file.")
+
+
+def check_quantization(wanted: Namespace) -> None:
+    if not torch.cuda.is_available() or wanted.use_cpu:
+        refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and there is none here; leave it out for LoRA.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        refuse(
+            "QLoRA needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or leave load_in_4bit out."
+        )
+
+
+def check_file(option: str, name: str | None) -> None:
+    if name is None or not name.endswith((".jsonl", ".json", ".parquet")):
+        return
+    if not Path(name).is_file():
+        refuse(f"the file {name!r} of {option} is not there (looked for in {Path.cwd()}).")
+    if not Path(name).stat().st_size:
+        refuse(f"the file {name!r} of {option} is empty; give it at least one row.")
+
+
+def checkpoint(training: SFTConfig) -> str | None:
+    """The checkpoint to go on from; ``true`` is the last one in ``output_dir``."""
+    asked = str(training.resume_from_checkpoint or "")
+    if asked.lower() in ("", "false", "none"):
+        return None
+    if asked.lower() != "true":
+        if not Path(asked).is_dir():
+            refuse(f"the checkpoint {asked!r} is not there; give its folder, or `true` for the last one.")
+        return asked
+    last = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+    if last is None:
+        refuse(f"there is no checkpoint in {training.output_dir!r} to resume from; leave resume_from_checkpoint out.")
+    return last
+
+
+# tokenizer and data
+
+
+def load_tokenizer(model_args: ModelConfig, training: SFTConfig) -> Any:
+    name = model_args.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training.trust_remote_code
+        )
+    except OSError as error:
+        refuse(f"no tokenizer could be read from {name!r}: {str(error).splitlines()[0]}")
+    if training.chat_template_path:
+        tokenizer.chat_template = Path(training.chat_template_path).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def read_data(recipe: RecipeArguments, training: SFTConfig) -> tuple[Dataset, Dataset | None]:
+    train = read_rows("train_data", recipe.train_data, recipe.train_split)
+    if recipe.eval_data:
+        return train, read_rows("eval_data", recipe.eval_data, recipe.eval_split)
+    if not recipe.eval_share:
+        return train, None
+    parts = train.train_test_split(test_size=recipe.eval_share, seed=training.data_seed or training.seed)
+    return parts["train"], parts["test"]
+
+
+def read_rows(option: str, name: str, split: str) -> Dataset:
+    try:
+        if name.endswith((".jsonl", ".json")):
+            rows = load_dataset("json", data_files=name, split="train")
+        elif name.endswith(".parquet"):
+            rows = load_dataset("parquet", data_files=name, split="train")
+        else:
+            rows = load_dataset(name, split=split)
+    except DatasetGenerationError as error:
+        refuse(f"{name!r} of {option} could not be read: {' '.join(str(error.__cause__ or error).split())}")
+    if not len(rows):
+        refuse(f"{name!r} of {option} has no rows; give it at least one.")
+    if not any(wanted <= set(rows.column_names) for wanted in COLUMNS):
+        refuse(
+            f"{name!r} of {option} has the columns {', '.join(rows.column_names)}; needed is messages, conversations, "
+            "prompt and completion, text, or input_ids."
+        )
+    return rows
+
+
+# the mask
+
+
+def mask_settings(recipe: RecipeArguments) -> dict[str, Any]:
+    """The arguments of ``train_on_responses_only``."""
+    between = recipe.mask_between
+    if len(between) % 2:
+        refuse(f"mask_between has {len(between)} texts; give pairs: what opens a part, and what closes it.")
+    try:
+        regions = (
+            *(Region(start, end) for start, end in zip(between[::2], between[1::2], strict=True)),
+            *(Region(pattern=pattern) for pattern in recipe.mask_pattern),
+        )
+        policy = Policy(
+            turns=recipe.turns,
+            stop=recipe.stop,
+            cut_answers=recipe.cut_answers,
+            regions=regions,
+            prompt_weight=recipe.prompt_weight,
+            reduction=recipe.reduction,
+        )
+    except SftMaskError as error:
+        refuse(str(error))
+    return {
+        "instruction_part": recipe.instruction_part,
+        "response_part": recipe.response_part,
+        "policy": policy,
+        "on_ambiguous": recipe.on_ambiguous,
+    }
+
+
+def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> list[int]:
+    """Masks the first rows, for what the library would refuse of them, and for the stop tokens that they train."""
+    if tokenizer.chat_template is None and {"messages", "conversations"} & set(train.column_names):
+        refuse("the tokenizer has no chat template, and the data are messages; give chat_template_path, a .jinja file.")
+    if tokenizer.chat_template is None and mask["response_part"] is None:
+        refuse(
+            "the tokenizer has no chat template, and no markers were given; give instruction_part and response_part."
+        )
+    rows = train.select(range(min(len(train), ROWS_LOOKED_AT)))
+    plain = {**mask, "policy": replace(mask["policy"], prompt_weight=0.0, reduction="token")}  # a stop is an answer's
+    try:
+        masked, report = mask_dataset(rows, tokenizer, **plain, return_report=True)
+    except SftMaskError as error:
+        refuse(str(error))
+    known = {tokenizer.convert_tokens_to_ids(stop) for stop in report.markers.stops}
+    return trained_stops(masked["labels"], known)
+
+
+def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
+    """Which stop tokens end what is trained, the most frequent first.
+
+    One after which the model itself goes on, as gpt-oss does between its reasoning and its answer, ends no generation.
+
+    >>> trained_stops([[-100, 5, 7, -100, -100, 5, 8, 5, 7]], {7, 8, 9})
+    [7]
+    """
+    ends: Counter[int] = Counter()
+    inside = set()
+    for row in rows:
+        for label, following in zip(row, [*row[1:], IGNORE_INDEX], strict=True):
+            if label in known and following == IGNORE_INDEX:
+                ends[label] += 1
+            elif label in known:
+                inside.add(label)
+    return [stop for stop, _ in ends.most_common() if stop not in inside]
+
+
+def show(trainer: Any, tokenizer: Any) -> None:
+    """The early look: what will be trained, in numbers and in one row."""
+    console = Console(highlight=False)
+    console.print(trainer.mask_report, soft_wrap=True)
+    row = next(iter(trainer.train_dataset))
+    console.print(RowView(build_row(tokenizer, row["input_ids"], row["labels"], name="the first row")))
+
+
+# the model
+
+
+def quantization(model_args: ModelConfig) -> Any:
+    """4 or 8 bit as asked; a model that comes in MXFP4 (gpt-oss) is unpacked, for only then can it be trained."""
+    if model_args.load_in_4bit and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        model_args.bnb_4bit_quant_storage = model_args.dtype  # FSDP shards tensors of one dtype only
+    chosen = get_quantization_config(model_args)
+    if chosen is not None:
+        return chosen
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    stored = getattr(config, "quantization_config", None) or {}
+    return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
+
+
+def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
+    """A generation config whose eos is the stop that was trained, and the report."""
+    folder = Path(trainer.args.output_dir)
+    generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
+    # Of several, those that the model was released with: gpt-oss closes earlier answers by a token that is no end.
+    stops = [stop for stop in stops if stop in as_list(generation.eos_token_id)] or stops
+    if stops:
+        generation.eos_token_id = stops[0] if len(stops) == 1 else stops
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.save_pretrained(folder)
+    report = json.dumps(trainer.mask_report.to_dict(), indent=1, ensure_ascii=False)
+    (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
+    ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))
+    says = f"that stops at {ends}" if stops else "as it was, for no stop token was trained"
+    print(f"Saved in {folder}: the adapter, the tokenizer and a generation config {says}")
+
+
+def as_list(eos: int | list[int] | None) -> list[int]:
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def merge(folder: Path, dtype: str) -> None:
+    """The adapter added into the weights of its base model: a model folder like any other."""
+    merged = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu").merge_and_unload()
+    merged.generation_config = GenerationConfig.from_pretrained(folder)
+    merged.save_pretrained(folder / "merged")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "merged")
+    print(f"Saved in {folder / 'merged'}: the whole model, adapter merged")
+
+
+if __name__ == "__main__":
+    main()
