@@ -72,7 +72,7 @@ def body(doc: str) -> str:
     for block in re.split(r"\n{2,}", inspect.cleandoc(doc)):
         first, _, rest = block.partition("\n")
         if block.startswith(">>>"):
-            made.append(f"```pycon\n{block}\n```")
+            made.append(f"```text\n{block}\n```")
         elif first.rstrip(":") in _HEADINGS and first.endswith(":"):
             inner = plain(inspect.cleandoc("\n" + rest))
             made.append(f"**{first.rstrip(':')}**\n\n" + _ENTRY.sub(r"- `\1`: ", inner).replace("\n    ", "\n  "))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -100,11 +100,24 @@ def in_regions(
         answer = b"".join(pieces)
         for index, region in enumerate(regions, start=1):
             within = answer if region.text else answer[: begins[said - start]]
-            for low, high in region.find(within):
+            for low, high in _merged(region.find(within)):
                 inside = _tokens_inside(begins, low, high)
                 factor[start + inside.start : start + inside.stop] *= region.weight
                 number[start + inside.start : start + inside.stop] = index
     return factor, number
+
+
+def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Places in order, those that touch as one."""
+    low, high = -1, -1
+    for start, stop in places:
+        if start > high and high >= 0:
+            yield low, high
+        if start > high:
+            low = start
+        high = stop
+    if high >= 0:
+        yield low, high
 
 
 def _tokens_inside(begins: Sequence[int], low: int, high: int) -> slice:

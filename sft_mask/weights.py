@@ -33,6 +33,8 @@ ONE_BITS: Final = 0x3F800000
 """The bits of ``float32(1.0)``."""
 PLAIN_BELOW: Final = 1 << GROUP_SHIFT
 """A label from here on carries a weight or a group."""
+_NOTHING: Final = float(np.finfo(np.float32).tiny)
+"""Weights that sum to less are no weights in float32."""
 
 
 def encode_labels(labels: NDArray[np.integer], weights: Floats, groups: Ints | None = None) -> Ints:
@@ -95,7 +97,7 @@ def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
     Args:
         weights: ``(tokens,)``.
         units: ``(tokens,)`` number of the unit that each token belongs to, ``-1`` for none.
-        first_tokens: first token of each document, which nothing predicts: it counts in no sum.
+        first_tokens: first token of each document, which nothing predicts: its weight is 0.
     """
     graded = weights.copy()
     graded[first_tokens] = 0
@@ -103,5 +105,5 @@ def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
     sums = np.bincount(units[inside], graded[inside], minlength=int(units.max(initial=-1)) + 1)
     scaled = np.zeros_like(weights)
     totals = sums[units[inside]]
-    scaled[inside] = np.divide(weights[inside], totals, out=np.zeros(int(inside.sum())), where=totals > 0)
+    scaled[inside] = np.divide(graded[inside], totals, out=np.zeros(int(inside.sum())), where=totals > _NOTHING)
     return scaled

@@ -49,6 +49,11 @@ def test_several_regions_and_several_places_are_masked(tokenizer: PreTrainedToke
     assert trained_text(tokenizer, "A [x] B [y] C call_17 D", *regions) == "A B C D<|im_end|>"
 
 
+def test_places_that_touch_are_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert trained_text(tokenizer, "Oh hello 東京", Region(pattern=".")) == "<|im_end|>"
+    assert trained_text(tokenizer, "aa hello", Region(pattern=" ?[a-z]")) == "<|im_end|>"
+
+
 @pytest.mark.parametrize("given", [{}, {"start": "<think>"}, {"end": "x"}, {"start": "a", "end": "b", "pattern": "c"}])
 def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
     with pytest.raises(MarkerError, match="give both start and end, or a pattern, or a text"):
