@@ -39,7 +39,6 @@ class InspectedRow:
         existing: ``(tokens,)`` labels that the row had before, if any.
         documents: ``(documents,)`` their lengths: one, unless the row is packed.
         turns: of the model, in tokens of this row, before the policy chose among them.
-        by_messages: whether the messages decided the turns.
         checked: whether markers decided them and the messages agree.
         undecided: why no road could decide the row, ``""`` where one could.
         dropped: why the row trains nothing, ``""`` where it trains something.
@@ -53,7 +52,6 @@ class InspectedRow:
     existing: Ints | None
     documents: Ints
     turns: Turns
-    by_messages: bool
     checked: bool
     undecided: str
     dropped: str
@@ -112,7 +110,6 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
             existing=None if existing is None else existing[low:high],
             documents=_documents(table, place, high - low),
             turns=_turns_within(decided.turns, low, high),
-            by_messages=bool(decided.exact[place]),
             checked=bool(decided.checked[place]),
             undecided=decided.ambiguous.get(place, ""),
             dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
