@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from test_exactness import CHATS as FLAGGED
-from test_exactness import POLICIES, RATE, distance, network, reference, weights
+from test_exactness import MODELS, POLICIES, RATE, distance, network, reference, weights
 from tiny import build, chats, expected, tokenized
 from transformers import TrainerCallback
 
@@ -79,14 +80,16 @@ def collectives(mask: bool, arm: str, out: Path) -> int:
     return len(spoken)
 
 
-def weighed_run(arm: str, split: str, out: Path, *, mask: bool = True, **options: Any) -> tuple[Any, Gradients]:
+def weighed_run(
+    arm: str, split: str, out: Path, *, name: str = "llama", mask: bool = True, **options: Any
+) -> tuple[Any, Gradients]:
     size, accumulation = SPLITS[split]
     data = Dataset.from_list([{"messages": messages} for messages in FLAGGED])
     trainer = build(
         out,
         data,
         evals=data.select(range(7)),
-        network=copy.deepcopy(network("llama")),
+        network=copy.deepcopy(network(name)),
         max_steps=STEPS,
         per_device_train_batch_size=size,
         per_device_eval_batch_size=size,
@@ -104,9 +107,9 @@ def weighed_run(arm: str, split: str, out: Path, *, mask: bool = True, **options
     return trainer, gradients
 
 
-def weighed(arm: str, split: str, out: Path) -> dict[str, Any]:
+def weighed(name: str, arm: str, split: str, out: Path) -> dict[str, Any]:
     """What one rank has after two steps, and what it says of seven rows, of which ``accelerate`` repeats one."""
-    trainer, gradients = weighed_run(arm, split, out)
+    trainer, gradients = weighed_run(arm, split, out, name=name)
     trainer.train()
     evaluated = trainer.evaluate()
     return {
@@ -116,7 +119,7 @@ def weighed(arm: str, split: str, out: Path) -> dict[str, Any]:
         "batches": -(-7 // (trainer.accelerator.num_processes * SPLITS[split][0])),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "gradients": gradients.steps,
-        "parameters": {name: value.detach() for name, value in trainer.model.named_parameters()},
+        "parameters": {key: value.detach() for key, value in trainer.model.named_parameters()},
     }
 
 
@@ -149,9 +152,8 @@ def worker(data: Path, out: Path) -> None:
         "prompt": collectives(True, "prompt", out),
     }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
-    for arm in ARMS:
-        for split in SPLITS:
-            torch.save(weighed(arm, split, out), out / f"{arm}-{split}-rank{rank}.pt")
+    for name, arm, split in product(MODELS, ARMS, SPLITS):
+        torch.save(weighed(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +225,12 @@ def test_a_stream_trains_on_two_ranks(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("name", MODELS)
 def test_loss_gradients_and_parameters_are_those_of_the_reference(
-    arm: str, split: str, rank: int, results: dict[str, Any]
+    name: str, arm: str, split: str, rank: int, results: dict[str, Any]
 ) -> None:
-    found = torch.load(results["folder"] / f"{arm}-{split}-rank{rank}.pt")
-    losses, gradients, parameters = reference("llama", arm)
+    found = torch.load(results["folder"] / f"{name}-{arm}-{split}-rank{rank}.pt")
+    losses, gradients, parameters = reference(name, arm)
     assert found["processes"] == 2
     if rank == 0:
         assert found["losses"] == pytest.approx(losses, rel=1e-6)
@@ -266,7 +269,7 @@ def test_rows_that_are_repeated_for_a_rank_do_not_count_in_an_evaluation(
 ) -> None:
     loss, trained = plain_eval(arm)
     for rank in (0, 1):
-        found = torch.load(results["folder"] / f"{arm}-{split}-rank{rank}.pt")
+        found = torch.load(results["folder"] / f"llama-{arm}-{split}-rank{rank}.pt")
         assert found["eval_loss"] == pytest.approx(loss, rel=1e-6)
         assert found["eval_supervised_tokens"] * found["batches"] == pytest.approx(trained)
 
