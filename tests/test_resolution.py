@@ -141,12 +141,12 @@ def test_nothing_given_and_no_template_is_refused() -> None:
         resolved(template=None)
 
 
-def test_a_template_that_fails_with_tools_still_has_its_exact_road() -> None:
+def test_a_template_that_writes_tools_as_the_model_still_has_its_exact_road() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
     found = resolve(vocabulary, tokenizer, template)
     assert found.from_template
-    assert not found.markers.complete
+    assert found.markers.like_the_model == ("tool",)
 
 
 # --- what ends an answer, learnt from rows ---
