@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
-from sft_mask.errors import DetectionError
+from sft_mask.errors import DetectionError, UnsupportedError
 from sft_mask.markers import Markers
 from sft_mask.other_roles import roles_like_the_model, system_headers, tool_markers, tool_probe
 from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
@@ -199,6 +199,10 @@ def detect_markers(tokenizer: Any, chat_template: str | None = None) -> Markers:
     """
     from sft_mask.tokens import read_vocabulary
 
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UnsupportedError(
+            f"{tokenizer!r:.80} is no fast tokenizer. Load one: AutoTokenizer.from_pretrained(name or folder)."
+        )
     vocabulary = read_vocabulary(tokenizer)
     return proven_markers(ChatTemplate.of(tokenizer, vocabulary, chat_template), vocabulary, tokenizer)
 

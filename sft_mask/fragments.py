@@ -65,11 +65,11 @@ def cut_at(turns: Turns, offsets: Ints) -> Turns:
     whole = turns.select(np.repeat(np.arange(len(turns)), pieces))
     row = np.arange(len(whole)) - np.repeat(np.cumsum(pieces) - pieces, pieces) + np.repeat(first, pieces)
     start, stop = np.maximum(whole.start, offsets[row]), np.minimum(whole.stop, offsets[row + 1])
-    ends = whole.stop <= offsets[row + 1]
+    ends = whole.stop <= offsets[row + 1]  # a piece that goes on in the next row is not cut off
     has_stop = whole.has_stop & (whole.stop_at < offsets[row + 1])
     stop_at = np.where(has_stop, np.maximum(whole.stop_at, offsets[row]), stop)
     header = np.maximum(whole.header, offsets[row])
-    cut = np.where(ends, whole.cut, True)
+    cut = whole.cut & ends
     return replace(
         whole, start=start, stop=stop, has_stop=has_stop, stop_at=stop_at, header=header, cut=cut, document=row
     )

@@ -49,7 +49,7 @@ class MaskState:
         originals: pairs of a masked split and what it was before.
         sees_all_rows: whether every row of every split is counted in this process (not those that dataloader workers or
             other ranks read from a stream).
-        stop_policy: which stops are trained, for the report.
+        stops_expected: whether every trained turn should end with a trained stop, for the report.
         weighted: whether labels carry weights.
         groups: names of the groups whose loss is measured, by number.
         later: counts of datasets that ``evaluate`` and ``predict`` were given.
@@ -67,7 +67,7 @@ class MaskState:
     text: Callable[[list[int]], str]
     originals: Sequence[tuple[Any, Any]]
     sees_all_rows: bool = True
-    stop_policy: str = "always"
+    stops_expected: bool = True
     weighted: bool = False
     groups: tuple[str, ...] = ()
     later: dict[str, Tally] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class MaskState:
     def report(self) -> MaskReport:
         """What the splits train, as far as they have been read."""
         splits = {name: tally.report for name, tally in self.tallies.items()}
-        return MaskReport(splits, self.markers, stop_policy=self.stop_policy)
+        return MaskReport(splits, self.markers, stops_expected=self.stops_expected)
 
     def is_ours(self, dataset: Any) -> bool:
         """Whether this very dataset was masked here already."""

@@ -337,6 +337,7 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     for header in markers.headers:
         for pattern in patterns_of(_with_separator((header,), markers), Kind.OTHER):
             stopping = pattern.text in markers.stop_headers or pattern.atoms[0] in stop_tokens
+            stopping = stopping and pattern.atoms[0] >= _BYTE_ATOMS  # half a header in plain text stops nothing
             patterns.append(replace(pattern, first_token_stops=stopping))
     patterns.extend(stops)
     _refuse_shared(patterns)

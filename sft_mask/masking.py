@@ -310,11 +310,11 @@ class Masker:
     def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
         """The turns by messages, or why there are none."""
         assert self.road is not None, "asked for the exact road without one"
+        conversation = decode.row(table, row)
+        weights = self.policy.message_weights(conversation.messages)
+        roles = [str(message.get("role")) for message in conversation.messages]
+        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
         try:
-            conversation = decode.row(table, row)
-            weights = self.policy.message_weights(conversation.messages)
-            roles = [str(message.get("role")) for message in conversation.messages]
-            others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
             found = self.road.turns(
                 conversation.messages,
                 ids,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.conversations import read_tools
 from sft_mask.dataset import check_columns
@@ -15,6 +17,8 @@ from sft_mask.premasked import note_masked
 from sft_mask.reading import Toolkit, build_masker, column_names, marker_summary, read_tokenizer, sample_rows
 from sft_mask.report import MaskReport
 from sft_mask.splits import mask_split
+
+logger = logging.getLogger(__name__)
 
 
 def mask_dataset(
@@ -66,7 +70,14 @@ def mask_dataset(
     )
     masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
     reports = {name: tally.report for name, (_, tally) in masked.items()}
-    report = MaskReport(reports, marker_summary(masker), stop_policy=masker.policy.stop)
+    report = MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
+    weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
+    if weighted and is_main_process():
+        logger.warning(
+            "Labels of %s carry weights. Call train_on_responses_only(trainer) on the trainer that is built on them: "
+            "without it the loss is wrong, and nothing says so.",
+            ", ".join(weighted),
+        )
     made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
     answer = type(dataset)(made) if is_dict else made["train"]
     return (answer, report) if return_report else answer
@@ -164,10 +175,12 @@ def _rendered(
             add_generation_prompt=add_generation_prompt,
             **(example.get("chat_template_kwargs") or {}),
         )
-    except TemplateError as error:
-        roles = ", ".join(str(message.get("role")) for message in conversation[:12])
+    except (TemplateError, TypeError, ValueError) as error:
+        there = [message.get("role") if isinstance(message, Mapping) else message for message in conversation[:12]]
+        roles = ", ".join(map(str, there)) or "none"
+        why = str(error).rstrip(".")
         raise DataError(
-            f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {error} Repair or "
+            f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
             "remove it, or give another chat_template."
         ) from error
     ids: list[int] = encoded["input_ids"]

@@ -80,6 +80,8 @@ class Policy:
             value = getattr(self, name)
             if value not in get_args(allowed):
                 raise SftMaskError(f"Policy({name}={value!r}) is unknown. Use one of {', '.join(get_args(allowed))}.")
+        if not isinstance(self.tool_calls, bool):
+            raise SftMaskError(f"Policy(tool_calls={self.tool_calls!r}) is neither True nor False.")
         set_field = object.__setattr__
         set_field(self, "regions", _regions(self.regions))
         set_field(self, "roles", _roles(self.roles))
@@ -113,6 +115,11 @@ class Policy:
             or any(region.weight for region in self.regions)
             or any(weight not in (0.0, 1.0) for weight in self.role_weights.values())
         )
+
+    @property
+    def every_turn_stops(self) -> bool:
+        """Whether every turn that is trained should end with a trained stop."""
+        return self.stop == "always" and self.turns != "flagged" and not self.needs_messages
 
     def message_weights(self, messages: Sequence[Mapping[str, Any]]) -> list[float]:
         """How much each message counts; 0 for those that are not trained.
@@ -164,6 +171,10 @@ def combined(
     if not isinstance(chosen, Policy):
         raise SftMaskError(f"policy={policy!r} is no Policy. Give Policy(turns='last'), for example.")
     texts = [mask_out_tokens] if isinstance(mask_out_tokens, str) else list(mask_out_tokens or ())
+    if not all(isinstance(text, str) for text in texts):
+        raise SftMaskError(
+            f"mask_out_tokens={mask_out_tokens!r} holds what is no text. Give texts, such as ['</think>']."
+        )
     changes: dict[str, Any] = {
         "turns": "last" if last_response_only else None,
         "regions": (*chosen.regions, *(Region(text=text) for text in texts)) if texts else None,

@@ -58,6 +58,11 @@ def is_masked(dataset: Any) -> bool:
     return dataset.features["labels"].feature.dtype == "int32" or is_weighted(dataset)
 
 
+def masked_by(dataset: Any) -> str:
+    """The policy that made the labels of a masked dataset, as it is written."""
+    return str(dataset.info.description).partition(_NOTE)[2].strip().partition("\n")[0]
+
+
 def is_weighted(dataset: Any) -> bool:
     """Whether labels of a dataset carry weights, as none but this library's do; of a stream nobody can say."""
     if not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:

@@ -64,6 +64,8 @@ class Region:
         number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
         if not number or not 0 <= self.weight < math.inf:
             raise MarkerError(f"Region(weight={self.weight!r}): a weight must be a finite number, 0 or more.")
+        if not all(isinstance(text, str) for text in (self.start, self.end, self.pattern, self.text)):
+            raise MarkerError(f"{self!r} holds what is no text. Give strings: Region('<think>', '</think>').")
         try:
             self._expression  # noqa: B018  compiled once, and refused here rather than at the first row
         except re.error as error:
@@ -82,6 +84,21 @@ class Region:
         """The region's places in an answer, as half-open ranges of bytes."""
         return (found.span() for found in self._expression.finditer(answer) if found.end() > found.start())
 
+    def find_after(self, prefilled: bytes, answer: bytes) -> Iterator[tuple[int, int]]:
+        """The same behind a header that may have opened the region already: a prefilled ``<think>``.
+
+        >>> list(Region("<think>", "</think>").find_after(b"assistant: <think>", b"a</think>b"))
+        [(0, 9)]
+        """
+        opened = prefilled.rfind(self.start.encode()) if self.start else -1
+        if opened < 0 or self.end.encode() in prefilled[opened + len(self.start.encode()) :]:
+            yield from self.find(answer)
+            return
+        before = len(prefilled) - opened
+        for low, high in self.find(prefilled[opened:] + answer):
+            if high > before:
+                yield max(low - before, 0), high - before
+
 
 def in_regions(
     ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
@@ -93,14 +110,15 @@ def in_regions(
         from 1, of the last of them, or 0.
     """
     factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
-    bounds = (turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
-    for start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+    bounds = (turns.header, turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
+    for header, start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+        prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
         pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
         begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
         for index, region in enumerate(regions, start=1):
             within = answer if region.text else answer[: begins[said - start]]
-            for low, high in _merged(region.find(within)):
+            for low, high in _merged(region.find_after(prefilled, within)):
                 inside = _tokens_inside(begins, low, high)
                 factor[start + inside.start : start + inside.stop] *= region.weight
                 number[start + inside.start : start + inside.stop] = index

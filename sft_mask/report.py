@@ -171,8 +171,8 @@ class MaskReport:
     markers: MarkerSummary | None = None
     """None where every row was decided by its messages, or where two reports with unlike markers were added."""
     warnings: tuple[str, ...] = ()
-    stop_policy: str = "always"
-    """Which stops were meant to be trained; with fewer than all of them their number is no reason to warn."""
+    stops_expected: bool = True
+    """Whether every trained turn should end with a trained stop; else their number is no reason to warn."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", dict(self.splits))
@@ -185,8 +185,8 @@ class MaskReport:
         splits = dict(self.splits)
         for name, split in other.splits.items():
             splits[name] = splits[name] + split if name in splits else split
-        stop_policy = self.stop_policy if self.splits else other.stop_policy
-        return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()), stop_policy)
+        expected = self.stops_expected if self.splits else other.stops_expected
+        return MaskReport(splits, _same_markers(self, other), (*self._given(), *other._given()), expected)
 
     def _given(self) -> tuple[str, ...]:
         derived = set(_derived(self))
@@ -286,7 +286,7 @@ def _derived(report: MaskReport) -> tuple[str, ...]:
     each = (
         f"{name}: {warning}"
         for name, split in splits.items()
-        for warning in (*warnings_for(split, report.stop_policy), *_unheard(split, alike))
+        for warning in (*warnings_for(split, report.stops_expected), *_unheard(split, alike))
     )
     return (*each, *warnings_between(splits))
 
@@ -300,12 +300,12 @@ def _unheard(split: SplitReport, alike: tuple[str, ...]) -> Iterable[str]:
         )
 
 
-def warnings_for(split: SplitReport, stop_policy: str = "always") -> tuple[str, ...]:
+def warnings_for(split: SplitReport, stops_expected: bool = True) -> tuple[str, ...]:
     """Failures of one split that look healthy in a loss curve, each with a way out.
 
     Args:
         split: the counts.
-        stop_policy: which stops were meant to be trained; what was asked for is no failure.
+        stops_expected: whether every trained turn should end with a trained stop.
 
     >>> healthy = SplitReport(rows=9, tokens=900, trained_tokens=300, turns=9, turns_trained=9, turns_with_stop=9,
     ...     stops_trained=9)
@@ -317,7 +317,7 @@ def warnings_for(split: SplitReport, stop_policy: str = "always") -> tuple[str, 
     """
     if not split.rows_seen:
         return ()
-    return tuple(_nothing(split)) or tuple(_each(split, stop_policy))
+    return tuple(_nothing(split)) or tuple(_each(split, stops_expected))
 
 
 def _nothing(split: SplitReport) -> Iterable[str]:
@@ -328,8 +328,8 @@ def _nothing(split: SplitReport) -> Iterable[str]:
         )
 
 
-def _each(split: SplitReport, stop_policy: str) -> Iterable[str]:
-    if stop_policy == "always":
+def _each(split: SplitReport, stops_expected: bool) -> Iterable[str]:
+    if stops_expected:
         yield from _stops(split)
     yield from _rows(split)
     yield from _share(split)

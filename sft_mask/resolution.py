@@ -70,6 +70,15 @@ def _agrees(given: MarkerText, known: Iterable[MarkerText]) -> bool:
     return bool(bare) and any(text == bare or text.startswith(bare) or text.endswith(bare) for text in texts)
 
 
+def _as_text(given: tuple[MarkerText, ...], detected: Markers | None, vocabulary: Vocabulary) -> tuple[MarkerText, ...]:
+    """Headers given as ids, as the text that the chat template has for them: then messages can be laid along them."""
+    if detected is None:
+        return given
+    known = (*detected.response, *detected.instruction)
+    texts = [text if isinstance(text, str) else vocabulary.text(list(text)) for text in given]
+    return tuple(text if _agrees(text, known) else marker for text, marker in zip(texts, given, strict=True))
+
+
 def combine(given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]], detected: Markers | None) -> Markers:
     """Given markers, completed by the chat template where they are the template's own.
 
@@ -161,6 +170,7 @@ def resolve(
             stops = _stop_tokens(detected, vocabulary)
             users, models = (_without_stop(texts, stops, vocabulary) for texts in given)
             given = (users, models)
+        given = tuple(_as_text(side, detected, vocabulary) for side in given)  # type: ignore[assignment]
         _refuse_contradiction(given[1], detected)
         _refuse_absent_instruction(given, rows, vocabulary, tokenizer)
         # The second choice is for rows that were not rendered by the chat template that the markers resemble.

@@ -88,6 +88,8 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
     Raises:
         DataError: there are no ``input_ids``, or a column cannot be read as one list a row.
     """
+    if not isinstance(batch, Mapping):
+        raise DataError(f'A batch is {{"input_ids": rows}}, not a {type(batch).__name__}.')
     if batch.get("input_ids") is None:
         raise DataError(
             f"The rows have no input_ids (they have {', '.join(map(str, batch)) or 'no columns'}). Tokenize them first."

@@ -204,6 +204,37 @@ CASES: dict[str, tuple[Callable[[], SFTTrainer], set[str], str]] = {
 }
 
 
+def after_masking() -> SFTTrainer:
+    """Labels that somebody damaged after mask_dataset."""
+    stop = tokenizer().eos_token_id
+    masked = mask_dataset(messages_dataset(24), tokenizer())
+    return build(
+        "out", masked.map(lambda row: {"labels": [-100 if label == stop else label for label in row["labels"]]})
+    )
+
+
+class HidesStops(Collator):
+    def torch_call(self, examples: Any) -> Any:
+        batch = super().torch_call(examples)
+        batch["attention_mask"][batch["input_ids"] == tokenizer().eos_token_id] = 0
+        return batch
+
+
+CASES |= {
+    "damaged after masking": (after_masking, {symptom.ENDLESS}, "stops that end the model's turns"),
+    "hidden by attention": (
+        lambda: build("out", labelled(*RIGHT), collator=HidesStops(pad_token_id=PAD), **SKIP),
+        {symptom.BROKEN, symptom.NOTHING},
+        "its attention_mask hides tokens",
+    ),
+    "all ignored": (
+        lambda: build("out", labelled(("nobody", "words")), max_length=256),
+        {symptom.NOTHING},
+        "TRL drops those",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_sickness_is_named(name: str) -> None:
     make, symptoms, words = CASES[name]
@@ -236,6 +267,7 @@ HEALTHY: dict[str, Callable[[], Any]] = {
     ),
     "weighted": lambda: train_on_responses_only(build("out"), prompt_weight=0.1, reduction="sequence"),
     "last turn": lambda: train_on_responses_only(build("out"), policy=Policy(turns="last")),
+    "no stops, as asked": lambda: train_on_responses_only(build("out"), policy=Policy(stop="never")),
     "right by itself": lambda: build("out", labelled(*RIGHT), **SKIP),
 }
 
@@ -246,6 +278,7 @@ def test_a_healthy_trainer_gets_a_clean_bill(name: str) -> None:
     found = diagnose(trainer)
     assert found.healthy, str(found)
     assert found.measured["train"]["share trained"] > 0.05
+    assert ("asks for" in str(found)) == (name in ("weighted", "last turn", "no stops, as asked"))
 
 
 def test_the_trainer_is_left_as_it_was() -> None:

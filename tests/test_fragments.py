@@ -39,6 +39,12 @@ def test_wrapped_rows_train_exactly_what_the_conversations_do(length: int) -> No
     assert [(row["input_ids"], row["labels"]) for row in trainer.train_dataset] == kept
 
 
+def test_a_piece_that_goes_on_in_the_next_row_is_not_cut_off() -> None:
+    trainer = train_on_responses_only(build("out", packing=True, packing_strategy="wrapped", max_length=40))
+    assert not trainer.mask_report.splits["train"].turns_cut
+    assert not trainer.mask_report.warnings
+
+
 def test_wrapped_rows_of_several_packed_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thousand conversations the packing begins anew; the library's own batches end elsewhere."""
     monkeypatch.setattr("sft_mask.dataset._ROWS_AT_ONCE", 7)

@@ -54,6 +54,24 @@ def test_places_that_touch_are_one(tokenizer: PreTrainedTokenizerBase) -> None:
     assert trained_text(tokenizer, "aa hello", Region(pattern=" ?[a-z]")) == "<|im_end|>"
 
 
+def test_a_region_that_the_header_opened_runs_from_the_answer_s_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    chat = [{"role": "user", "content": "<think> hi"}, {"role": "assistant", "content": "secret </think> Yes."}]
+    policy = Policy(regions=[Region("<think>", "</think>")])
+    data = Dataset.from_list([{"messages": chat}])
+    masked = mask_dataset(data, tokenizer, policy=policy, chat_template=template)
+    assert tokenizer.decode([label for label in masked[0]["labels"] if label != IGNORE_INDEX]) == " Yes.<|im_end|>"
+
+
+@pytest.mark.parametrize("text", [1, None, b"x"])
+def test_a_region_of_no_text_is_refused(text: object) -> None:
+    with pytest.raises(MarkerError):
+        Region(text, text)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("given", [{}, {"start": "<think>"}, {"end": "x"}, {"start": "a", "end": "b", "pattern": "c"}])
 def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
     with pytest.raises(MarkerError, match="give both start and end, or a pattern, or a text"):

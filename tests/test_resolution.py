@@ -227,3 +227,11 @@ def test_a_tokenizer_of_words_is_detected_too() -> None:
     tokenizer.chat_template = CHATML
     assert read_vocabulary(tokenizer).kind == "opaque"
     assert detect_markers(tokenizer).response == ("<|im_start|>assistant\n",)
+
+
+def test_headers_given_as_ids_are_the_template_s_too_and_messages_are_checked() -> None:
+    tokenizer, vocabulary, template = prepared(CHATML)
+    users, models = (ids_of(tokenizer, f"<|im_start|>{role}\n") for role in ("user", "assistant"))
+    found = resolve(vocabulary, tokenizer, template, instruction=users, response=models)
+    assert found.from_template
+    assert found.markers.response == ("<|im_start|>assistant\n",)

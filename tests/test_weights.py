@@ -156,6 +156,13 @@ def test_bad_weights_are_refused_with_their_row(weights: list[float], match: str
     assert "row 3" in str(caught.value).lower()
 
 
+def test_masking_with_weights_says_what_must_follow(caplog: pytest.LogCaptureFixture) -> None:
+    masked(Policy())
+    assert not caplog.records
+    masked(Policy(prompt_weight=0.5))
+    assert "Call train_on_responses_only(trainer)" in caplog.text
+
+
 def test_weights_that_are_all_zero_train_nothing() -> None:
     rows = [{"input_ids": tokenized(m), "loss_weights": [0.0] * len(tokenized(m))} for m in CHATS]
     with pytest.raises(NothingToTrainError):
@@ -172,6 +179,7 @@ def test_labels_that_carry_weights_are_not_masked_again() -> None:
     "values",
     [
         {"prompt_weight": -0.1},
+        {"tool_calls": "no"},
         {"prompt_weight": float("nan")},
         {"prompt_weight": "0.1"},
         {"roles": {"assistant": -1}},

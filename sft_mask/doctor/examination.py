@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from sft_mask.masking import Masker
 
 
+_NO_ROWS = Finding(
+    symptom.NOTHING,
+    "the train dataset has no rows left: TRL drops those of which every label is ignored.",
+    "Look at the labels before the trainer is built: they are all ignored, or max_length cut the answers off.",
+)
+
+
 def diagnose(
     trainer: Any,
     instruction_part: object = None,
@@ -49,6 +56,9 @@ def diagnose(
         MarkerError: no markers were given, and the chat template does not show them.
         DataError: there is no train dataset, or a split has no ``input_ids``.
     """
+    rows: Any = getattr(trainer, "train_dataset", None)
+    if hasattr(rows, "__len__") and not len(rows):
+        return Diagnosis((_NO_ROWS,))
     plan = read_trainer(trainer, tokenizer, chat_template)
     masker = _masker(trainer, plan, instruction_part, response_part)
     splits = {"train": trainer.train_dataset, **_evals(trainer)}
@@ -70,7 +80,8 @@ def diagnose(
         from sft_mask.doctor.behaviour import examine_behaviour
 
         found.extend(examine_behaviour(trainer, samples["train"].batches[0]))
-    return Diagnosis(tuple(found), {name: measure(sample) for name, sample in samples.items()})
+    asked = "" if masker.policy == Policy() else repr(masker.policy)
+    return Diagnosis(tuple(found), {name: measure(sample) for name, sample in samples.items()}, asked)
 
 
 def _masker(trainer: Any, plan: Plan, instruction: object, response: object) -> Masker:

@@ -58,6 +58,8 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    policy: str = ""
+    """What was asked for, where it is not every answer with its stop."""
 
     @property
     def healthy(self) -> bool:
@@ -92,4 +94,5 @@ class Diagnosis:
         for finding in self.findings:
             yield from finding.lines()
         if self.healthy:
-            yield "bold green", "healthy: labels are the model's own words and their stops"
+            asked = f"what {self.policy} asks for" if self.policy else "the model's own words and their stops"
+            yield "bold green", f"healthy: labels are {asked}"

@@ -12,7 +12,8 @@ import numpy as np
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.inspection import InspectedRow, inspect_rows
 from sft_mask.masking import Masker
-from sft_mask.premasked import is_masked
+from sft_mask.policy import Policy
+from sft_mask.premasked import is_masked, masked_by
 from sft_mask.weights import label_ids, label_weights
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str, tell: Any
     for number, row in enumerate(wanted):
         size = len(row.ids)
         if not np.array_equal(ids[at : at + size], row.ids):
-            other = f"row {number} is {row.ids[:8].tolist()}, the batch has {ids[at : at + 8].tolist()}"
+            other = _why_other(batches, row.ids, number)
             break
         given = labels[at : at + size]
         plain, weights = label_ids(given), label_weights(given)
@@ -96,6 +97,15 @@ def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str, tell: Any
         rows.append(Seen(row, tell(row), stored[number] != IGNORE_INDEX, weights > 0, weights, wrong))
         at += size
     return Sample(name, rows, batches, padding, other)
+
+
+def _why_other(batches: Sequence[dict[str, Any]], ids: Ints, number: int) -> str:
+    """Why a row is not found in its batch."""
+    for batch in batches:
+        for given in batch["input_ids"].cpu().numpy():
+            if np.array_equal(given[: len(ids)], ids):
+                return f"its attention_mask hides tokens of row {number} that are no padding"
+    return f"row {number}, which begins {ids[:8].tolist()}, is in no batch"
 
 
 def _some_rows(dataset: Any) -> Dataset:
@@ -113,7 +123,9 @@ def _to_mask(chosen: Dataset, stored: Sequence[NDArray[np.integer]], trainer: An
 
     Meant are those of this library, and of prompt and completion, where TRL leaves the prompt's answers out.
     """
-    meant = hasattr(trainer, "_sft_mask") or is_masked(chosen) or "completion" in chosen.column_names
+    masked = is_masked(chosen)
+    by_us = masked_by(chosen) != repr(Policy()) if masked else hasattr(trainer, "_sft_mask")
+    meant = by_us or "completion" in chosen.column_names
     bare = chosen.remove_columns("labels")
     if not meant:
         return bare
