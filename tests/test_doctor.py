@@ -208,9 +208,11 @@ def after_masking() -> SFTTrainer:
     """Labels that somebody damaged after mask_dataset."""
     stop = tokenizer().eos_token_id
     masked = mask_dataset(messages_dataset(24), tokenizer())
-    return build(
-        "out", masked.map(lambda row: {"labels": [-100 if label == stop else label for label in row["labels"]]})
-    )
+
+    def damaged(row: Any) -> dict[str, list[int]]:
+        return {"labels": [-100 if label == stop else label for label in row["labels"]]}
+
+    return build("out", masked.map(damaged))
 
 
 class HidesStops(Collator):
@@ -224,7 +226,7 @@ CASES |= {
     "damaged after masking": (after_masking, {symptom.ENDLESS}, "stops that end the model's turns"),
     "hidden by attention": (
         lambda: build("out", labelled(*RIGHT), collator=HidesStops(pad_token_id=PAD), **SKIP),
-        {symptom.BROKEN, symptom.NOTHING},
+        {symptom.BROKEN},
         "its attention_mask hides tokens",
     ),
     "all ignored": (

@@ -57,7 +57,8 @@ def test_places_that_touch_are_one(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_a_region_that_the_header_opened_runs_from_the_answer_s_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n{% endif %}"
-        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     )
     chat = [{"role": "user", "content": "<think> hi"}, {"role": "assistant", "content": "secret </think> Yes."}]
     policy = Policy(regions=[Region("<think>", "</think>")])
