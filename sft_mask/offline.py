@@ -106,17 +106,27 @@ def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: s
             raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
         arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
         renamed = "conversations" if "conversations" in columns else None
-        dataset = dataset.map(tokenize_row, fn_kwargs=arguments, remove_columns=renamed)
+        dataset = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
     if hasattr(dataset, "__len__"):
         check_columns(dataset, name)
     return dataset
 
 
-def tokenize_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     """``input_ids`` of one row as TRL's ``SFTTrainer`` makes them; of prompt and completion also ``labels``.
 
     ``conversations`` become ``messages``, as TRL renames them.
+
+    Raises:
+        DataError: the chat template refuses the row, or its tools are no JSON; with the row's number.
     """
+    try:
+        return _tokenized_row(row, tokenizer, chat_template)
+    except DataError as error:
+        raise DataError(f"Row {number}: {error}") from error
+
+
+def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     from trl import maybe_convert_to_chatml
 
     example: dict[str, Any] = maybe_convert_to_chatml(dict(row))

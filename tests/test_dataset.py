@@ -661,6 +661,13 @@ def test_mask_dataset_says_what_it_needs() -> None:
         mask_dataset(messages_dataset(3).select([]), tokenizer())
 
 
+def test_mask_dataset_names_the_row_that_its_chat_template_refuses() -> None:
+    rows = [{"messages": messages} for messages in CHATS[:4]]
+    rows[2] = {"messages": [{"role": "user", "content": None}]}
+    with pytest.raises(DataError, match=r"Row 2: The chat template refuses a conversation of 1 messages \(user\)"):
+        mask_dataset(Dataset.from_list(rows), tokenizer(), chat_template="{{ messages[0].content + 'x' }}")
+
+
 def test_mask_dataset_is_cached_under_the_same_name(tmp_path: Path) -> None:
     dataset = on_disk(messages_dataset(20, seed=3), tmp_path / "data")
     assert mask_dataset(dataset, tokenizer())._fingerprint == mask_dataset(dataset, tokenizer())._fingerprint
