@@ -93,6 +93,7 @@ class FragmentReader:
         self._is_stop = np.array([pattern.kind is Kind.STOP for pattern in patterns], np.bool_)
         self._opens_model = np.array([pattern.kind is Kind.RESPONSE for pattern in patterns], np.bool_)
         self._opens_user = np.array([pattern.text in markers.instruction for pattern in patterns], np.bool_)
+        self._stops = {pattern.atoms[0] - 256 for pattern in patterns if pattern.kind is Kind.STOP}
         self._first_token_stops = np.array([pattern.first_token_stops for pattern in patterns], np.bool_)
         speaks = [text for text in markers.others if not (isinstance(text, tuple) and text == (bos_token_id,))]
         self._only_two_speak = not speaks
@@ -114,32 +115,25 @@ class FragmentReader:
         candidates = np.flatnonzero(lengths > 0)
         if self._pieces.cutting == "tail":
             candidates = np.flatnonzero(lengths == self._pieces.length)
-        found, _ = self._finder.markers_in(ids, offsets)
+        ids = self._finder.in_vocabulary(ids)
+        found = self._finder.markers_in(ids, offsets)
+        edges = np.searchsorted(token_holding(found.start), offsets).tolist()
         turns: list[tuple[int, int, int, int]] = []
         for document in candidates.tolist():
             low, high = int(offsets[document]), int(offsets[document + 1])
-            begins = self._begins(ids, low)
-            turn = (
-                None if begins else self._first_words(ids, (low, high), self._inside(found, low, high), found, document)
-            )
+            if self._begins(int(ids[low])):
+                continue
+            inside = slice(edges[document], edges[document + 1])
+            turn = self._first_words(ids, (low, high), inside, found, document)
             if isinstance(turn, str):
                 undecided[document] = turn
             elif turn is not None:
                 turns.append(turn)
         return _turns(turns), undecided
 
-    def _begins(self, ids: NDArray[np.integer], low: int) -> bool:
-        """Whether a document begins where a conversation or a turn does."""
-        token = int(ids[low])
-        if token == self._bos:
-            return True
-        stops = {pattern.atoms[0] - 256 for pattern in self._finder.trie.patterns if pattern.kind is Kind.STOP}
-        return self._finder.vocabulary.is_special(token) and token not in stops
-
-    @staticmethod
-    def _inside(found: Found, low: int, high: int) -> slice:
-        tokens = token_holding(found.start)
-        return slice(int(np.searchsorted(tokens, low)), int(np.searchsorted(tokens, high)))
+    def _begins(self, token: int) -> bool:
+        """Whether a document whose first token this is begins where a conversation or a turn does."""
+        return token == self._bos or (self._finder.vocabulary.is_special(token) and token not in self._stops)
 
     def _first_words(
         self, ids: NDArray[np.integer], bounds: tuple[int, int], inside: slice, found: Found, document: int

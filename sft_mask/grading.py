@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX, ROLES
-from sft_mask.labels import over_turns
+from sft_mask.labels import over_turns, trained_mask
 from sft_mask.weights import GROUP_MASK, encode_labels, mean_within
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def grade(batch: Graded, policy: Policy) -> tuple[Ints, int]:
         numbers = np.arange(len(batch.trained))
         weights = mean_within(weights, over_turns(batch.trained, numbers, size, outside=-1), first_tokens)
     weights *= over_turns(batch.trained, batch.trained.weight, size)
-    prompt = batch.may_prompt & ~over_turns(batch.turns, np.ones(len(batch.turns), np.bool_), size)
+    prompt = batch.may_prompt & ~trained_mask(batch.turns, size)
     prompt_trained = prompt & (batch.factor > 0) if policy.prompt_weight else np.zeros(size, np.bool_)
     weights[prompt_trained] = policy.prompt_weight * batch.factor[prompt_trained]
     if policy.reduction == "sequence":

@@ -39,7 +39,7 @@ def refuse_late_policy(dataset: Any, policy: Policy) -> None:
     Raises:
         UnsupportedError: the labels are done, and this policy would not reach them.
     """
-    if is_masked(dataset) and policy != type(policy)() and repr(policy) not in dataset.info.description:
+    if is_masked(dataset) and policy != type(policy)() and masked_by(dataset) != repr(policy):
         raise UnsupportedError(
             "The train dataset was masked by mask_dataset before the trainer was built: its labels are done, and this "
             "policy would not reach them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same "

@@ -138,7 +138,7 @@ class SpanFinder:
             ids: ``(tokens,)`` flat token ids of any integer type; ids outside the vocabulary stand for no text.
             offsets: ``(documents + 1,)`` where each document begins and ends in ``ids``, ascending.
         """
-        safe = self._in_vocabulary(ids)
+        safe = self.in_vocabulary(ids)
         ends = self.content_ends(safe, offsets)
         found, cut_headers = self._search.find(safe, offsets, ends)
         is_stop = self._is_stop[found.pattern]
@@ -155,17 +155,16 @@ class SpanFinder:
         turns = Turns.of_model(start, stop, has_stop, cut, answers.document, header, stop_at)
         return turns.select(stop > start)
 
-    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> tuple[Found, Ints]:
-        """Every marker in order, and ``(documents,)`` where each document ends, its padding left out."""
-        safe = self._in_vocabulary(ids)
-        ends = self.content_ends(safe, offsets)
-        return self._search.find(safe, offsets, ends)[0], ends
+    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> Found:
+        """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
+        return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
 
     def is_filler(self, ids: NDArray[np.integer], start: int, stop: int) -> bool:
-        """Whether only blanks and control tokens, and few of them, stand between two tokens."""
-        return bool(self._only_filler(self._in_vocabulary(ids), np.array([start]), np.array([stop]))[0])
+        """Whether only blanks and control tokens, and few of them, stand between two tokens of ``ids``."""
+        return bool(self._only_filler(ids, np.array([start]), np.array([stop]))[0])
 
-    def _in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+    def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
             return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))

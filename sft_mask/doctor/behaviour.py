@@ -96,7 +96,7 @@ def _with_other_trained_token(batch: dict[str, Any]) -> dict[str, Any] | None:
     if not others:
         return None
     labels[tuple(places[0].tolist())] = labels[tuple(others[0])]
-    return {**batch, "labels": labels, "input_ids": batch["input_ids"]}
+    return {**batch, "labels": labels}
 
 
 def _with_other_last_token(batch: dict[str, Any]) -> dict[str, Any] | None:
