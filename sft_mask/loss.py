@@ -20,6 +20,7 @@ from sft_mask.batches import Tally
 from sft_mask.checks import check_collator
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.guard import check_labels
+from sft_mask.head import supervised_positions_only
 from sft_mask.meters import EvalLoss, Meter
 from sft_mask.refusals import refuse_with_weights
 from sft_mask.report import MarkerSummary, MaskReport
@@ -141,16 +142,16 @@ class ResponseOnlyMixin:
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
         state.meters["train" if training else "eval"].count(inputs, weights)
-        if weights is None or groups is None:
+        called = model
+        if weights is not None:
+            called = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
+        is_sum = trainer.args.loss_type == "nll"  # and not the sum of something else of the log-probabilities
+        with supervised_positions_only(model, inputs.get("labels"), weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+                called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-        else:
-            weighed = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
-            result = super().compute_loss(  # type: ignore[misc]
-                weighed, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-            self._measure(weighed, inputs["labels"], groups, training)
+        if groups is not None:
+            self._measure(called, inputs["labels"], groups, training)
         if not training:
             loss = result[0] if return_outputs else result
             state.eval_loss.add(loss, _weight_of_batch(inputs["labels"], weights))

@@ -29,6 +29,7 @@ ALLOWED = {
     "sft_mask.doctor.samples": {"datasets"},
     "sft_mask.functional": {"torch"},
     "sft_mask.guard": {"torch"},
+    "sft_mask.head": {"torch"},
     "sft_mask.labelfile": {"datasets"},
     "sft_mask.loss": {"torch"},
     "sft_mask.meters": {"torch"},
