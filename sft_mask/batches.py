@@ -101,9 +101,11 @@ def mask_rows(
 def _attempt(
     masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
 ) -> MaskedBatch | Exception:
+    learnt = masker.learnt()
     try:
         return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0, adjacent)
     except (SftMaskError, ValueError) as error:
+        masker.forget(learnt)
         return error
 
 
@@ -164,4 +166,6 @@ def list_column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     kind = table.schema.field(name).type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise DataError(f"The {name} column of {where} holds {kind}, not a list of token ids a row. Tokenize it first.")
+    if not (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)):
+        raise DataError(f"The {name} column of {where} holds lists of {kind.value_type}, not of token ids.")
     return table[name]

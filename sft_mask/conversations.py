@@ -113,7 +113,7 @@ def read_tools(tools: Any) -> Any:
         return tools or None
     try:
         return json.loads(tools) or None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
             f"The tools column holds {tools[:80]!r}, which is no JSON: {error}. Give JSON or a list."
         ) from error

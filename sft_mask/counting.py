@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.report import SplitReport
+from sft_mask.rows import rows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def count_batch(
     offsets, documents = bounds
     trained = np.diff(trained_before[offsets])
     kept = trained > 0
-    row_of_document = np.searchsorted(offsets, documents[:-1], side="right") - 1
+    row_of_document = rows_of(documents, offsets)
     turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
     has_label = trained_before[trained_turns.stop] > trained_before[trained_turns.start]
     chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])

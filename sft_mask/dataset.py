@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4000
-_TOKENS_AT_ONCE = 1 << 20
+_TOKENS_AT_ONCE = 1 << 18
 """A batch ends at whichever comes first, so that memory depends on neither the dataset nor the length of its rows."""
 
 
@@ -59,9 +59,8 @@ def label_dataset(
     labels = _labels(dataset, masker, used, fingerprint, name)
     labelled = _beside(dataset, labels.table, fingerprint)
     trained = labels.trained if used is None else labels.trained[used]
-    keep = np.flatnonzero(trained)
-    if len(keep) < len(labelled) and not keep_all_rows:
-        labelled = labelled.select(keep)
+    if not keep_all_rows and not trained.all():
+        labelled = labelled.select(np.flatnonzero(trained))
     return labelled, labels.tally
 
 
@@ -215,6 +214,7 @@ def _label_batches(
     advance: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     decode = Decoder(dataset.features)
+    masker.look_ahead(dataset._data)
     for batch in _batches(dataset, used, masker.pieces):
         if len(batch.places):
             where = f"the {name} dataset"

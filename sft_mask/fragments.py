@@ -97,6 +97,10 @@ class FragmentReader:
         self._first_token_stops = np.array([pattern.first_token_stops for pattern in patterns], np.bool_)
         speaks = [text for text in markers.others if not (isinstance(text, tuple) and text == (bos_token_id,))]
         self._only_two_speak = not speaks
+        self._is_other = np.array([pattern.kind is Kind.OTHER for pattern in patterns], np.bool_) & ~self._opens_user
+        is_bos = np.array([pattern.text == (bos_token_id,) for pattern in patterns], np.bool_)
+        self._opens_preamble = self._is_other & ~is_bos
+        self._any_cut = self._preamble_cut = False
         headers = (*markers.response, *markers.headers)
         texts = [text if isinstance(text, str) else finder.vocabulary.text(text) for text in headers]
         self._headers = tuple(text.encode() for text in texts)
@@ -110,14 +114,15 @@ class FragmentReader:
         """
         undecided: dict[int, str] = {}
         lengths = np.diff(offsets)
-        if not (lengths == self._pieces.length).any():
+        self.expect(lengths)
+        if not self._any_cut:
             return Turns.empty(), undecided
-        candidates = np.flatnonzero(lengths > 0)
-        if self._pieces.cutting == "tail":
-            candidates = np.flatnonzero(lengths == self._pieces.length)
+        full = np.flatnonzero(lengths == self._pieces.length)
+        candidates = full if self._pieces.cutting == "tail" else np.flatnonzero(lengths > 0)
         ids = self._finder.in_vocabulary(ids)
         found = self._finder.markers_in(ids, offsets)
         edges = np.searchsorted(token_holding(found.start), offsets).tolist()
+        self._preamble_cut |= any(self._is_preamble(found.pattern[edges[i] : edges[i + 1]]) for i in full.tolist())
         turns: list[tuple[int, int, int, int]] = []
         for document in candidates.tolist():
             low, high = int(offsets[document]), int(offsets[document + 1])
@@ -130,6 +135,17 @@ class FragmentReader:
             elif turn is not None:
                 turns.append(turn)
         return _turns(turns), undecided
+
+    def expect(self, lengths: Ints) -> None:
+        """Tells how long documents are that have come or are going to: where none is full, nothing was cut.
+
+        Packing puts the rest of a document behind its beginning, perhaps in another batch.
+        """
+        self._any_cut |= bool((lengths == self._pieces.length).any())
+
+    def _is_preamble(self, patterns: NDArray[np.integer]) -> bool:
+        """Whether the markers of a full document are those of the beginning of a long system prompt and of no more."""
+        return bool(len(patterns) and self._opens_preamble[patterns].any() and self._is_other[patterns].all())
 
     def _begins(self, token: int) -> bool:
         """Whether a document whose first token this is begins where a conversation or a turn does."""
@@ -154,8 +170,8 @@ class FragmentReader:
         stop = self._stop_before(ids, found, numbers[numbers < first], first, at)
         if stop is None:
             return None  # the model would have stopped: a preamble, or words of somebody who does not
-        certain = self._opens_user[found.pattern[first]] and (self._pieces.cutting != "tail" or self._only_two_speak)
-        if certain:
+        doubtful = self._preamble_cut if self._pieces.cutting == "split" else not self._only_two_speak
+        if self._opens_user[found.pattern[first]] and not doubtful:
             return (document, low, stop[0], stop[1])
         return "It begins in a message that could be the model's, a system prompt or a tool's result."
 

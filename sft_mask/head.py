@@ -31,7 +31,7 @@ Again = Callable[..., tuple["Tensor | None", ...]]
 
 _DEVICES = frozenset({"cpu", "cuda", "mps"})
 """Kinds of devices that do not compile for every new shape, as those of XLA and Neuron do."""
-_TILE = 1 << 24
+_TILE = 1 << 23
 """Logits that are held at once; there are two buffers of them."""
 _SCORES = frozenset({"log_probs", "entropy", "is_top1"})
 _ROUNDING = 1e-6

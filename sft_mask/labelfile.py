@@ -33,12 +33,12 @@ class Labels:
 
     Attributes:
         table: a ``datasets`` table with the one column ``labels``.
-        trained: ``(rows,)`` trained tokens of each row.
+        trained: ``(rows,)`` whether each row trains anything.
         tally: sums over the rows that the dataset uses.
     """
 
     table: Any
-    trained: NDArray[np.int32]
+    trained: NDArray[np.bool_]
     tally: Tally
 
 
@@ -53,6 +53,12 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tal
         side.write_text(json.dumps(tally.to_dict()))
         side.replace(path.with_suffix(".json"))
         partial.replace(path)
+    except OSError as error:
+        text = (
+            f"{error.strerror or error}, while labels were written. Nothing was changed, and nothing half done is left. "
+            "Make room there, or move the dataset, and call again"
+        )
+        raise OSError(error.errno, text, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
         side.unlink(missing_ok=True)
@@ -60,10 +66,13 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tal
 
 
 def stored(path: Path, rows: int) -> Labels | None:
-    """Labels that were written before; ``None`` where there are none, or not of so many rows."""
+    """Labels that were written before; ``None`` where there are none, or not of so many rows, or a damaged file."""
     if not path.exists() or not path.with_suffix(".json").exists():
         return None
-    labels = _load(path)
+    try:
+        labels = _load(path)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):
+        return None
     return labels if len(labels.trained) == rows else None
 
 
@@ -72,7 +81,7 @@ def _load(path: Path) -> Labels:
 
     whole = MemoryMappedTable.from_file(str(path))
     tally = Tally.from_dict(json.loads(path.with_suffix(".json").read_text()))
-    return Labels(whole.select(["labels"]), _counts(whole), tally)
+    return Labels(whole.select(["labels"]), _trains(whole), tally)
 
 
 def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
@@ -80,8 +89,10 @@ def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tall
     from datasets.table import InMemoryTable
 
     whole = InMemoryTable(pa.Table.from_batches(list(batches), columns))
-    return Labels(whole.select(["labels"]), _counts(whole), tally)
+    return Labels(whole.select(["labels"]), _trains(whole), tally)
 
 
-def _counts(whole: Any) -> NDArray[np.int32]:
-    return np.asarray(whole.column("trained"), np.int32)
+def _trains(whole: Any) -> NDArray[np.bool_]:
+    """Chunk by chunk: the column itself may be larger than all that masking needs."""
+    none = np.zeros(0, np.bool_)
+    return np.concatenate([none, *(np.asarray(chunk) > 0 for chunk in whole.column("trained").chunks)])

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sft_mask.spans import Turns
+
+
+_LARGEST = np.iinfo(np.int32).max
 
 
 def over_turns(turns: Turns, values: NDArray[Any], size: int, outside: float = 0) -> NDArray[Any]:
@@ -39,9 +43,24 @@ def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] 
 
     Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that somebody already masked
     stays masked.
+
+    Raises:
+        DataError: a number that is no token id would be trained.
     """
+    trained = trained_mask(turns, len(ids))
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= _LARGEST:
+        _refuse_strange(ids, trained)
     labels = ids.astype(np.int32)
-    np.copyto(labels, np.int32(IGNORE_INDEX), where=~trained_mask(turns, len(ids)))
+    np.copyto(labels, np.int32(IGNORE_INDEX), where=~trained)
     if existing is not None:
         np.copyto(labels, np.int32(IGNORE_INDEX), where=existing == IGNORE_INDEX)
     return labels
+
+
+def _refuse_strange(ids: NDArray[np.integer], trained: NDArray[np.bool_]) -> None:
+    """Refuses numbers that no model can be asked for; outside of answers they may stand for an image or the like."""
+    strange = ids[trained & ((ids < 0) | (ids > _LARGEST))]
+    if len(strange):
+        raise DataError(
+            f"input_ids holds {int(strange[0])} inside an answer, which is no token id. Repair or remove the row."
+        )

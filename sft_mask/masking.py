@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.conversations import Decoder
@@ -189,6 +190,14 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained, reasons, report, decided)
 
+    def learnt(self) -> tuple[dict[int, int], set[int]]:
+        """What the rows so far have shown about their shapes."""
+        return dict(self._shapes), set(self._unlike)
+
+    def forget(self, learnt: tuple[dict[int, int], set[int]]) -> None:
+        """Goes back to what was known then, so that the same rows meet the same error."""
+        self._shapes, self._unlike = learnt
+
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""
         return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
@@ -198,6 +207,15 @@ class Masker:
         if not chain or self.pieces is None:
             return self.finder.find(ids, documents)
         return cut_at(self.finder.find(ids, chained(documents, self.pieces.length)), documents)
+
+    def look_ahead(self, table: pa.Table) -> None:
+        """Looks through the lengths of a whole dataset before its batches come one by one."""
+        if self._fragments is None:
+            return
+        packed = "seq_lengths" in table.column_names
+        for chunk in table["seq_lengths" if packed else "input_ids"].chunks:
+            lengths = chunk.flatten() if packed else pc.list_value_length(chunk)
+            self._fragments.expect(np.asarray(pc.fill_null(lengths, 0), np.int64))
 
     def _decide_fragments(
         self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[NDArray[np.integer], Ints, Ints]
@@ -367,11 +385,19 @@ def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
     vocabulary = finder.vocabulary
     for pattern in finder.trie.patterns:
         tokens = [atom - 256 for atom in pattern.atoms if atom >= 256]
+        for token in tokens:
+            needles.update(dict.fromkeys(_halves(vocabulary.text([token]))))
         if tokens:
-            needles.update(dict.fromkeys(vocabulary.text([token]) for token in tokens))
-        elif isinstance(pattern.text, str) and pattern.text.strip():
+            continue
+        if isinstance(pattern.text, str) and pattern.text.strip():
             needles[pattern.text.strip()] = None
     return tuple(needle for needle in needles if needle.strip())
+
+
+def _halves(text: str) -> tuple[str, ...]:
+    """Of a control token in two pieces, which a template may put together, one holds a half; a short one is whole."""
+    middle = len(text) // 2
+    return (text[:middle], text[middle:]) if middle > 2 else (text,)
 
 
 def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -> Turns:

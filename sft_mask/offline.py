@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sft_mask._compat import is_main_process
@@ -104,12 +105,22 @@ def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: s
             )
         if hasattr(dataset, "__len__") and not len(dataset):
             raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
+        _render_once(dataset, toolkit)
         arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
         renamed = "conversations" if "conversations" in columns else None
         dataset = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
     if hasattr(dataset, "__len__"):
         check_columns(dataset, name)
     return dataset
+
+
+def _render_once(dataset: Any, toolkit: Toolkit) -> None:
+    """Stops here at a chat template that goes on and on, which the tokenizer would render for ever."""
+    first: Mapping[str, Any] = next(iter(dataset), {})
+    conversation = first.get("messages") or first.get("conversations")
+    if toolkit.template is not None and isinstance(conversation, list):
+        with suppress(DataError):  # said with the number of the row where it is tokenized
+            toolkit.template.render(conversation)
 
 
 def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_ROWS = 256
 _SAMPLED_OF_STREAM = 32
-_VERSION = "1"
+_VERSION = "2"
 """Part of every fingerprint; changes when a mask can change."""
 
 
@@ -203,7 +203,20 @@ def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.int
         rows = dataset.select(picked).with_format(None)["input_ids"]
     else:
         rows = [row.get("input_ids") for row in islice(dataset, min(count, _SAMPLED_OF_STREAM))]
-    return [np.asarray(row, np.int64) for row in rows if row is not None]
+    return readable(rows)
+
+
+def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:
+    """The rows that are ids; what the others are is said, with their numbers, where they are masked."""
+    read: list[NDArray[np.integer]] = []
+    for row in rows:
+        try:
+            ids = np.asarray(row)
+        except ValueError:  # lists of different lengths inside
+            continue
+        if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
+            read.append(ids.astype(np.int64))
+    return read
 
 
 def column_names(dataset: Any) -> list[str]:

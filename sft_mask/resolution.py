@@ -267,7 +267,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     if eos is not None and eos not in ids and eos not in known:
         ids.append(int(eos))
     separator = common_suffix(blanks)
-    openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(ids))
+    openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(ids), vocabulary)
     return replace(
         markers,
         stops=_merged(markers.stops, tuple((token,) for token in ids)),
@@ -299,11 +299,13 @@ def _with_bare_headers(markers: Markers, closing: Collection[int], eos: int | No
     return replace(markers, response=response, instruction=instruction)
 
 
-def _openers(headers: Sequence[Pattern], bos: int | None, stops: set[int]) -> tuple[MarkerText, ...]:
+def _openers(
+    headers: Sequence[Pattern], bos: int | None, stops: set[int], vocabulary: Vocabulary
+) -> tuple[MarkerText, ...]:
     """Control tokens that begin a turn or a document by themselves: the shared opener of all headers, and bos."""
     leads = {pattern.atoms[0] - 256 for pattern in headers if pattern.kind is Kind.RESPONSE}
     others = {pattern.atoms[0] - 256 for pattern in headers if pattern.kind is Kind.OTHER}
-    found = {token for token in leads & others if token >= 0}
+    found = {token for token in leads & others if token in vocabulary.added}
     if bos is not None and bos not in stops:
         found.add(int(bos))
     alone = {pattern.atoms[0] - 256 for pattern in headers if len(pattern.atoms) == 1}

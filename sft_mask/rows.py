@@ -75,6 +75,20 @@ def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.f
     return weights
 
 
+def rows_of(documents: Ints, offsets: Ints) -> Ints:
+    """``(documents,)`` the row that each document stands in; empty ones count to a neighbour.
+
+    >>> rows_of(np.array([0, 3, 3, 5]), np.array([0, 3, 3, 5])).tolist()
+    [0, 1, 2]
+    >>> rows_of(np.array([0, 2, 3, 5]), np.array([0, 3, 5])).tolist()
+    [0, 0, 1]
+    """
+    if np.array_equal(documents, offsets):
+        return np.arange(len(offsets) - 1)
+    starting: Ints = np.searchsorted(offsets, documents[:-1], side="right") - 1
+    return np.minimum(starting, len(offsets) - 2)
+
+
 def documents_of(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
     """Offsets of documents: of rows, or of the documents that ``seq_lengths`` cuts packed rows into."""
     if "seq_lengths" not in table.column_names:

@@ -18,7 +18,7 @@ import numpy as np
 from sft_mask.markers import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BITS = 20
 _UNREAD = -2
+_WHOLE = np.uint64(1 << 63)
 _FEW_IDS = 4
 """Up to so many ids it is faster to compare with each than to look all tokens up in a table."""
 
@@ -69,6 +70,10 @@ class Found:
         """The markers that ``keep`` points at."""
         return Found(self.start[keep], self.stop[keep], self.pattern[keep])
 
+    def in_order(self) -> Found:
+        """The same markers, by where they begin."""
+        return self.select(np.argsort(self.start, kind="stable"))
+
     @classmethod
     def joined(cls, parts: Sequence[Found]) -> Found:
         """All markers of several searches, in order."""
@@ -76,7 +81,7 @@ class Found:
         start = np.concatenate([none, *(part.start for part in parts)])
         stop = np.concatenate([none, *(part.stop for part in parts)])
         pattern = np.concatenate([none, *(part.pattern for part in parts)])
-        return cls(start, stop, pattern).select(np.argsort(start, kind="stable"))
+        return cls(start, stop, pattern).in_order()
 
 
 class _Table:
@@ -91,13 +96,16 @@ class _Table:
 
     def read(self, ids: Ints) -> None:
         """Makes sure that the entries of ``ids`` are there."""
-        for token_id in np.unique(ids[self.node[ids] == _UNREAD]).tolist():
+        unread = ids[self.node[ids] == _UNREAD]
+        for token_id in np.unique(unread).tolist() if len(unread) else ():
             step = self._trie.step(self._node, token_id)
             self.node[token_id], self.pattern[token_id], self.used[token_id] = step.node, step.pattern, step.used
 
 
 class _Way:
     """The ``k``-th place in each token where a marker can begin, earliest first; ``-1`` for tokens that have none."""
+
+    __slots__ = ("skip", "node", "pattern", "used")  # noqa: RUF023  in the order of the search
 
     def __init__(self, size: int) -> None:
         self.skip = np.full(size, -1, np.int32)
@@ -138,6 +146,42 @@ def _read_ways(trie: MarkerTrie) -> list[_Way]:
     return ways
 
 
+class _Pairs:
+    """Which two tokens can stand at the beginning of a marker; that much ends most candidates, such as a line break.
+
+    A bit stands for a node of the trie: ``first`` has those in which a token leaves the search, ``second`` those from
+    which a token's first byte, or its id, goes on. The last bit stands for tokens that hold a whole marker.
+    """
+
+    def __init__(self, trie: MarkerTrie, ways: Sequence[_Way]) -> None:
+        size = trie.vocabulary.size + 1
+        self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE, np.uint64)
+        nodes = np.unique(np.concatenate([way.node for way in ways]))
+        bits = {int(node): np.uint64(1 << min(number, 62)) for number, node in enumerate(nodes[nodes >= 0])}
+        for way in ways:
+            self.first[way.pattern >= 0] |= _WHOLE
+            for node, bit in bits.items():
+                self.first[way.node == node] |= bit
+        self._read_second(trie, bits)
+
+    def _read_second(self, trie: MarkerTrie, bits: Mapping[int, np.uint64]) -> None:
+        vocabulary = trie.vocabulary
+        of_byte = np.zeros(257, np.uint64)  # the last for ids without text
+        for node, bit in bits.items():
+            for atom in trie.nodes[node].edges:
+                if atom < 256:
+                    of_byte[atom] |= bit
+                elif atom - 256 < vocabulary.size:
+                    self.second[atom - 256] |= bit
+        pieces = map(vocabulary.piece, range(vocabulary.size + 1))
+        self.second |= of_byte[[piece[0] if piece else 256 for piece in pieces]]
+
+    def can_begin(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> Bools:
+        """Whether a marker may begin in ``first`` where ``second`` follows."""
+        may: Bools = (self.first.take(first) & self.second.take(second)) != 0
+        return may
+
+
 class MarkerSearch:
     """Finds every marker of a trie; reusable, and cheap to call again."""
 
@@ -145,6 +189,7 @@ class MarkerSearch:
         self.trie = trie
         self._ways = _read_ways(trie)
         self._possible = self._ways[0].skip >= 0 if self._ways else np.zeros(trie.vocabulary.size + 1, np.bool_)
+        self._pairs = _Pairs(trie, self._ways) if self._ways and trie.first_bytes else None
         self._tables: dict[int, _Table] = {}
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
         self._is_stop = kinds == Kind.STOP
@@ -162,13 +207,12 @@ class MarkerSearch:
             The markers, without overlaps; and for each document at most one cut header behind them, which ``stop``\\s
             where the content does.
         """
-        at = self._candidates(ids)
-        at = at[(at >= offsets[0]) & (at < offsets[-1])]
-        end = ends[np.searchsorted(offsets, at, side="right") - 1]
+        at = self._promising(ids, self._candidates(ids), ends)
+        bounds = np.searchsorted(at, offsets)
+        at, end = at[bounds[0] : bounds[-1]], np.repeat(ends, np.diff(bounds))
         at, end = at[at < end], end[at < end]
-        found = [self._follow(ids, at, end, way) for way in self._ways]
-        whole = _without_overlaps(Found.joined([whole for whole, _ in found]))
-        cut = Found.joined([cut for _, cut in found])
+        found, cut = self._follow(ids, at, end)
+        whole, cut = _without_overlaps(found.in_order()), cut.in_order()
         return whole, _behind(cut.select(self._are_sure(cut, whole, ids, offsets)), whole)
 
     def _are_sure(self, cut: Found, whole: Found, ids: NDArray[np.integer], offsets: Ints) -> Bools:
@@ -196,20 +240,38 @@ class MarkerSearch:
     def _candidates(self, ids: NDArray[np.integer]) -> Ints:
         first = sorted(self.trie.first_ids)
         if self.trie.first_bytes or not 0 < len(first) <= _FEW_IDS:
-            return np.flatnonzero(self._possible[ids])
+            return np.flatnonzero(self._possible.take(ids, mode="clip"))  # nothing is clipped, and this mode is fast
         hit = ids == first[0]
         for token_id in first[1:]:
             hit |= ids == token_id
         return np.flatnonzero(hit)
 
-    def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints, way: _Way) -> tuple[Found, Found]:
+    def _promising(self, ids: NDArray[np.integer], at: Ints, ends: Ints) -> Ints:
+        """Candidates that their second token does not rule out."""
+        if self._pairs is None or not len(at):
+            return at
+        keep = self._pairs.can_begin(ids[at], ids[np.minimum(at + 1, len(ids) - 1)])
+        last = np.searchsorted(at, ends - 1)  # behind the last token of a document nothing is known
+        keep[last[last < len(at)]] = True
+        return at[keep]
+
+    def _begun(self, first: NDArray[np.integer]) -> tuple[Ints, ...]:
+        """For tokens in which a marker can begin, at each place: which token, and what reading the rest of it gives."""
+        begins = [np.flatnonzero(way.skip.take(first) >= 0) for way in self._ways]
+        tokens = [first[which] for which in begins]
+        read = (
+            np.concatenate([getattr(way, name)[each] for way, each in zip(self._ways, tokens, strict=True)])
+            for name in _Way.__slots__
+        )
+        return np.concatenate(begins), *(values.astype(np.int64) for values in read)
+
+    def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints) -> tuple[Found, Found]:
         """Reads every candidate on until no marker goes on or its document ends; the longest marker counts."""
-        begins = way.skip[ids[at]] >= 0
-        at, end = at[begins], end[begins]
-        first = ids[at]
-        node, pattern = way.node[first].astype(np.int64), way.pattern[first].astype(np.int64)
-        last, used = at.copy(), way.used[first].astype(np.int64)
-        position = at.copy()
+        if not self._ways:
+            return Found.joined([]), Found.joined([])
+        which, skip, node, pattern, used = self._begun(ids[at])
+        at, end = at[which], end[which]
+        last, position = at.copy(), at.copy()
         live = np.flatnonzero(node >= 0)
         ran_out = [live[:0]]
         while len(live):
@@ -218,7 +280,7 @@ class MarkerSearch:
             ran_out.append(live[~goes_on])
             live = live[goes_on]
             before = node[live]
-            for start_node in np.unique(before).tolist():
+            for start_node in np.flatnonzero(np.bincount(before)).tolist():
                 here = live[before == start_node]
                 table = self._table(start_node, tokens := ids[position[here]].astype(np.int64))
                 completed = table.pattern[tokens] >= 0
@@ -226,7 +288,7 @@ class MarkerSearch:
                 pattern[hit], used[hit], last[hit] = table.pattern[hit_tokens], table.used[hit_tokens], position[hit]
                 node[here] = table.node[tokens]
             live = live[node[live] >= 0]
-        start = position_of(at) + way.skip[first]
+        start = position_of(at) + skip
         stop = np.where(used > 0, position_of(last) + used, position_of(last + 1))
         done = pattern >= 0
         left = np.concatenate(ran_out)
@@ -249,6 +311,12 @@ class MarkerSearch:
 
 def _without_overlaps(found: Found) -> Found:
     """Drops markers that begin inside an earlier one (`` USER:`` inside ``\\n USER:``)."""
+    reach = np.maximum.accumulate(found.stop)
+    inside = np.append(False, found.start[1:] < reach[:-1])[: len(found)]
+    if not inside.any():
+        return found
+    first = np.maximum.accumulate(np.where(inside, 0, np.arange(len(found))))  # which nothing earlier overlaps
+    found = found.select(~inside | (found.start >= found.stop[first]))
     if not np.any(found.start[1:] < found.stop[:-1]):
         return found
     keep, reached = np.ones(len(found), np.bool_), -1

@@ -166,7 +166,9 @@ class SpanFinder:
     def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
+        if (
+            len(ids) and int(ids.view(f"u{ids.dtype.itemsize}").max()) >= size
+        ):  # what is negative is a large number there
             return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
         return ids
 
@@ -182,11 +184,14 @@ class SpanFinder:
         if pad is None or not len(ids):
             return end
         first = offsets[:-1]
-        for index in np.flatnonzero((end > first) & (ids[np.maximum(end - 1, 0)] == pad)).tolist():
-            row = ids[first[index] : end[index]]
-            others = np.flatnonzero(row != pad)
-            content = int(others[-1]) + 1 if len(others) else 0
-            end[index] = first[index] + content + self._pad_can_stop
+        padded = np.flatnonzero((end > first) & (ids[np.maximum(end - 1, 0)] == pad))
+        content = end[padded] - 1
+        longer = np.flatnonzero((content > first[padded]) & (ids[np.maximum(content - 1, 0)] == pad))
+        if len(longer):
+            others = np.append(-1, np.flatnonzero(ids != pad))
+            last = others[np.searchsorted(others, content[longer]) - 1]
+            content[longer] = np.maximum(last + 1, first[padded[longer]])
+        end[padded] = content + self._pad_can_stop
         return end
 
     @property
@@ -262,7 +267,8 @@ class SpanFinder:
         return answer
 
     def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
-        for token_id in np.unique(tokens[self._looks[tokens] == _UNREAD]).tolist():
+        unread = tokens[self._looks[tokens] == _UNREAD]
+        for token_id in np.unique(unread).tolist() if len(unread) else ():
             if self.vocabulary.is_special(token_id):
                 self._looks[token_id] = _CONTROL
             else:

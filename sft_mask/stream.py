@@ -119,14 +119,17 @@ def _lists(name: str, values: Any, number: pa.DataType = _IDS.value_type) -> pa.
     wanted = "integers" if pa.types.is_integer(number) else "numbers"
     try:
         made = pa.array(rows) if rows else pa.array([], pa.list_(number))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise DataError(f"{name} must hold one list of {wanted} a row: {error}") from error
     kind = made.type.value_type if pa.types.is_list(made.type) else None
     if kind is None or not _is_number(kind, or_float=number == pa.float64()):
         raise DataError(
             f"{name} must hold one list of {wanted} a row, not {made.type}. In datasets.map, give batched=True."
         )
-    return made.cast(pa.list_(number))
+    try:
+        return made.cast(pa.list_(number))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{name} holds a number that is none of {wanted}: {error}") from error
 
 
 def _is_number(kind: pa.DataType, or_float: bool) -> bool:

@@ -9,17 +9,20 @@ typed can never be taken for one that the template wrote.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.errors import DataError
-from sft_mask.sandbox import traced_template
-from sft_mask.traced import NOBODY, TOOLS, Traced, runs_of, traced_join
+from sft_mask.budget import OverBudgetError, budget, size_of
+from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.sandbox import rendered_text, traced_template
+from sft_mask.traced import NOBODY, TOOLS, Traced, runs_of
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from numpy.typing import NDArray
 
 
@@ -68,17 +71,31 @@ _ROLE = re.compile(r"[\w.-]{1,64}")
 
 
 def plain_data(value: Any, owner: int) -> Any:
-    """Plain JSON types, as ``transformers`` hands them to templates, with every string (keys too) traced."""
+    """Plain JSON types, as ``transformers`` hands them to templates, with every string (keys too) traced.
+
+    Raises:
+        DataError: lists inside of lists, without end.
+    """
+    try:
+        return _plain_data(value, owner)
+    except RecursionError as error:
+        raise DataError(
+            "A message, a tool definition or an argument of the template holds lists inside of lists without end. "
+            "Repair or remove it."
+        ) from error
+
+
+def _plain_data(value: Any, owner: int) -> Any:
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, str):
         return Traced(str.__str__(value), ((len(value), owner),) if value else ())
     if isinstance(value, Mapping):
-        return {plain_data(key, owner): plain_data(item, owner) for key, item in value.items()}
+        return {_plain_data(key, owner): _plain_data(item, owner) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(plain_data(item, owner) for item in value) if type(value) in (list, tuple) else list(value)
+        return type(value)(_plain_data(item, owner) for item in value) if type(value) in (list, tuple) else list(value)
     if isinstance(value, (np.ndarray, np.generic)):
-        return plain_data(value.tolist(), owner)
+        return _plain_data(value.tolist(), owner)
     return f"<{type(value).__name__}>"  # images and the like: a template only asks whether they are there
 
 
@@ -133,9 +150,8 @@ def render(
 
     Raises:
         DataError: the template refuses the conversation (the template's own message is quoted).
+        UnsupportedError: the template goes on and on.
     """
-    from jinja2.exceptions import TemplateError
-
     traced, origins = _traced_messages(messages)
     context = {
         "messages": traced,
@@ -144,23 +160,36 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         **(variables or {}),
     }
-    try:
-        template = traced_template(chat_template)
-        text = traced_join(template.root_render_func(template.new_context(context)))
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        # Whatever a template may do wrong; an error of our own (assertions, memory, interrupts) is none of these.
-        raise DataError(f"The chat template refuses this conversation: {type(error).__name__}: {error}") from error
+    text = _run(chat_template, context)
     runs = runs_of(text)
     owner = np.repeat(
         np.array([owner for _, owner in runs], np.int32), np.array([length for length, _ in runs], np.int64)
     )
     roles = tuple(str(message.get("role", "")) for message in messages)
     return Rendered(str.__str__(text), owner, tuple(origins), roles)
+
+
+def _run(source: str, context: Mapping[str, Any]) -> str:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        template = traced_template(source)
+        with budget(size_of(context)):
+            return rendered_text(template, context)
+    except (TemplateError, *_TEMPLATE_FAULTS) as error:
+        # Whatever a template may do wrong; an error of our own (assertions, memory, interrupts) is none of these.
+        raise DataError(f"The chat template refuses this conversation: {type(error).__name__}: {error}") from error
+    except OverBudgetError as error:
+        line = _line_of(error, template)
+        excerpt = source.splitlines()[line - 1].strip()[:120]
+        raise UnsupportedError(
+            f"The chat template goes on and on: at line {line}, {excerpt!r}, it had done more than a conversation of "
+            "this length could need. Read the template before you trust it, and give another one as chat_template=."
+        ) from error
+
+
+def _line_of(error: OverBudgetError, template: Template) -> int:
+    """The line of a template at which it was stopped."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_globals.get("__jinja_template__") is template]
+    return template.get_corresponding_lineno(lines[-1]) if lines else 1

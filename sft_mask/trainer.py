@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sft_mask._compat import is_main_process
 from sft_mask.checks import check_collator
 from sft_mask.errors import MarkerError, NothingToTrainError, UnsupportedError
@@ -23,6 +21,7 @@ from sft_mask.reading import (
     marker_summary,
     read_tokenizer,
     read_trainer,
+    readable,
     sample_rows,
 )
 from sft_mask.refusals import refuse_with_weights
@@ -235,7 +234,7 @@ class LabelFunction:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._label is None:
-            rows = [np.asarray(row, np.int64) for row in batch_table(batch)["input_ids"].to_pylist() if row]
+            rows = readable(row for row in batch_table(batch)["input_ids"].to_pylist() if row)
             self._label = LabelBatch(build_masker(self._toolkit, rows, **self._given[2])[0])
         return self._label(batch)
 

@@ -158,7 +158,6 @@ def test_no_piece_of_a_conversation_is_trained_that_is_not_the_model_s(seed: int
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
     reader = FragmentReader(finder, markers, Pieces("split", length), None)
     (messages,) = chats(1, seed)
-    messages = [m for m in messages if m["role"] != "system"]  # a system prompt as long as a row is not thought of
     ids, labels = np.array(tokenized(messages)), expected(messages)
     starts = list(range(0, len(ids), length))
     turns, undecided = reader.read(ids, np.array([*starts, len(ids)]))
@@ -207,3 +206,50 @@ def test_what_needs_the_end_of_a_conversation_is_refused_where_packing_hides_it(
     trainer = build("out", packing=True, packing_strategy=strategy, max_length=64)
     with pytest.raises(UnsupportedError, match="needs to know where a conversation ends"):
         train_on_responses_only(trainer, policy=policy)
+
+
+def fragment_reader(length: int) -> Any:
+    from sft_mask.fragments import FragmentReader
+
+    vocabulary = read_vocabulary(tokenizer())
+    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
+    return FragmentReader(finder, markers, Pieces("split", length), None)
+
+
+def test_the_rest_of_a_long_system_prompt_is_nobody_s_answer() -> None:
+    chat = [{"role": "system", "content": "the long rules " * 20}, *chats(1, 3)[0][-2:]]
+    ids = np.array(tokenized(chat))
+    length = len(tokenized(chat[:1])) - 5
+    reader = fragment_reader(length)
+    turns, undecided = reader.read(ids, np.array([0, length, len(ids)]))
+    assert not len(turns)
+    assert list(undecided) == [1]
+    turns, undecided = reader.read(ids[length:], np.array([0, len(ids) - length]))  # the rest in another batch
+    assert not len(turns)
+    assert list(undecided) == [0]
+
+
+def test_the_rest_of_an_answer_in_a_later_batch_than_its_beginning_is_decided_alike() -> None:
+    said = [("user", "hi"), ("assistant", "one two three four"), ("user", "and now"), ("assistant", "no")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    ids, length = np.array(tokenized(chat)), len(tokenized(chat[:2])) - 5
+    rest = ids[length:]
+    wanted = [label if label >= 0 else None for label in expected(chat, only={1})[length:]]
+    reader = fragment_reader(length)
+    assert not len(reader.read(rest, np.array([0, len(rest)]))[0])  # nothing was cut so far
+    reader.expect(np.array([length]))
+    turns, undecided = reader.read(rest, np.array([0, len(rest)]))
+    assert not undecided
+    trained = {at for low, high in zip(turns.start, turns.stop, strict=True) for at in range(low, high)}
+    assert [token if at in trained else None for at, token in enumerate(rest.tolist())] == wanted
+
+
+def test_labels_of_pieces_do_not_depend_on_where_batches_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def masked(rows_at_once: int) -> Any:
+        monkeypatch.setattr("sft_mask.dataset._ROWS_AT_ONCE", rows_at_once)
+        trainer = build("out", messages_dataset(40, seed=5), packing=True, packing_strategy="bfd_split", max_length=40)
+        made = train_on_responses_only(trainer, on_ambiguous="drop")
+        return list(made.train_dataset["labels"]), made.mask_report.splits["train"].rows_ambiguous
+
+    assert masked(1000) == masked(3)

@@ -235,8 +235,8 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
     assert (len(batch.labels), batch.offsets.tolist()) == (0, [0])
 
 
-def test_needles_are_control_tokens_and_the_visible_text_of_plain_markers() -> None:
-    assert set(marker_needles(masker().finder)) == {"<|im_start|>", "<|im_end|>", "<s>"}
+def test_needles_are_halves_of_control_tokens_and_the_visible_text_of_plain_markers() -> None:
+    assert set(marker_needles(masker().finder)) == {"<|im_s", "tart|>", "<|im_", "end|>", "<s>"}
     tokenizer, vocabulary, _ = chat("chatml")
     plain = resolve(vocabulary, tokenizer, None, instruction="\n### User:\n", response="\n### Bot:\n")
     assert {"### User:", "### Bot:"} <= set(marker_needles(plain.finder))

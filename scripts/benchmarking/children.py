@@ -1,0 +1,87 @@
+"""Measurements that need a process of their own; run by ``bench_mask.py``, JSON on the last line.
+
+python children.py memory FOLDER special|text MODEL     # bytes that masking a dataset on disk takes
+python children.py unsloth FOLDER special|text MODEL    # seconds of unsloth_zoo's function in datasets.map
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from transformers import AutoTokenizer
+
+from benchmarking.chats import MARKERS, Style
+from benchmarking.timing import anonymous_bytes, timed
+
+
+class Peak(threading.Thread):
+    """The greatest amount of memory that is no mapped file, looked at every two milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.greatest = self.before = anonymous_bytes()
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Looks until it is told to stop."""
+        while not self._done.wait(0.002):
+            self.greatest = max(self.greatest, anonymous_bytes())
+
+    def stop(self) -> int:
+        """Bytes above the beginning."""
+        self._done.set()
+        self.join()
+        return max(self.greatest, anonymous_bytes()) - self.before
+
+
+def memory(folder: str, style: Style, model: str) -> dict[str, Any]:
+    """Masks a small part first, so that modules and tables of the tokenizer are there, then everything."""
+    from sft_mask import mask_dataset
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    data = datasets.load_from_disk(folder)
+    mask_dataset(data.select(range(min(64, len(data)))), tokenizer, *MARKERS[style])
+    pool = pa.default_memory_pool()
+    arrow_before = pool.bytes_allocated()
+    peak = Peak()
+    peak.start()
+    masked = mask_dataset(data, tokenizer, *MARKERS[style])
+    extra = peak.stop()
+    return {"extra_bytes": extra, "arrow_bytes": pool.max_memory() - arrow_before, "rows": len(masked)}
+
+
+def unsloth(folder: str, style: Style, model: str) -> dict[str, Any]:
+    """Seconds of a map, or why there are none. Its import asks for a GPU unless these two are set."""
+    os.environ.update(UNSLOTH_IS_PRESENT="1", UNSLOTH_ZOO_DISABLE_GPU_INIT="1")
+    try:
+        from unsloth_zoo.dataset_utils import train_on_responses_only
+    except ImportError as error:
+        return {"missing": f"{type(error).__name__}: {error}"}
+    instruction, response = MARKERS[style]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    label = train_on_responses_only(
+        None, instruction_part=instruction, response_part=response, tokenizer=tokenizer, return_function=True
+    )
+    data = datasets.load_from_disk(folder)
+    seconds = timed(lambda: data.map(label, batched=True, load_from_cache_file=False))
+    return {"seconds": seconds, "version": importlib.metadata.version("unsloth_zoo")}
+
+
+def main() -> None:
+    """One measurement, as the arguments say."""
+    datasets.disable_progress_bars()
+    kind, folder, style, model = sys.argv[1:]
+    assert style in MARKERS, "a style that the conversations have"
+    measured = {"memory": memory, "unsloth": unsloth}[kind](folder, style, model)
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
