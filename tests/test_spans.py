@@ -573,3 +573,22 @@ def test_the_finder_equals_the_slow_reference(case: tuple[Vocabulary, Markers, l
         {name: getattr(found, name)[index].item() for name in Turns.__slots__} for index in range(len(found))
     ] == expected
     assert all(first[1] <= second[0] for first, second in pairwise(spans(found)))
+
+
+def test_a_marker_that_begins_exactly_where_an_earlier_one_ends_is_seen():
+    markers = Markers(response=("AB", "BXY"), instruction=("YZ", "CD"))
+    tokenizer = byte_level(())
+    assert trained(tokenizer, markers, "ABXYhiCDno") == ["X|Y|h|i"]
+    assert trained(tokenizer, Markers(response=("XYZ",), instruction=("AXY", "Zq")), "AXYZqXYZhi") == ["h|i"]
+
+
+def test_rows_of_nothing_but_padding_between_others_have_no_turn():
+    tokenizer = byte_level(WORDS, (START, STOP, PAD))
+    finder = finder_for(tokenizer, CHATML, PAD)
+    talk = encode(tokenizer, f"{START}assistant\nhello{STOP}\n")
+    padding = [tokenizer.convert_tokens_to_ids(PAD)] * 4
+    turns = find(finder, [*talk, *padding], padding, padding, [*talk, *padding])
+    one = find(finder, talk)
+    assert turns.document.tolist() == [0, 3]
+    assert spans(turns.select(turns.document == 0)) == spans(one)
+    assert finder.content_ends(np.array(padding * 2), np.array([0, 4, 8])).tolist() == [0, 4]
