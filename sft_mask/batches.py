@@ -49,7 +49,9 @@ class Tally:
     def know(self, ids: NDArray[np.integer]) -> None:
         """Remembers ids that are trained."""
         self._grow(int(ids.max()) + 1 if len(ids) else 0)
-        self.trained_ids[ids] = True
+        known = self.trained_ids.take(ids)
+        if not known.all():
+            self.trained_ids[ids[~known]] = True
 
     def _grow(self, size: int) -> None:
         if size > len(self.trained_ids):

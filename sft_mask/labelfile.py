@@ -55,8 +55,8 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tal
         partial.replace(path)
     except OSError as error:
         text = (
-            f"{error.strerror or error}, while labels were written. Nothing was changed, and nothing half done is left. "
-            "Make room there, or move the dataset, and call again"
+            f"{error.strerror or error}, while labels were written. Nothing was changed, and nothing half done is "
+            "left. Make room there, or move the dataset, and call again"
         )
         raise OSError(error.errno, text, str(path)) from error
     finally:

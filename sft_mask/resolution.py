@@ -248,29 +248,28 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
     stops: Counter[int] = Counter()
     blanks: list[str] = []
-    for row in rows:
-        turns = _turns_of(finder, row)
-        closed = ~turns.cut
-        for start, stop, is_closed in zip(turns.start.tolist(), turns.stop.tolist(), closed.tolist(), strict=True):
-            stop_id, blank = _closing(row[start:stop].tolist(), vocabulary)
-            if stop_id is not None:
-                stops[stop_id] += 1
-            elif is_closed:
-                blanks.append(blank)
+    ids = np.concatenate([np.zeros(0, np.int64), *rows])
+    turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
+    for start, stop, is_cut in zip(turns.start.tolist(), turns.stop.tolist(), turns.cut.tolist(), strict=True):
+        stop_id, blank = _closing(ids[start:stop].tolist(), vocabulary)
+        if stop_id is not None:
+            stops[stop_id] += 1
+        elif not is_cut:
+            blanks.append(blank)
     eos = getattr(tokenizer, "eos_token_id", None)
     bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)
     if bare != markers:
         return learn_closings(bare, rows, vocabulary, tokenizer)
     headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP]
     known = {pattern.atoms[0] - 256 for pattern in headers}  # what opens a turn is no stop; bytes come out negative
-    ids = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
-    if eos is not None and eos not in ids and eos not in known:
-        ids.append(int(eos))
+    closing = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
+    if eos is not None and eos not in closing and eos not in known:
+        closing.append(int(eos))
     separator = common_suffix(blanks)
-    openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(ids), vocabulary)
+    openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(closing), vocabulary)
     return replace(
         markers,
-        stops=_merged(markers.stops, tuple((token,) for token in ids)),
+        stops=_merged(markers.stops, tuple((token,) for token in closing)),
         others=_merged(markers.others, openers),
         separator=separator,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.markers import Kind
+from sft_mask.tokens import NO_BYTE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,7 +130,7 @@ def _possible_ids(trie: MarkerTrie) -> list[int]:
     ids = set(trie.first_ids)
     if trie.first_bytes and vocabulary.kind != "opaque":
         first = trie.first_bytes
-        ids.update(token_id for token_id in range(vocabulary.size) if not first.isdisjoint(vocabulary.piece(token_id)))
+        ids.update(vocabulary.ids_holding(first))
     return sorted(token_id for token_id in ids if 0 <= token_id < vocabulary.size)
 
 
@@ -166,15 +167,14 @@ class _Pairs:
 
     def _read_second(self, trie: MarkerTrie, bits: Mapping[int, np.uint64]) -> None:
         vocabulary = trie.vocabulary
-        of_byte = np.zeros(257, np.uint64)  # the last for ids without text
+        of_byte = np.zeros(NO_BYTE + 1, np.uint64)
         for node, bit in bits.items():
             for atom in trie.nodes[node].edges:
                 if atom < 256:
                     of_byte[atom] |= bit
                 elif atom - 256 < vocabulary.size:
                     self.second[atom - 256] |= bit
-        pieces = map(vocabulary.piece, range(vocabulary.size + 1))
-        self.second |= of_byte[[piece[0] if piece else 256 for piece in pieces]]
+        self.second |= of_byte[vocabulary.first_bytes]
 
     def can_begin(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> Bools:
         """Whether a marker may begin in ``first`` where ``second`` follows."""

@@ -16,12 +16,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
 
 SPACE_PIECE = "\u2581"
+NO_BYTE: Final = 256
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
 
 
@@ -94,6 +99,27 @@ class Vocabulary:
         if self.kind == "sentencepiece" and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
         return token.replace(SPACE_PIECE, " ").encode()
+
+    @cached_property
+    def first_bytes(self) -> NDArray[np.int64]:
+        """``(size + 1,)`` the byte that each id begins with, ``NO_BYTE`` for ids without text."""
+        pieces = map(self.piece, range(self.size + 1))
+        return np.array([piece[0] if piece else NO_BYTE for piece in pieces], np.int64)
+
+    @cached_property
+    def _all_bytes(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of all ids in a row, and whose they are."""
+        pieces = list(map(self.piece, range(self.size)))
+        owners = np.repeat(np.arange(self.size), np.fromiter(map(len, pieces), np.int64, self.size))
+        return np.frombuffer(b"".join(pieces), np.uint8), owners
+
+    def ids_holding(self, values: Collection[int]) -> list[int]:
+        """Ids whose text holds any of the bytes."""
+        flat, owners = self._all_bytes
+        wanted = np.zeros(NO_BYTE, np.bool_)
+        wanted[list(values)] = True
+        held: list[int] = np.unique(owners[wanted[flat]]).tolist()
+        return held
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token, never ordinary text."""
