@@ -71,6 +71,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from sft_mask import mask_dataset  # noqa: E402
 from sft_mask.constants import IGNORE_INDEX  # noqa: E402
+from sft_mask.dataset import _ROWS_AT_ONCE, _TOKENS_AT_ONCE  # noqa: E402
 from sft_mask.labels import paint  # noqa: E402
 from sft_mask.policy import Policy  # noqa: E402
 from sft_mask.reading import build_masker, read_tokenizer  # noqa: E402
@@ -80,7 +81,6 @@ CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
 IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"
 STYLES: tuple[Style, ...] = ("special", "text")
 LIKE_TRL = ("input_ids", "labels")
-_BLOCK_ROWS, _BLOCK_TOKENS = 4000, 1 << 20  # as sft_mask.dataset reads
 _CHECKED_ROWS = 200
 _FEW = 16
 _MAPS: tuple[tuple[str, int | None], ...] = (("map, 1 process", None), ("map, 2 processes", 2))
@@ -145,8 +145,8 @@ def blocks(data: Corpus) -> Iterator[tuple[Any, Any]]:
     """Ids and offsets of some rows at a time, as the library reads a dataset."""
     first = 0
     while first < data.rows:
-        full = int(np.searchsorted(data.offsets, data.offsets[first] + _BLOCK_TOKENS, side="right")) - 1
-        last = min(first + _BLOCK_ROWS, max(first + 1, full))
+        full = int(np.searchsorted(data.offsets, data.offsets[first] + _TOKENS_AT_ONCE, side="right")) - 1
+        last = min(first + _ROWS_AT_ONCE, max(first + 1, full))
         offsets = data.offsets[first : last + 1]
         yield data.ids[offsets[0] : offsets[-1]], offsets - offsets[0]
         first = last
