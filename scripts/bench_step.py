@@ -87,7 +87,7 @@ class Bench:
         self.options, self.console = options, console
         self.name = options.model or str(smollm2_folder())
         self.tokenizer = tokenizer_of(self.name)
-        self.record: dict[str, Any] = {"machine": machine(), "batch": options.batch, "length": options.length}
+        self.record: dict[str, Any] = {"machine": machine(), "rows": options.batch, "tokens_a_row": options.length}
 
     def run(self) -> None:
         """Every part that was asked for."""

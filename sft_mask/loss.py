@@ -145,7 +145,9 @@ class ResponseOnlyMixin:
         called = model
         if weights is not None:
             called = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
-        is_sum = getattr(trainer.args, "loss_type", "nll") == "nll"  # and not the sum of something else of the log-probabilities
+        is_sum = (
+            getattr(trainer.args, "loss_type", "nll") == "nll"
+        )  # and not the sum of something else of the log-probabilities
         with supervised_positions_only(model, inputs.get("labels"), weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
                 called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sft_mask._compat import main_process_first
 from sft_mask.batches import Tally
 from sft_mask.dataset import label_dataset
@@ -44,8 +46,9 @@ def _nothing(
     dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None
 ) -> NothingToTrainError:
     rows = sample_rows(dataset, _LOOKED_AT)
+    first = rows[0] if rows else np.zeros(0, np.int64)
     full = sum(len(row) >= max_length for row in rows) if max_length else 0
-    text = masker.finder.vocabulary.text(rows[0][:120].tolist())[:400]
+    text = masker.finder.vocabulary.text(first[:120].tolist())[:400]
     count = f"{report.rows_seen} row{'' if report.rows_seen == 1 else 's'}"
     of = f"All {count}" if hasattr(dataset, "__len__") else f"The first {count}"
     seen = f"{of} of the {name} dataset would be masked completely: nothing would be trained."
@@ -59,4 +62,4 @@ def _nothing(
             "No row holds an answer that is not masked already (labels that were IGNORE_INDEX stay so). Compare the "
             f"markers {', '.join(map(repr, masker.markers.response))} with the first row, and with its labels."
         )
-    return NothingToTrainError(f"{seen} {why} The first row begins\n    {text!r}\nwith ids {rows[0][:24].tolist()}.")
+    return NothingToTrainError(f"{seen} {why} The first row begins\n    {text!r}\nwith ids {first[:24].tolist()}.")

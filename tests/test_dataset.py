@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
-from tiny import ASSISTANT, chats, expected, messages_dataset, tokenized, tokenizer
+from tiny import ASSISTANT, USER, chats, expected, messages_dataset, tokenized, tokenizer
 
 import sft_mask.dataset
 from sft_mask import Policy, labelfile, mask_dataset
 from sft_mask.batches import Tally
 from sft_mask.dataset import fingerprint_of, label_dataset
-from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError, UnsupportedError
 from sft_mask.masking import Masker
 from sft_mask.reading import build_masker, read_tokenizer
 from sft_mask.report import SplitReport
@@ -671,3 +671,10 @@ def test_mask_dataset_names_the_row_that_its_chat_template_refuses() -> None:
 def test_mask_dataset_is_cached_under_the_same_name(tmp_path: Path) -> None:
     dataset = on_disk(messages_dataset(20, seed=3), tmp_path / "data")
     assert mask_dataset(dataset, tokenizer())._fingerprint == mask_dataset(dataset, tokenizer())._fingerprint
+
+
+def test_rows_of_numbers_that_are_no_ids_and_no_answer_are_refused_by_name() -> None:
+    """Such a row cannot be shown either."""
+    rows = pa.array([[tokenized(chats(1)[0])[0], 2**63 + 1]], pa.list_(pa.uint64()))
+    with pytest.raises(SftMaskError):
+        mask_dataset(Dataset(pa.table({"input_ids": rows})), tokenizer(), USER, ASSISTANT)
