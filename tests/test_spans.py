@@ -580,6 +580,8 @@ def test_a_marker_that_begins_exactly_where_an_earlier_one_ends_is_seen():
     tokenizer = byte_level(())
     assert trained(tokenizer, markers, "ABXYhiCDno") == ["X|Y|h|i"]
     assert trained(tokenizer, Markers(response=("XYZ",), instruction=("AXY", "Zq")), "AXYZqXYZhi") == ["h|i"]
+    # the second begins inside the first, and the third inside the second, which therefore does not count
+    assert trained(tokenizer, Markers(response=("def",), instruction=("abc", "bcde")), "abcdefhi") == ["h|i"]
 
 
 def test_rows_of_nothing_but_padding_between_others_have_no_turn():
