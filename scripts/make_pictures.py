@@ -7,6 +7,7 @@ The gradients are measured on SmolLM2-135M-Instruct.
 
 from __future__ import annotations
 
+import argparse
 import html
 import io
 import json
@@ -90,6 +91,8 @@ def draw_measured(rows: list[PreviewRow]) -> None:
 
 
 def main() -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=form).parse_args()
     rows = masked_rows()
     shown = min((row for row in rows[:40] if "🙂" in str(row.runs)), key=lambda row: len(row.input_ids))
     draw_terminal(shown, IMAGES / "terminal.svg")
