@@ -92,7 +92,9 @@ class _Head:
         if not known or not self._foresees(weight, len(targets)):
             return again(hidden, weight, bias)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        weights = torch.ones(len(targets)) if self.weights is None else self.weights
+        weights = self.weights
+        if weights is None or len(weights) != len(targets):  # prompt learning predicts a token more; nothing is summed
+            weights = torch.ones(len(targets))
         scale = _Scale(logit_scale, softcap, temperature)
         log_probs, entropy, is_top1 = _Scores.apply(  # type: ignore[no-untyped-call]
             hidden, weight, bias, targets, weights.to(hidden.device, wide), scale, torch.is_grad_enabled(), again

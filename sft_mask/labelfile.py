@@ -67,8 +67,6 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tal
 
 def stored(path: Path, rows: int) -> Labels | None:
     """Labels that were written before; ``None`` where there are none, or not of so many rows, or a damaged file."""
-    if not path.exists() or not path.with_suffix(".json").exists():
-        return None
     try:
         labels = _load(path)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):

@@ -164,6 +164,22 @@ def test_a_frozen_head_takes_any_loss_without_their_function(monkeypatch: pytest
     assert apart([given], list(torch.autograd.grad(wanted.square().sum(), hidden))) < 1e-12
 
 
+def test_weights_of_another_number_of_positions_are_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt learning puts tokens in front, so the first of a row is predicted too; its head does not learn."""
+    case = CASES["plain"]
+    inputs = case.inputs()
+    wanted = gradients(case.plain(*inputs).gather(1, targets().unsqueeze(1)).sum(), inputs)  # type: ignore[arg-type]
+    few = torch.ones(22, dtype=torch.float64)
+    log_probs, *_ = ours(case, inputs, few)
+    assert apart(gradients(log_probs.sum(), inputs), wanted) < 1e-5  # by their function, in float32
+    assert inputs[1] is not None
+    inputs[1].requires_grad_(False)
+    monkeypatch.setattr(head, "_by_theirs", None)
+    log_probs, *_ = ours(case, inputs, few)
+    assert inputs[0] is not None
+    assert apart(list(torch.autograd.grad(log_probs.sum(), inputs[0])), wanted[:1]) < 1e-12
+
+
 def test_ties_are_won_by_the_first_token() -> None:
     hidden, weight = torch.ones(3, 1), torch.tensor([[1.0], [2.0], [2.0], [0.0]])
     theirs = chunked_head()
