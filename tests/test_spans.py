@@ -582,6 +582,9 @@ def test_a_marker_that_begins_exactly_where_an_earlier_one_ends_is_seen():
     assert trained(tokenizer, Markers(response=("XYZ",), instruction=("AXY", "Zq")), "AXYZqXYZhi") == ["h|i"]
     # the second begins inside the first, and the third inside the second, which therefore does not count
     assert trained(tokenizer, Markers(response=("def",), instruction=("abc", "bcde")), "abcdefhi") == ["h|i"]
+    # and where that leaves others that overlap
+    crowd = Markers(response=("ghi",), instruction=("abc", "bcdefgh", "def", "efg"))
+    assert trained(tokenizer, crowd, "abcdefghijk") == ["j|k"]
 
 
 def test_rows_of_nothing_but_padding_between_others_have_no_turn():
