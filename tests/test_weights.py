@@ -49,7 +49,7 @@ def test_a_weight_of_one_is_the_plain_id(ids: list[int]) -> None:
     assert has_weights(encode_labels(np.array(ids), np.full(len(ids), 0.5)))
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.integers(-1, 4)), min_size=1, max_size=40))
+@given(st.lists(st.tuples(st.floats(0, 1e-41) | st.floats(1e-37, 100), st.integers(-1, 4)), min_size=1, max_size=40))
 def test_the_weights_of_a_unit_sum_to_one_or_nothing(rows: list[tuple[float, int]]) -> None:
     weights, units = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     scaled = mean_within(weights, units, np.array([0]))
