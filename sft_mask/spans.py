@@ -166,9 +166,8 @@ class SpanFinder:
     def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
-        if (
-            len(ids) and int(ids.view(f"u{ids.dtype.itemsize}").max()) >= size
-        ):  # what is negative is a large number there
+        # read as unsigned, what is negative is a large number
+        if len(ids) and int(ids.view(f"u{ids.dtype.itemsize}").max()) >= size:
             return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
         return ids
 
