@@ -46,7 +46,8 @@ class TextTurn:
 
 def _byte_positions(text: str, positions: Sequence[int]) -> Ints:
     """Character positions as positions in the UTF-8 bytes."""
-    lengths = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return starts[np.asarray(positions, np.int64)]
 

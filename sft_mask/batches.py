@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError, SftMaskError
 from sft_mask.report import SplitReport
 from sft_mask.rows import LOSS_WEIGHTS
+from sft_mask.tokens import cache_slices
 from sft_mask.weights import label_ids
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tool
 """Columns that decide labels; no other is looked at."""
 
 
+_BEFORE: Final = -IGNORE_INDEX
+"""Entries of a table over labels that stand before that of id 0."""
+
+
 class Tally:
     """Counts of one split, and which ids it trains; a stream's grows while the stream is read.
 
@@ -39,23 +44,32 @@ class Tally:
 
     def __init__(self, vocabulary_size: int = 0) -> None:
         self.report = SplitReport()
-        self.trained_ids: NDArray[np.bool_] = np.zeros(vocabulary_size, np.bool_)
+        self._known = _table_of(np.zeros(vocabulary_size, np.bool_))
+
+    @property
+    def trained_ids(self) -> NDArray[np.bool_]:
+        """``(vocabulary,)`` whether any label is this id."""
+        return self._known[_BEFORE:-1]
 
     def add(self, batch: MaskedBatch) -> None:
         """Counts a batch."""
         self.report += batch.report
-        self.know(label_ids(batch.labels[batch.labels != IGNORE_INDEX]))
+        self.know(batch.labels)
 
-    def know(self, ids: NDArray[np.integer]) -> None:
-        """Remembers ids that are trained."""
-        self._grow(int(ids.max()) + 1 if len(ids) else 0)
-        known = self.trained_ids.take(ids)
-        if not known.all():
-            self.trained_ids[ids[~known]] = True
+    def know(self, labels: NDArray[np.integer]) -> None:
+        """Remembers which ids labels train."""
+        for part in cache_slices(len(labels)):
+            places = label_ids(labels[part]).astype(np.intp)
+            places += _BEFORE
+            known = self._known.take(places, mode="clip")
+            if not known.all():
+                self._learn(places[~known] - _BEFORE)
 
-    def _grow(self, size: int) -> None:
-        if size > len(self.trained_ids):
-            self.trained_ids = np.append(self.trained_ids, np.zeros(size - len(self.trained_ids), np.bool_))
+    def _learn(self, ids: NDArray[np.integer]) -> None:
+        missing = int(ids.max()) + 1 - len(self.trained_ids)
+        if missing > 0:
+            self._known = _table_of(np.append(self.trained_ids, np.zeros(missing, np.bool_)))
+        self.trained_ids[ids] = True
 
     def to_dict(self) -> dict[str, object]:
         """Ready for ``json.dumps``; small whatever the number of rows.
@@ -72,8 +86,16 @@ class Tally:
         tally = cls()
         tally.report = SplitReport(**stored["report"])
         bits = np.frombuffer(base64.b64decode(stored["trained_ids"]), np.uint8)
-        tally.trained_ids = np.unpackbits(bits, count=stored["vocabulary_size"]).astype(np.bool_)
+        tally._known = _table_of(np.unpackbits(bits, count=stored["vocabulary_size"]).astype(np.bool_))
         return tally
+
+
+def _table_of(trained_ids: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A table over labels: no label below 0 is anything new, and one behind the last id always is."""
+    table = np.zeros(_BEFORE + len(trained_ids) + 1, np.bool_)
+    table[:_BEFORE] = True
+    table[_BEFORE:-1] = trained_ids
+    return table
 
 
 def mask_rows(

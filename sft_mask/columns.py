@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+from sft_mask.needles import Haystack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +47,9 @@ class Shapes:
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -128,9 +131,9 @@ def is_conversation(kind: pa.DataType) -> bool:
     return _is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
 
 
-def _rows_where(found: pa.Array, rows: Ints, count: int) -> Bools:
+def _rows_where(found: Bools, rows: Ints, count: int) -> Bools:
     answer = np.zeros(count, np.bool_)
-    answer[rows[np.asarray(pc.fill_null(found, False), np.bool_)]] = True
+    answer[rows[found]] = True
     return answer
 
 
@@ -143,12 +146,9 @@ def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Boo
     array = _flat(column)
     answer = np.zeros(len(array), np.bool_)
     for path, leaf, rows in _texts(array):
-        for needle in needles:
-            answer |= _rows_where(pc.match_substring(leaf, needle), rows, len(array))
+        answer[rows[Haystack(leaf).holds_any(needles)]] = True
         if _INSIDE in path:
-            joined = _joined(leaf, rows, len(array))
-            for needle in needles:
-                answer |= np.asarray(pc.match_substring(joined, needle), np.bool_)
+            answer |= Haystack(_joined(leaf, rows, len(array))).holds_any(needles)
     return answer
 
 
@@ -158,7 +158,7 @@ def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bool
     answer = np.zeros(len(array), np.bool_)
     for path, leaf, rows in _leaves(array, np.arange(len(array))):
         if len(path) == 1 and path[0] in fields:
-            answer |= _rows_where(leaf.is_valid(), rows, len(array))
+            answer |= _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
     return answer
 
 
@@ -198,10 +198,10 @@ def _role_bits(codes: Ints, rows: Ints, count: int) -> NDArray[np.uint64]:
     return bits
 
 
-def _filled(leaf: pa.Array) -> pa.Array:
+def _filled(leaf: pa.Array) -> Bools:
     if _is_text(leaf.type):
-        return pc.and_kleene(leaf.is_valid(), pc.not_equal(pc.utf8_trim_whitespace(leaf), ""))
-    return leaf.is_valid()
+        return np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(leaf), ""), False), np.bool_)
+    return np.asarray(leaf.is_valid(), np.bool_)
 
 
 def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes:
@@ -221,13 +221,29 @@ def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes
             sums = np.bincount(rows, weights=np.asarray(leaf, np.float64), minlength=count)
             key = key * np.uint64(31) + (sums.astype(np.uint64) if len(rows) else np.uint64(0))
             continue
-        flags.append(_rows_where(_filled(leaf), rows, count))
-        flags.append(_rows_where(pc.invert(pc.fill_null(_filled(leaf), False)), rows, count))
+        filled = _filled(leaf)
+        flags.append(_rows_where(filled, rows, count))
+        flags.append(_rows_where(~filled, rows, count))
         if _is_text(leaf.type):
-            flags.extend(_rows_where(pc.match_substring(leaf, word), rows, count) for word in _THINKING)
+            texts = Haystack(leaf)
+            flags.extend(_rows_where(texts.holds(word), rows, count) for word in _THINKING)
     for flag in flags:
         key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
     return Shapes(answers, holds_any(array, needles), key.view(np.int64))
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _values_between(array: pa.Array) -> tuple[pa.Array, Ints]:
+    bounds = np.asarray(array.offsets, np.int64)
+    return array.values.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0]
+
+
+def _values_of_one_size(array: pa.Array) -> tuple[pa.Array, Ints]:
+    lengths = np.asarray(pc.list_value_length(array), np.int64)
+    return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]:
@@ -240,9 +256,7 @@ def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]
     if array.null_count:
         row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
         raise ValueError(f"row {row} is null" if len(array) > 1 else "it is null")
-    lengths = np.asarray(pc.list_value_length(array), np.int64)
-    values = array.flatten()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values, offsets = _values_between(array) if _has_offsets(array.type) else _values_of_one_size(array)
     if values.null_count:
         at = int(np.flatnonzero(np.asarray(values.is_null()))[0])
         row = int(np.searchsorted(offsets, at, side="right") - 1)

@@ -61,7 +61,7 @@ class Decoder:
         """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
-            flags |= np.asarray(table[name].combine_chunks().is_null())
+            flags |= np.asarray(table[name].is_null(), np.bool_)
         return flags
 
     def flagged(self, table: pa.Table) -> NDArray[np.bool_]:
@@ -82,7 +82,7 @@ class Decoder:
             key = key * np.int64(31) + part.shape
         for extra in _EXTRAS:
             if extra in table.column_names:
-                filled = np.asarray(table[extra].combine_chunks().is_valid())
+                filled = np.asarray(table[extra].is_valid(), np.bool_)
                 quotes |= holds_any(table[extra], (*needles, _JSON_ESCAPE))
                 quotes |= filled & (extra == "chat_template_kwargs")
                 key = key * np.int64(31) + filled

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.constants import IGNORE_INDEX
 from sft_mask.report import SplitReport
 from sft_mask.rows import rows_of
 
@@ -19,10 +21,40 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is trained of a batch.
+
+    Attributes:
+        rows: ``(rows,)`` trained tokens of each row.
+        turns: ``(n,)`` whether anything of each turn is trained.
+        stops: trained tokens that end a turn.
+    """
+
+    rows: Ints
+    turns: NDArray[np.bool_]
+    stops: int
+
+    @classmethod
+    def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
+        """Where the turns are trained from end to end, and nothing else is."""
+        row = np.searchsorted(offsets, turns.start, side="right") - 1
+        rows = np.bincount(row, turns.stop - turns.start, minlength=len(offsets) - 1).astype(np.int64)
+        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_stop.sum()))
+
+    @classmethod
+    def of_labels(cls, labels: NDArray[np.integer], turns: Turns, offsets: Ints) -> Trained:
+        """Where parts of turns may be left out: ``labels`` say which."""
+        before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        ends = turns.stop[turns.has_stop]
+        stops = int((before[ends] - before[ends - 1]).sum())
+        return cls(np.diff(before[offsets]), before[turns.stop] > before[turns.start], stops)
+
+
 def count_batch(
     decided: Decided,
     trained_turns: Turns,
-    trained_before: Ints,
+    trained: Trained,
     bounds: tuple[Ints, Ints],
     reasons: Mapping[int, str],
 ) -> SplitReport:
@@ -31,19 +63,16 @@ def count_batch(
     Args:
         decided: every turn that was found.
         trained_turns: those that are trained.
-        trained_before: ``(tokens + 1,)`` trained tokens before each.
+        trained: what the labels make of them.
         bounds: offsets of rows and of documents.
         reasons: why rows are left out although they may hold answers.
     """
     offsets, documents = bounds
-    trained = np.diff(trained_before[offsets])
-    kept = trained > 0
+    kept = trained.rows > 0
     row_of_document = rows_of(documents, offsets)
-    turns = decided.turns.select(kept[row_of_document[decided.turns.document]])
-    has_label = trained_before[trained_turns.stop] > trained_before[trained_turns.start]
-    chosen = trained_turns.select(has_label & kept[row_of_document[trained_turns.document]])
-    ends = chosen.stop[chosen.has_stop]
-    found = np.bincount(row_of_document[decided.turns.document], minlength=len(kept))
+    turns, row_of_turn = decided.turns, row_of_document[decided.turns.document]
+    counts = kept[row_of_turn]
+    found = np.bincount(row_of_turn, minlength=len(kept))
     chosen_in = np.bincount(row_of_document[trained_turns.document], minlength=len(kept))
     causes: dict[str, int] = {}
     for row in np.flatnonzero(~kept).tolist():
@@ -55,13 +84,13 @@ def count_batch(
         rows=int(kept.sum()),
         documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
         tokens=int(np.diff(offsets)[kept].sum()),
-        trained_tokens=int(trained[kept].sum()),
-        turns=len(turns),
-        turns_trained=len(chosen),
-        turns_with_stop=int(turns.has_stop.sum()),
-        stops_trained=int((trained_before[ends] - trained_before[ends - 1]).sum()),
-        turns_cut=int(turns.cut.sum()),
-        rows_cut=len(np.unique(row_of_document[turns.document[turns.cut]])),
+        trained_tokens=int(trained.rows.sum()),
+        turns=int(counts.sum()),
+        turns_trained=int(trained.turns.sum()),
+        turns_with_stop=int((turns.has_stop & counts).sum()),
+        stops_trained=trained.stops,
+        turns_cut=int((turns.cut & counts).sum()),
+        rows_cut=len(np.unique(row_of_turn[turns.cut & counts])),
         rows_dropped=int((~kept).sum()),
         dropped_reasons=causes,
         rows_exact=int((decided.exact & kept).sum()),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4000
-_TOKENS_AT_ONCE = 1 << 18
+_TOKENS_AT_ONCE = 1 << 20
 """A batch ends at whichever comes first, so that memory depends on neither the dataset nor the length of its rows."""
 
 
@@ -161,48 +161,78 @@ class _Batch:
 
 
 def _batches(dataset: Dataset, used: Ints | None, pieces: Pieces | None = None) -> Iterator[_Batch]:
-    chain = pieces is not None and pieces.cutting == "wrapped" and used is None
-    table = dataset._data
+    table = dataset._data.select([name for name in READ if name in dataset._data.column_names])
+    if pieces is not None and pieces.cutting == "wrapped" and used is None:
+        bounds = _whole_chains(table, pieces.length)
+    else:
+        bounds = _row_ranges(table["input_ids"])
     order = np.argsort(used, kind="stable") if used is not None else None
     sorted_rows = used[order] if used is not None and order is not None else None
-    first = 0
-    while first < table.num_rows:
-        part = table.fast_slice(first, min(_ROWS_AT_ONCE, table.num_rows - first))
-        part = part.select([name for name in READ if name in part.column_names])
-        if chain and pieces is not None:
-            part = _whole_chains(table, first, pieces.length)
-        else:
-            part = part.slice(0, _rows_that_fit(part["input_ids"]))
+    for first, last in bounds:
+        part = table.fast_slice(first, last - first)
         if order is None or sorted_rows is None:
-            yield _Batch(part, np.arange(first, first + part.num_rows), np.arange(part.num_rows), part.num_rows)
+            yield _Batch(part, np.arange(first, last), np.arange(part.num_rows), part.num_rows)
         else:
-            low, high = np.searchsorted(sorted_rows, [first, first + part.num_rows])
+            low, high = np.searchsorted(sorted_rows, [first, last])
             places = sorted_rows[low:high] - first
-            whole = len(places) == part.num_rows and np.array_equal(places, np.arange(part.num_rows))
-            yield _Batch(part if whole else part.take(places), order[low:high], places, part.num_rows)
-        first += part.num_rows
+            yield _Batch(_taken(part, places), order[low:high], places, part.num_rows)
 
 
-def _whole_chains(table: Any, first: int, length: int) -> pa.Table:
-    """Rows from ``first`` on that go on in each other, up to the first that is not full: packing maps a thousand
-    conversations at a time, so that is soon.
+def _taken(part: pa.Table, places: Ints) -> pa.Table:
+    """The rows at some places; few long runs are sliced, which is faster than to take each row."""
+    ends = np.append(np.flatnonzero(np.diff(places) != 1), len(places) - 1)
+    if 4 * len(ends) > len(places):
+        return part.take(places)
+    begins = np.append(0, ends[:-1] + 1)
+    rows = zip(places[begins].tolist(), (ends - begins + 1).tolist(), strict=True)
+    return pa.concat_tables([part.slice(first, count) for first, count in rows])
+
+
+def _whole_chains(table: Any, length: int) -> Iterator[tuple[int, int]]:
+    """First and last row of batches whose rows do not go on in the next one: each ends at a row that is not full.
+    Packing maps a thousand conversations at a time, so that is soon.
     """
-    count = _ROWS_AT_ONCE
-    while True:
-        part = table.fast_slice(first, min(count, table.num_rows - first))
-        part = part.select([name for name in READ if name in part.column_names])
-        lengths = np.asarray(pc.fill_null(pc.list_value_length(part["input_ids"]), 0), np.int64)
+    first, count = 0, _ROWS_AT_ONCE
+    while first < table.num_rows:
+        lengths = _lengths(table.fast_slice(first, min(count, table.num_rows - first))["input_ids"])
         ends = np.flatnonzero(lengths != length)
-        if len(ends) or first + part.num_rows == table.num_rows:
-            fitting = ends[ends < _rows_that_fit(part["input_ids"])]
-            last = (fitting[-1] if len(fitting) else ends[0]) + 1 if len(ends) else part.num_rows
-            return part.slice(0, int(last))
-        count *= 2
+        if not len(ends) and first + len(lengths) < table.num_rows:
+            count *= 2
+            continue
+        fitting = ends[ends < np.searchsorted(np.cumsum(lengths), _TOKENS_AT_ONCE, side="right")]
+        rows = (fitting[-1] if len(fitting) else ends[0]) + 1 if len(ends) else len(lengths)
+        yield first, first + int(rows)
+        first, count = first + int(rows), _ROWS_AT_ONCE
 
 
-def _rows_that_fit(ids: pa.ChunkedArray) -> int:
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(ids), 0), np.int64)
-    return max(1, int(np.searchsorted(np.cumsum(lengths), _TOKENS_AT_ONCE, side="right")))
+def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
+    """First and last row of batches of so many tokens or rows, or where a chunk ends in their second half: what lies in
+    one chunk needs no copy.
+    """
+    first = last = tokens = 0
+    for lengths, is_end in _windows(ids):
+        ends, done = np.append(0, np.cumsum(lengths)), 0
+        while done < len(lengths):
+            fitting = int(np.searchsorted(ends, ends[done] + _TOKENS_AT_ONCE - tokens, side="right")) - 1
+            stop = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
+            tokens, last = tokens + int(ends[stop] - ends[done]), last + stop - done
+            done = stop
+            if done < len(lengths) or (is_end and 2 * tokens >= _TOKENS_AT_ONCE):
+                yield first, last
+                first, tokens = last, 0
+    if last > first:
+        yield first, last
+
+
+def _windows(ids: pa.ChunkedArray) -> Iterator[tuple[Ints, bool]]:
+    """Lengths of some rows at a time, and whether they are the last of their chunk."""
+    for chunk in ids.chunks:
+        for first in range(0, len(chunk), _ROWS_AT_ONCE):
+            yield _lengths(chunk.slice(first, _ROWS_AT_ONCE)), first + _ROWS_AT_ONCE >= len(chunk)
+
+
+def _lengths(ids: pa.ChunkedArray | pa.Array) -> Ints:
+    return np.asarray(pc.fill_null(pc.list_value_length(ids), 0), np.int64)
 
 
 def _label_batches(

@@ -13,6 +13,7 @@ import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError
+from sft_mask.tokens import cache_slices, greatest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,19 +48,21 @@ def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] 
     Raises:
         DataError: a number that is no token id would be trained.
     """
-    trained = trained_mask(turns, len(ids))
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= _LARGEST:
-        _refuse_strange(ids, trained)
-    labels = ids.astype(np.int32)
-    np.copyto(labels, np.int32(IGNORE_INDEX), where=~trained)
+    ignored = over_turns(turns, np.zeros(len(turns), np.bool_), len(ids), outside=True)
+    labels = np.empty(len(ids), np.int32)
+    for part in cache_slices(len(ids)):
+        if greatest(ids[part]) > _LARGEST:
+            _refuse_strange(ids[part][~ignored[part]])
+        labels[part] = ids[part]
+        np.copyto(labels[part], np.int32(IGNORE_INDEX), where=ignored[part])
     if existing is not None:
         np.copyto(labels, np.int32(IGNORE_INDEX), where=existing == IGNORE_INDEX)
     return labels
 
 
-def _refuse_strange(ids: NDArray[np.integer], trained: NDArray[np.bool_]) -> None:
+def _refuse_strange(trained: NDArray[np.integer]) -> None:
     """Refuses numbers that no model can be asked for; outside of answers they may stand for an image or the like."""
-    strange = ids[trained & ((ids < 0) | (ids > _LARGEST))]
+    strange = trained[(trained < 0) | (trained > _LARGEST)]
     if len(strange):
         raise DataError(
             f"input_ids holds {int(strange[0])} inside an answer, which is no token id. Repair or remove the row."

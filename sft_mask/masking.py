@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.conversations import Decoder
-from sft_mask.counting import count_batch
+from sft_mask.counting import Trained, count_batch
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.fragments import FragmentReader, Pieces, chained, cut_at
 from sft_mask.grading import Graded, grade
@@ -175,20 +175,23 @@ class Masker:
         labels = paint(ids, trained_turns, existing)
         factor, region = self._regions(ids, trained_turns)
         factor = factor * loss_weights(table, offsets, first_row)
-        if not np.all(factor):
-            labels[factor == 0] = IGNORE_INDEX
+        in_part = existing is not None or not np.all(factor)
+        if in_part:
+            labels[np.broadcast_to(factor == 0, labels.shape)] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
-        trained_before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
-        trained = np.diff(trained_before[offsets])
-        report = count_batch(decided, trained_turns, trained_before, (offsets, documents), reasons)
+        if in_part or reasons:
+            trained = Trained.of_labels(labels, trained_turns, offsets)
+        else:
+            trained = Trained.of_turns(trained_turns, offsets)
+        report = count_batch(decided, trained_turns, trained, (offsets, documents), reasons)
         if not self.carries_weights(table.column_names):
-            return MaskedBatch(labels, offsets, trained, reasons, report, decided)
-        may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained > 0, np.diff(offsets))
+            return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
+        may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor, region = np.broadcast_to(factor, labels.shape), np.broadcast_to(region, labels.shape)
         batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, region, may_prompt)
         weighted, prompt = grade(batch, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
-        return MaskedBatch(weighted, offsets, trained, reasons, report, decided)
+        return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
     def learnt(self) -> tuple[dict[int, int], set[int]]:
         """What the rows so far have shown about their shapes."""

@@ -15,7 +15,7 @@ from sft_mask.columns import list_values
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import LabelsChangedError, UnsupportedError
 from sft_mask.report import SplitReport
-from sft_mask.weights import PLAIN_BELOW, has_weights, label_ids
+from sft_mask.weights import PLAIN_BELOW, has_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,7 +98,7 @@ def keep_labels(dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool =
             dropped_reasons={"with nothing left to train": dropped} if dropped else {},
             rows_masked_before=int(kept.sum()),
         )
-        tally.know(label_ids(labels[labels != IGNORE_INDEX]))
+        tally.know(labels)
     if not weighted and tally.report.trained_tokens == tally.report.tokens > 0:
         raise LabelsChangedError(
             "The dataset was masked by mask_dataset, but now every one of its tokens is trained: its labels were "

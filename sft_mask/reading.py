@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError, UnsupportedError
@@ -102,7 +103,7 @@ def _digest(toolkit: Toolkit) -> str:
 
     vocabulary = toolkit.vocabulary
     added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
-    tokens = "\0".join(token or "" for token in vocabulary.tokens)
+    tokens = "\0".join([token or "" for token in vocabulary.tokens])
     return str(Hasher.hash((tokens, added, toolkit.tokenizer.pad_token_id)))
 
 
@@ -200,10 +201,17 @@ def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.int
     """Some rows of ids, spread over the dataset (the first ones of a stream)."""
     if hasattr(dataset, "__len__"):
         picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
-        rows = dataset.select(picked).with_format(None)["input_ids"]
+        column, used = dataset._data["input_ids"], dataset._indices
+        places = picked if used is None else used.column(0).take(picked)
+        rows = [_numbers(row) for row in (column[place] for place in np.asarray(places).tolist()) if row.is_valid]
     else:
         rows = [row.get("input_ids") for row in islice(dataset, min(count, _SAMPLED_OF_STREAM))]
     return readable(rows)
+
+
+def _numbers(row: pa.Scalar) -> Any:
+    """A row of a list column; numbers without a Python object for each."""
+    return row.values.to_numpy(zero_copy_only=False) if pa.types.is_integer(row.type.value_type) else row.as_py()
 
 
 def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:

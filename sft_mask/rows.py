@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from sft_mask.columns import list_values
 from sft_mask.errors import DataError
-from sft_mask.weights import has_weights
+from sft_mask.tokens import greatest
+from sft_mask.weights import PLAIN_BELOW, has_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,10 +38,12 @@ def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
 
 
 def existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
-    """The flat labels that rows have already, if any."""
+    """The flat labels that rows have already, if any of them is masked."""
     if "labels" not in table.column_names:
         return None
     labels, _ = list_values(table["labels"])
+    if greatest(labels) < PLAIN_BELOW:
+        return None
     if has_weights(labels):
         raise DataError(
             "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."

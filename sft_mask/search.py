@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.markers import Kind
-from sft_mask.tokens import NO_BYTE
+from sft_mask.tokens import NO_BYTE, cache_slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,24 +95,24 @@ class _Table:
         self.pattern = np.full(size, -1, np.int32)
         self.used = np.zeros(size, np.int32)
 
-    def read(self, ids: Ints) -> None:
-        """Makes sure that the entries of ``ids`` are there."""
-        unread = ids[self.node[ids] == _UNREAD]
-        for token_id in np.unique(unread).tolist() if len(unread) else ():
+    def nodes(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The nodes that ``ids`` lead to; makes sure that all their entries are there."""
+        nodes = self.node.take(ids)
+        unread = ids[nodes == _UNREAD]
+        if not len(unread):
+            return nodes
+        for token_id in np.unique(unread).tolist():
             step = self._trie.step(self._node, token_id)
             self.node[token_id], self.pattern[token_id], self.used[token_id] = step.node, step.pattern, step.used
+        return self.node.take(ids)
 
 
 class _Way:
     """The ``k``-th place in each token where a marker can begin, earliest first; ``-1`` for tokens that have none."""
 
-    __slots__ = ("skip", "node", "pattern", "used")  # noqa: RUF023  in the order of the search
-
     def __init__(self, size: int) -> None:
-        self.skip = np.full(size, -1, np.int32)
-        self.node = np.full(size, -1, np.int32)
-        self.pattern = np.full(size, -1, np.int32)
-        self.used = np.zeros(size, np.int32)
+        self.read = np.tile(np.array([-1, -1, -1, 0], np.int32), (size, 1))
+        self.skip, self.node, self.pattern, self.used = self.read.T
 
 
 def _places(trie: MarkerTrie, token_id: int) -> list[int]:
@@ -190,6 +190,8 @@ class MarkerSearch:
         self._ways = _read_ways(trie)
         self._possible = self._ways[0].skip >= 0 if self._ways else np.zeros(trie.vocabulary.size + 1, np.bool_)
         self._pairs = _Pairs(trie, self._ways) if self._ways and trie.first_bytes else None
+        only_ids = not trie.first_bytes and len(trie.first_ids) <= _FEW_IDS
+        self._few_ids = sorted(trie.first_ids) if only_ids else []
         self._tables: dict[int, _Table] = {}
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
         self._is_stop = kinds == Kind.STOP
@@ -207,7 +209,8 @@ class MarkerSearch:
             The markers, without overlaps; and for each document at most one cut header behind them, which ``stop``\\s
             where the content does.
         """
-        at = self._promising(ids, self._candidates(ids), ends)
+        parts = [self._candidates(ids[part]) + part.start for part in cache_slices(len(ids))]
+        at = self._promising(ids, np.concatenate([np.zeros(0, np.int64), *parts]), ends)
         bounds = np.searchsorted(at, offsets)
         at, end = at[bounds[0] : bounds[-1]], np.repeat(ends, np.diff(bounds))
         at, end = at[at < end], end[at < end]
@@ -238,11 +241,11 @@ class MarkerSearch:
         return kept[low:]
 
     def _candidates(self, ids: NDArray[np.integer]) -> Ints:
-        first = sorted(self.trie.first_ids)
-        if self.trie.first_bytes or not 0 < len(first) <= _FEW_IDS:
+        if not self._few_ids:
             return np.flatnonzero(self._possible.take(ids, mode="clip"))  # nothing is clipped, and this mode is fast
-        hit = ids == first[0]
-        for token_id in first[1:]:
+        first, *others = self._few_ids
+        hit = ids == first
+        for token_id in others:
             hit |= ids == token_id
         return np.flatnonzero(hit)
 
@@ -257,13 +260,10 @@ class MarkerSearch:
 
     def _begun(self, first: NDArray[np.integer]) -> tuple[Ints, ...]:
         """For tokens in which a marker can begin, at each place: which token, and what reading the rest of it gives."""
-        begins = [np.flatnonzero(way.skip.take(first) >= 0) for way in self._ways]
-        tokens = [first[which] for which in begins]
-        read = (
-            np.concatenate([getattr(way, name)[each] for way, each in zip(self._ways, tokens, strict=True)])
-            for name in _Way.__slots__
-        )
-        return np.concatenate(begins), *(values.astype(np.int64) for values in read)
+        read = [way.read.take(first, axis=0) for way in self._ways]
+        begins = [np.flatnonzero(each[:, 0] >= 0) for each in read]
+        found = np.concatenate([each.take(which, axis=0) for each, which in zip(read, begins, strict=True)])
+        return np.concatenate(begins), *found.T.astype(np.int64)
 
     def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints) -> tuple[Found, Found]:
         """Reads every candidate on until no marker goes on or its document ends; the longest marker counts."""
@@ -282,11 +282,11 @@ class MarkerSearch:
             before = node[live]
             for start_node in np.flatnonzero(np.bincount(before)).tolist():
                 here = live[before == start_node]
-                table = self._table(start_node, tokens := ids[position[here]].astype(np.int64))
-                completed = table.pattern[tokens] >= 0
+                table, tokens = self._table(start_node), ids.take(position[here])
+                node[here] = table.nodes(tokens)
+                completed = np.flatnonzero(table.pattern.take(tokens) >= 0)
                 hit, hit_tokens = here[completed], tokens[completed]
                 pattern[hit], used[hit], last[hit] = table.pattern[hit_tokens], table.used[hit_tokens], position[hit]
-                node[here] = table.node[tokens]
             live = live[node[live] >= 0]
         start = position_of(at) + skip
         stop = np.where(used > 0, position_of(last) + used, position_of(last + 1))
@@ -301,11 +301,10 @@ class MarkerSearch:
         left, header = left[begun >= 0], header[begun >= 0]
         return Found(start[done], stop[done], pattern[done]), Found(start[left], position_of(end[left]), header)
 
-    def _table(self, node: int, tokens: Ints) -> _Table:
+    def _table(self, node: int) -> _Table:
         table = self._tables.get(node)
         if table is None:
             table = self._tables[node] = _Table(self.trie, node)
-        table.read(tokens)
         return table
 
 

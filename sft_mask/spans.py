@@ -18,6 +18,7 @@ import numpy as np
 from sft_mask.constants import MODEL
 from sft_mask.markers import Kind, MarkerTrie, token_atom
 from sft_mask.search import Found, MarkerSearch, position_of, token_holding, tokens_before
+from sft_mask.tokens import greatest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,8 @@ class Turns:
 
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
+        if keep.dtype == np.bool_ and keep.all():
+            return self
         return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
 
     def moved(self, by: int | Ints) -> Turns:
@@ -166,8 +169,7 @@ class SpanFinder:
     def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
         """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
-        # read as unsigned, what is negative is a large number
-        if len(ids) and int(ids.view(f"u{ids.dtype.itemsize}").max()) >= size:
+        if greatest(ids) >= size:
             return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
         return ids
 

@@ -21,13 +21,32 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 SPACE_PIECE = "\u2581"
 NO_BYTE: Final = 256
+_IN_CACHE: Final = 1 << 16
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
+
+
+def cache_slices(count: int) -> Iterator[slice]:
+    """Slices of so many tokens that fit the cache together with what is made of them.
+
+    >>> [(part.start, part.stop) for part in cache_slices(70_000)]
+    [(0, 65536), (65536, 131072)]
+    """
+    return (slice(first, first + _IN_CACHE) for first in range(0, count, _IN_CACHE))
+
+
+def greatest(ids: NDArray[np.integer]) -> int:
+    """The greatest of some ids read as unsigned numbers, so that what is negative is greater than any id.
+
+    >>> greatest(np.array([3, 7])), greatest(np.array([3, -1], np.int32)) == 2**32 - 1, greatest(np.array([], int))
+    (7, True, -1)
+    """
+    return int(ids.view(f"u{ids.dtype.itemsize}").max()) if len(ids) else -1
 
 
 def gpt2_byte_alphabet() -> dict[str, int]:
@@ -103,15 +122,36 @@ class Vocabulary:
     @cached_property
     def first_bytes(self) -> NDArray[np.int64]:
         """``(size + 1,)`` the byte that each id begins with, ``NO_BYTE`` for ids without text."""
-        pieces = map(self.piece, range(self.size + 1))
-        return np.array([piece[0] if piece else NO_BYTE for piece in pieces], np.int64)
+        flat, owners = self._all_bytes
+        first = np.full(self.size + 1, NO_BYTE, np.int64)
+        begins = np.flatnonzero(np.append(True, owners[1:] != owners[:-1])[: len(owners)])
+        first[owners[begins]] = flat[begins]
+        return first
 
     @cached_property
     def _all_bytes(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The bytes of all ids in a row, and whose they are."""
-        pieces = list(map(self.piece, range(self.size)))
-        owners = np.repeat(np.arange(self.size), np.fromiter(map(len, pieces), np.int64, self.size))
-        return np.frombuffer(b"".join(pieces), np.uint8), owners
+        if self.kind != "byte-level":
+            return self._bytes_of(np.arange(self.size))
+        tokens = [token or "" for token in self.tokens]
+        characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
+        owners = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64, self.size))
+        alphabet = np.array([*map(ord, self._alphabet)])
+        byte_of = np.full(alphabet.max() + 2, -1, np.int64)
+        byte_of[alphabet] = list(self._alphabet.values())
+        flat = byte_of[np.minimum(characters, len(byte_of) - 1)]
+        others = np.union1d(owners[flat < 0], [token_id for token_id in self.added if token_id < self.size])
+        spelled = np.isin(owners, others, invert=True)
+        read, whose = self._bytes_of(others.astype(np.int64))
+        whose = np.append(owners[spelled], whose)
+        order = np.argsort(whose, kind="stable")
+        return np.append(flat[spelled].astype(np.uint8), read)[order], whose[order]
+
+    def _bytes_of(self, token_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of some ids, read one by one."""
+        pieces = list(map(self.piece, token_ids.tolist()))
+        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        return np.frombuffer(b"".join(pieces), np.uint8), np.repeat(token_ids, lengths)
 
     def ids_holding(self, values: Collection[int]) -> list[int]:
         """Ids whose text holds any of the bytes."""
@@ -179,17 +219,27 @@ def _spells_probe(vocabulary: Vocabulary, tokenizer: Any) -> bool:
     return spelled.removeprefix(b" ") == _PROBE.encode()
 
 
+def _spellings(tokenizer: Any) -> list[str | None]:
+    """The tokenizer's own spelling of each id."""
+    backend = tokenizer.backend_tokenizer
+    tokens: list[str | None] = list(map(backend.id_to_token, range(backend.get_vocab_size(with_added_tokens=True))))
+    if None not in tokens:  # as many ids as tokens: none is larger
+        return tokens
+    vocab = tokenizer.get_vocab()
+    tokens = [None] * (max(vocab.values(), default=-1) + 1)
+    for token, token_id in vocab.items():
+        tokens[token_id] = token
+    return tokens
+
+
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
     """Reads the vocabulary of a fast tokenizer.
 
     A tokenizer whose ids cannot be spelled as exact bytes (WordPiece, word-level, lossy normalizers) gets
     ``kind="opaque"``: its markers are matched as the ids that the tokenizer gives for them.
     """
-    vocab = tokenizer.get_vocab()
-    size = max(vocab.values(), default=-1) + 1
-    tokens: list[str | None] = [None] * size
-    for token, token_id in vocab.items():
-        tokens[token_id] = token
+    tokens = _spellings(tokenizer)
+    size = len(tokens)
     added = _added_pieces(tokenizer)
     for token_id, piece in added.items():
         if token_id < size:

@@ -166,6 +166,27 @@ def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch: pytest.MonkeyPatc
     assert max(map(len, sizes)) <= 200
 
 
+def test_batches_take_every_row_once_and_end_where_a_chunk_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft_mask.dataset, "_TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr(sft_mask.dataset, "_ROWS_AT_ONCE", 6)
+    tokens = [[30, 30, 30], [], [250, 10], [9] * 20, [20, 20], [70, 0, 30]]
+    chunks = [pa.array([[7] * length for length in chunk], pa.list_(pa.int64())) for chunk in tokens]
+    lengths = [length for chunk in tokens for length in chunk]
+    bounds = list(sft_mask.dataset._row_ranges(pa.chunked_array(chunks)))
+    assert [row for first, last in bounds for row in range(first, last)] == list(range(len(lengths)))
+    assert bounds[:3] == [(0, 3), (3, 4), (4, 10)]
+    assert all(last - first == 1 or sum(lengths[first:last]) <= 100 for first, last in bounds)
+    assert max(last - first for first, last in bounds) == 6
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [1, 1, 2, 3, 4, 5], [0, 2, 4], [3], []])
+def test_rows_are_taken_by_runs_or_one_by_one(places: list[int]) -> None:
+    table = pa.table({"n": pa.chunked_array([[0, 1], [2, 3, 4, 5]]), "input_ids": [[n] * n for n in range(6)]})
+    taken = sft_mask.dataset._taken(table, np.array(places, np.int64))
+    assert taken["n"].to_pylist() == places
+    assert taken["input_ids"].to_pylist() == [[n] * n for n in places]
+
+
 def test_rows_without_an_answer_are_dropped_and_counted() -> None:
     conversations = [*CHATS[:3], [{"role": "user", "content": "red"}], *CHATS[3:5]]
     made, tally = label_dataset(tokenized_dataset(conversations), *masker_and_key())
@@ -493,6 +514,19 @@ def test_the_tally_knows_exactly_the_ids_that_are_trained() -> None:
     made, tally = label_dataset(tokenized_dataset(), *masker_and_key())
     trained = {label for row in made["labels"] for label in row if label != -100}
     assert set(np.flatnonzero(tally.trained_ids).tolist()) == trained
+
+
+def test_the_tally_knows_ids_beyond_its_vocabulary_and_nothing_that_is_no_id() -> None:
+    tally = Tally(4)
+    tally.know(np.array([-100, 3, -5, 3, -100], np.int32))
+    tally.know(np.array([], np.int32))
+    assert tally.trained_ids.tolist() == [False, False, False, True]
+    tally.know(np.array([-100, 0, 4], np.int32))
+    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4]
+    tally.know(np.array([6, 0], np.int32))
+    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4, 6]
+    tally.know(np.array([36028797018963976], np.int64))  # the id 8, of weight 0.5
+    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4, 6, 8]
 
 
 # streams

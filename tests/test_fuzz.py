@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fuzzing.outcome import IGNORED, Outcome, Subject, case, library
 from fuzzing.parts import PARTS
@@ -88,7 +89,7 @@ def spoiling_finder(finder: Callable[..., Any]) -> Callable[..., Any]:
 
         def find(self, ids: Any, offsets: Any) -> Any:
             turns = self._finder.find(ids, offsets)
-            return turns.select([*range(len(turns) - 1)])
+            return turns.select(np.arange(len(turns) - 1))
 
     return Spoiled
 

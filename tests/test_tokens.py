@@ -102,6 +102,26 @@ def test_an_id_outside_the_vocabulary_has_no_bytes_and_is_no_control_token(token
     assert (vocabulary.piece(token), vocabulary.is_special(token)) == (b"", False)
 
 
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_all_ids_at_once_have_the_bytes_that_each_has_by_itself(make):
+    tokenizer = make(["user", "hello"])
+    tokenizer.add_tokens(["né", "Ġx"])  # the bytes of their own text, not those that the alphabet writes so
+    vocabulary = read_vocabulary(tokenizer)
+    pieces = [vocabulary.piece(token) for token in range(vocabulary.size)]
+    assert vocabulary.first_bytes.tolist() == [piece[0] if piece else 256 for piece in pieces] + [256]
+    for byte in {value for piece in pieces for value in piece}:
+        assert vocabulary.ids_holding([byte]) == [token for token, piece in enumerate(pieces) if byte in piece]
+
+
+def test_spellings_are_those_of_the_vocabulary_with_and_without_holes():
+    tokenizer = word_level()
+    vocab = tokenizer.get_vocab()
+    assert {token: at for at, token in enumerate(read_vocabulary(tokenizer).tokens)} == vocab
+    model = models.WordLevel({"a": 0, "b": 5, "[UNK]": 2}, unk_token="[UNK]")
+    holed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="[UNK]")
+    assert read_vocabulary(holed).tokens == ["a", None, "[UNK]", None, None, "b"]
+
+
 def test_a_hole_in_the_vocabulary_has_no_bytes():
     assert Vocabulary(2, ["a", None], "byte-level", {}).piece(1) == b""
 
