@@ -11,8 +11,9 @@ Every number is a ratio of medians, measured in one run while the arms took turn
 
 kernel      ids to labels, in blocks as the library reads them, against copying the same ids; exactness is checked
             against labels counted from character offsets
-end_to_end  a tokenized dataset on disk to one with labels, nothing cached, against copying its files and against
-            datasets.map of a loop over tokens (on a part of the rows, scaled up: it is linear)
+end_to_end  a tokenized dataset on disk to one with labels, without the rows that train nothing, nothing cached,
+            against copying its files, against datasets.map of a loop over tokens with a filter behind it, and against
+            the function of unsloth_zoo where that is installed
 trainer     building a first SFTTrainer, and what train_on_responses_only adds
 scaling     time against the number of tokens, for long and for short rows
 import      a fresh `import sft_mask`, and the command's --help, above a bare Python
@@ -62,7 +63,7 @@ from benchmarking import (  # noqa: E402  # noqa: E402
     timed,
 )
 from benchmarking.chats import LONG, MARKERS, SHORT, Corpus, Style, corpus, expected_labels  # noqa: E402
-from benchmarking.scan import scan, scan_batch  # noqa: E402
+from benchmarking.scan import scan, scan_batch, trains_something  # noqa: E402
 from local_model import smollm2_folder  # noqa: E402
 from rich.box import MARKDOWN  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -82,7 +83,7 @@ IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"
 STYLES: tuple[Style, ...] = ("special", "text")
 LIKE_TRL = ("input_ids", "labels")
 _CHECKED_ROWS = 200
-_FEW = 16
+UNSLOTH = "Unsloth's function"
 _MAPS: tuple[tuple[str, int | None], ...] = (("map, 1 process", None), ("map, 2 processes", 2))
 _SILENT = 100  # every so many rows hold no answer, and are dropped
 
@@ -258,15 +259,17 @@ def _compare_on_disk(
         arms = _disk_arms(bench, folder, dataset, style)
         with bar(title, len(arms), bench.options.rounds) as advance:
             measured = alternate_values(arms, bench.options.rounds, advance)
-        measured |= _maps(bench, data, style, columns, filtered=filtered)
+        measured |= _maps(bench, folder, dataset, style)
         extra = _memory(bench, folder, style)
-    words = f"{len(dataset):,} rows, {len(data.ids):,} tokens, columns {', '.join(columns)}; maps scaled from a part"
+    words = f"{len(dataset):,} rows, {len(data.ids):,} tokens, columns {', '.join(columns)}"
     bench.show("end_to_end", title, measured, "copy the files", caption=words)
     bench.record["end_to_end"][title]["extra_memory"] = extra
     mib = extra["extra_bytes"] / 2**20
     bench.console.print(f"extra memory {mib:.1f} MiB, of which Arrow {extra['arrow_bytes'] / 2**20:.1f} MiB\n")
     bench.target(f"{title}: × copying the files", ratio(measured, "sft_mask", "copy the files"), 3)
-    bench.target(f"{title}: map, × sft_mask", ratio(measured, "map, 1 process", "sft_mask"), 40, at_least=True)
+    for peer in ("map, 1 process", UNSLOTH):
+        if peer in measured:
+            bench.target(f"{title}: {peer}, × sft_mask", ratio(measured, peer, "sft_mask"), 40, at_least=True)
     bench.record["end_to_end"][title]["found_ms"] = 1000 * statistics.median(measured["sft_mask, found"])
     bench.target(f"{title}: extra memory, MiB", mib, 32)
 
@@ -294,46 +297,36 @@ def _disk_arms(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[s
     return {"copy the files": copy, "sft_mask": cold, "sft_mask, found": found}
 
 
-def _maps(
-    bench: Bench, data: Corpus, style: Style, columns: tuple[str, ...], *, filtered: bool
-) -> dict[str, list[float]]:
-    """Seconds that ``datasets.map`` takes for all rows, from a part of them and from a few.
-
-    The few show what a map costs whatever its rows (its processes must start): that counts once, the rest is scaled.
-    """
-    part, few = data.head(max(_FEW, data.rows // 20)), data.head(_FEW)
-    with (
-        on_disk(part, columns, filtered=filtered) as (folder, dataset),
-        on_disk(few, columns, filtered=filtered) as (small_folder, small),
-    ):
-        arms = {name: (_map(bench, style, dataset, count), _map(bench, style, small, count)) for name, count in _MAPS}
-        if _unsloth(bench, small_folder, style) is not None:
-            name = "map, Unsloth's function"
-            arms[name] = (_unsloth_map(bench, folder, style), _unsloth_map(bench, small_folder, style))
-        pairs = {f"{name}, {which}": run for name, both in arms.items() for which, run in zip("pf", both, strict=True)}
-        with bar("maps", len(pairs), bench.options.map_rounds) as advance:
-            measured = alternate_values(pairs, bench.options.map_rounds, advance)
-    scale = (len(data.ids) - len(few.ids)) / (len(part.ids) - len(few.ids))
-    seconds: dict[str, list[float]] = {}
-    for name in arms:
-        once = statistics.median(measured[f"{name}, f"])
-        seconds[name] = [once + max(0.0, each - once) * scale for each in measured[f"{name}, p"]]
-    return seconds
+def _maps(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[str, list[float]]:
+    """Seconds of the ways that go through Python lists; rows that train nothing are dropped, as by ``sft_mask``."""
+    arms = {name: partial(_map, bench, style, dataset, count) for name, count in _MAPS}
+    if _unsloth(bench, folder, style) is not None:
+        arms[UNSLOTH] = partial(_unsloth_call, bench, folder, style)
+    with bar("maps", len(arms), bench.options.map_rounds) as advance:
+        return alternate_values(arms, bench.options.map_rounds, advance)
 
 
-def _map(bench: Bench, style: Style, dataset: Any, processes: int | None) -> Callable[[], float]:
+def _map(bench: Bench, style: Style, dataset: Any, processes: int | None) -> float:
     instruction, response = marker_ids(bench.tokenizer, style)
     given = {"instruction": instruction, "response": response, "ignored": IGNORE_INDEX}
 
-    def run() -> float:
-        options = {"num_proc": processes, "new_fingerprint": uuid.uuid4().hex, "load_from_cache_file": False}
-        return timed(lambda: dataset.map(scan_batch, batched=True, fn_kwargs=given, **options))
+    def run() -> None:
+        options = {"num_proc": processes, "load_from_cache_file": False}
+        labelled = dataset.map(scan_batch, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
+        kept = labelled.filter(
+            trains_something,
+            input_columns="labels",
+            fn_kwargs={"ignored": IGNORE_INDEX},
+            new_fingerprint=uuid.uuid4().hex,
+            **options,
+        )
+        assert len(kept) < len(dataset) or len(dataset) < _SILENT, "rows without an answer are dropped"
 
-    return run
+    return timed(run)
 
 
-def _unsloth_map(bench: Bench, folder: Path, style: Style) -> Callable[[], float]:
-    return lambda: float(_child(bench, "unsloth", folder, style)["seconds"])
+def _unsloth_call(bench: Bench, folder: Path, style: Style) -> float:
+    return float(_child(bench, "unsloth", folder, style)["seconds"])
 
 
 def _unsloth(bench: Bench, folder: Path, style: Style) -> str | None:

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 SPACE_PIECE = "\u2581"
 NO_BYTE: Final = 256
-_IN_CACHE: Final = 1 << 16
+_IN_CACHE: Final = 1 << 15
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
 
 
 def cache_slices(count: int) -> Iterator[slice]:
     """Slices of so many tokens that fit the cache together with what is made of them.
 
-    >>> [(part.start, part.stop) for part in cache_slices(70_000)]
-    [(0, 65536), (65536, 131072)]
+    >>> [(part.start, part.stop) for part in cache_slices(40_000)]
+    [(0, 32768), (32768, 65536)]
     """
     return (slice(first, first + _IN_CACHE) for first in range(0, count, _IN_CACHE))
 

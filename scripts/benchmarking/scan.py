@@ -43,3 +43,8 @@ def scan_batch(
     """Labels of a batch of ``datasets.map(batched=True)``."""
     user, model = list(instruction), list(response)
     return {"labels": [scan(ids, user, model, ignored) for ids in batch["input_ids"]]}
+
+
+def trains_something(labels: Sequence[int], ignored: int) -> bool:
+    """Whether a row has a label: for ``datasets.filter``."""
+    return any(label != ignored for label in labels)
