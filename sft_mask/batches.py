@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import DataError, SftMaskError
@@ -127,7 +126,8 @@ def _attempt(
 ) -> MaskedBatch | Exception:
     learnt = masker.learnt()
     try:
-        return _masked(masker, table, decode, int(numbers[0]) if len(numbers) else 0, adjacent)
+        first_row = int(numbers[0]) if len(numbers) else 0
+        return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
     except (SftMaskError, ValueError) as error:
         masker.forget(learnt)
         return error
@@ -148,24 +148,6 @@ def _narrowed(
         else:
             return error, None
     return error, int(numbers[0]) if len(numbers) else None
-
-
-def _masked(masker: Masker, table: pa.Table, decode: Decoder, first_row: int, adjacent: bool) -> MaskedBatch:
-    if "labels" in table.column_names and "input_ids" in table.column_names:
-        _check_labels(table)
-    return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
-
-
-def _check_labels(table: pa.Table) -> None:
-    sizes = [np.asarray(pc.fill_null(pc.list_value_length(table[name]), -1)) for name in ("input_ids", "labels")]
-    wrong = np.flatnonzero(sizes[0] != sizes[1])
-    if len(wrong):
-        ids, labels = (int(size[wrong[0]]) for size in sizes)
-        count = "no labels" if labels < 0 else f"{labels} labels"
-        raise DataError(
-            f"there are {count} for {max(ids, 0)} input_ids. Labels stand one to one beside the ids; repair the row, "
-            "or remove the labels column."
-        )
 
 
 def _named(error: Exception, name: str, number: int | None = None) -> SftMaskError:

@@ -164,6 +164,7 @@ class Masker:
             AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
         """
         ids, offsets = token_ids(table)
+        existing = existing_labels(table, offsets)
         documents = documents_of(table, offsets, first_row)
         chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
         turns = self._weighed(self._marked(ids, documents, chain))
@@ -171,7 +172,6 @@ class Masker:
         if not chain:
             self._decide_fragments(decided, table, decode, (ids, offsets, documents))
         trained_turns = self.policy.apply(decided.turns)
-        existing = existing_labels(table)
         labels = paint(ids, trained_turns, existing)
         factor, region = self._regions(ids, trained_turns)
         factor = factor * loss_weights(table, offsets, first_row)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sft_mask.columns import list_values
 from sft_mask.errors import DataError
@@ -37,11 +38,11 @@ def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
     return values, offsets
 
 
-def existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
-    """The flat labels that rows have already, if any of them is masked."""
+def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | None:
+    """The flat labels that rows have already, if any of them is masked; ``offsets`` are those of the ids."""
     if "labels" not in table.column_names:
         return None
-    labels, _ = list_values(table["labels"])
+    labels = _beside_ids(table["labels"], offsets)
     if greatest(labels) < PLAIN_BELOW:
         return None
     if has_weights(labels):
@@ -49,6 +50,21 @@ def existing_labels(table: pa.Table) -> NDArray[np.integer] | None:
             "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
         )
     return labels
+
+
+def _beside_ids(column: pa.ChunkedArray, offsets: Ints) -> NDArray[np.integer]:
+    """Labels, one for each id."""
+    if not column.null_count:
+        labels, ends = list_values(column)
+        if np.array_equal(ends, offsets):
+            return labels
+    sizes = np.asarray(pc.fill_null(pc.list_value_length(column), -1), np.int64)
+    row = int(np.flatnonzero(sizes != np.diff(offsets))[0])
+    count = "no labels" if sizes[row] < 0 else f"{sizes[row]} labels"
+    raise DataError(
+        f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Labels stand one to one beside the ids; "
+        "repair the row, or remove the labels column."
+    )
 
 
 def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
