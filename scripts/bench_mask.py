@@ -4,7 +4,7 @@
     python scripts/bench_mask.py                                   # everything, about 8 minutes on two cores
     python scripts/bench_mask.py --part kernel --part import       # parts of it
     python scripts/bench_mask.py --tokens 1000000 --rounds 3       # a quick look
-    python scripts/bench_mask.py --part end_to_end --tokens 100000000
+    python scripts/bench_mask.py --part end_to_end --dataset "ids, special markers" --tokens 100000000
     python scripts/bench_mask.py --json bench.json --markdown      # parts of several runs come together in one file
 
 Every number is a ratio of medians, measured in one run while the arms took turns; seconds are of this machine only.
@@ -63,7 +63,7 @@ from benchmarking import (  # noqa: E402  # noqa: E402
     timed,
 )
 from benchmarking.chats import LONG, MARKERS, SHORT, Corpus, Style, corpus, expected_labels  # noqa: E402
-from benchmarking.scan import scan, scan_batch, trains_something  # noqa: E402
+from benchmarking.scan import plain_scan_batch, scan, scan_batch, trains_something  # noqa: E402
 from local_model import smollm2_folder  # noqa: E402
 from rich.box import MARKDOWN  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -82,9 +82,21 @@ CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
 IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"
 STYLES: tuple[Style, ...] = ("special", "text")
 LIKE_TRL = ("input_ids", "labels")
+DATASETS: dict[str, tuple[Style, tuple[str, ...], bool]] = {
+    "ids, special markers": ("special", LIKE_TRL, False),
+    "ids, special markers, an index mapping": ("special", LIKE_TRL, True),
+    "ids, plain-text markers": ("text", LIKE_TRL, False),
+    "ids and messages": ("special", (*LIKE_TRL, "messages"), False),
+}
+"""Of end_to_end: whose markers, which columns, and whether rows are left out by an index mapping."""
 _CHECKED_ROWS = 200
 UNSLOTH = "Unsloth's function"
-_MAPS: tuple[tuple[str, int | None], ...] = (("map, 1 process", None), ("map, 2 processes", 2))
+PLAIN, QUICK = "map of a plain loop", "map of a quick loop"
+_MAPS: dict[str, tuple[Callable[..., Any], int | None]] = {
+    PLAIN: (plain_scan_batch, None),
+    QUICK: (scan_batch, None),
+    f"{QUICK}, 2 processes": (scan_batch, 2),
+}
 _SILENT = 100  # every so many rows hold no answer, and are dropped
 
 
@@ -244,12 +256,10 @@ def on_disk(data: Corpus, columns: tuple[str, ...], *, filtered: bool = False) -
 
 def bench_end_to_end(bench: Bench) -> None:
     """A dataset on disk to one with labels, nothing cached but the pages of its file."""
-    data = corpus(bench.options.tokens, bench.tokenizer, "special", silent=_SILENT)
-    text = corpus(bench.options.tokens, bench.tokenizer, "text", silent=_SILENT)
-    _compare_on_disk(bench, data, "special", LIKE_TRL, "ids, special markers")
-    _compare_on_disk(bench, data, "special", LIKE_TRL, "ids, special markers, an index mapping", filtered=True)
-    _compare_on_disk(bench, text, "text", LIKE_TRL, "ids, plain-text markers")
-    _compare_on_disk(bench, data, "special", (*LIKE_TRL, "messages"), "ids and messages")
+    for name in bench.options.dataset or DATASETS:
+        style, columns, filtered = DATASETS[name]
+        data = corpus(bench.options.tokens, bench.tokenizer, style, silent=_SILENT)
+        _compare_on_disk(bench, data, style, columns, name, filtered=filtered)
 
 
 def _compare_on_disk(
@@ -267,7 +277,7 @@ def _compare_on_disk(
     mib = extra["extra_bytes"] / 2**20
     bench.console.print(f"extra memory {mib:.1f} MiB, of which Arrow {extra['arrow_bytes'] / 2**20:.1f} MiB\n")
     bench.target(f"{title}: × copying the files", ratio(measured, "sft_mask", "copy the files"), 3)
-    for peer in ("map, 1 process", UNSLOTH):
+    for peer in (PLAIN, QUICK, UNSLOTH):
         if peer in measured:
             bench.target(f"{title}: {peer}, × sft_mask", ratio(measured, peer, "sft_mask"), 40, at_least=True)
     bench.record["end_to_end"][title]["found_ms"] = 1000 * statistics.median(measured["sft_mask, found"])
@@ -299,20 +309,20 @@ def _disk_arms(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[s
 
 def _maps(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[str, list[float]]:
     """Seconds of the ways that go through Python lists; rows that train nothing are dropped, as by ``sft_mask``."""
-    arms = {name: partial(_map, bench, style, dataset, count) for name, count in _MAPS}
+    arms = {name: partial(_map, bench, style, dataset, *way) for name, way in _MAPS.items()}
     if _unsloth(bench, folder, style) is not None:
         arms[UNSLOTH] = partial(_unsloth_call, bench, folder, style)
     with bar("maps", len(arms), bench.options.map_rounds) as advance:
         return alternate_values(arms, bench.options.map_rounds, advance)
 
 
-def _map(bench: Bench, style: Style, dataset: Any, processes: int | None) -> float:
+def _map(bench: Bench, style: Style, dataset: Any, scan_rows: Callable[..., Any], processes: int | None) -> float:
     instruction, response = marker_ids(bench.tokenizer, style)
     given = {"instruction": instruction, "response": response, "ignored": IGNORE_INDEX}
 
     def run() -> None:
         options = {"num_proc": processes, "load_from_cache_file": False}
-        labelled = dataset.map(scan_batch, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
+        labelled = dataset.map(scan_rows, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
         kept = labelled.filter(
             trains_something,
             input_columns="labels",
@@ -484,6 +494,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, default=[], help="only this one; may be repeated")
     parser.add_argument("--tokens", type=int, default=20_000_000, help="of kernel and end_to_end (default 20,000,000)")
+    parser.add_argument(
+        "--dataset", action="append", choices=DATASETS, default=[], help="of end_to_end; may be repeated"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="after a warm-up (default 5)")
     parser.add_argument("--map-rounds", type=int, default=3, help="of maps, trainers and scaling (default 3)")
     parser.add_argument("--conversations", type=int, default=2000, help="of the trainer (default 2,000)")

@@ -23,7 +23,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes"), str(ROOT / "scripts")]
 
-from benchmarking import bar, fresh_process, machine, machine_line, plot_lines, save_json, spread, table  # noqa: E402
+from benchmarking import (  # noqa: E402
+    Peak,
+    bar,
+    fresh_process,
+    machine,
+    machine_line,
+    plot_lines,
+    save_json,
+    spread,
+    table,
+)
 from local_model import smollm2_folder  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -84,14 +94,10 @@ def peak(run: Callable[[], float], device: str) -> int:
         for _ in range(STEPS):
             run()
         return int(torch.cuda.max_memory_allocated())
-    from benchmarking.children import Peak
-
-    watch = Peak()
-    watch.start()
-    for _ in range(STEPS):
-        run()
-    watch.stop()
-    return watch.greatest
+    with Peak() as seen:
+        for _ in range(STEPS):
+            run()
+    return seen.greatest
 
 
 def measure(options: argparse.Namespace, kind: str, share: float) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ long rows   conversations of about a thousand tokens
 no end      a stream that never ends, of which some rows are read
 processes   the batch function in ``datasets.map`` with 1, 2 and 64 processes: the same labels each time
 
-Memory is what the process has for itself (``RssAnon`` of /proc/self/status, looked at a hundred times a second), above
+Memory is what the process has for itself (``RssAnon`` of /proc/self/status, looked at every two milliseconds), above
 what it had before, when all was imported and a small dataset had been masked. Pages of the mapped files belong to the
 system's cache and are not in it. "Arrow" is the most that Arrow's own pool held. Labels are counted against character
 offsets that are computed without the library.
@@ -27,10 +27,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -41,6 +39,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from benchmarking import Peak  # noqa: E402
 from rich.console import Console  # noqa: E402 - the repository is put in front first
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -67,41 +66,6 @@ class Result:
 
 
 # measuring
-
-
-def private_mb() -> float:
-    """Memory that belongs to this process alone, without mapped files."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
-
-
-class Peak:
-    """The most that was seen above the start."""
-
-    def __init__(self) -> None:
-        self.start = private_mb()
-        self.above = 0.0
-
-    def look(self) -> None:
-        self.above = max(self.above, private_mb() - self.start)
-
-
-@contextmanager
-def watched() -> Iterator[Peak]:
-    peak, done = Peak(), threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.01):
-            peak.look()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-        peak.look()
 
 
 # data
@@ -159,7 +123,7 @@ def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
         mask_dataset(small, tiny.tokenizer())
         dataset = Dataset.from_file(path)
         start = time.perf_counter()
-        with watched() as peak:
+        with Peak() as peak:
             made, report = mask_dataset(dataset, tiny.tokenizer(), return_report=True)
         seconds = time.perf_counter() - start
         counted = report.splits["train"]
@@ -167,7 +131,7 @@ def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
             made, case
         )
         arrow = pa.default_memory_pool().max_memory() / 2**20
-        found = Result(f"{case} rows", rows, tokens, seconds, peak.above, arrow, is_right)
+        found = Result(f"{case} rows", rows, tokens, seconds, peak.above / 2**20, arrow, is_right)
     print(json.dumps(asdict(found)))
 
 
@@ -197,12 +161,12 @@ def _stream(rows: int) -> Result:
     stream = iter(mask_dataset(IterableDataset.from_generator(forever), tiny.tokenizer()))
     is_right = all(next(stream)["labels"] == wanted[at % len(wanted)] for at in range(1000))
     start, tokens = time.perf_counter(), 0
-    with watched() as peak:
+    with Peak() as peak:
         for at in range(1000, rows):
             row = next(stream)
             tokens += len(row["labels"])
             is_right &= row["labels"] == wanted[at % len(wanted)]
-    return Result("no end", rows - 1000, tokens, time.perf_counter() - start, peak.above, None, is_right)
+    return Result("no end", rows - 1000, tokens, time.perf_counter() - start, peak.above / 2**20, None, is_right)
 
 
 def in_processes(path: str, count: int, processes: int) -> Result:

@@ -5,12 +5,12 @@ that a slow minute of the machine is a slow minute for all of them.
 """
 
 from benchmarking.machine import machine, machine_line
+from benchmarking.memory import Peak
 from benchmarking.output import bar, plot_lines, save_json, summary, table
 from benchmarking.timing import (
     Spread,
     alternate,
     alternate_values,
-    anonymous_bytes,
     fresh_process,
     ratio,
     spread,
@@ -18,10 +18,10 @@ from benchmarking.timing import (
 )
 
 __all__ = [
+    "Peak",
     "Spread",
     "alternate",
     "alternate_values",
-    "anonymous_bytes",
     "bar",
     "fresh_process",
     "machine",

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import threading
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 from typing import Any
@@ -20,27 +19,8 @@ import pyarrow as pa
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from benchmarking.chats import MARKERS, Style
-from benchmarking.timing import anonymous_bytes, timed
-
-
-class Peak(threading.Thread):
-    """The greatest amount of memory that is no mapped file, looked at every two milliseconds."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.greatest = self.before = anonymous_bytes()
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        """Looks until it is told to stop."""
-        while not self._done.wait(0.002):
-            self.greatest = max(self.greatest, anonymous_bytes())
-
-    def stop(self) -> int:
-        """Bytes above the beginning."""
-        self._done.set()
-        self.join()
-        return max(self.greatest, anonymous_bytes()) - self.before
+from benchmarking.memory import Peak
+from benchmarking.timing import timed
 
 
 def memory(folder: str, style: Style, model: str) -> dict[str, Any]:
@@ -52,11 +32,9 @@ def memory(folder: str, style: Style, model: str) -> dict[str, Any]:
     mask_dataset(data.select(range(min(64, len(data)))), tokenizer, *MARKERS[style])
     pool = pa.default_memory_pool()
     arrow_before = pool.bytes_allocated()
-    peak = Peak()
-    peak.start()
-    masked = mask_dataset(data, tokenizer, *MARKERS[style])
-    extra = peak.stop()
-    return {"extra_bytes": extra, "arrow_bytes": pool.max_memory() - arrow_before, "rows": len(masked)}
+    with Peak() as peak:
+        masked = mask_dataset(data, tokenizer, *MARKERS[style])
+    return {"extra_bytes": peak.above, "arrow_bytes": pool.max_memory() - arrow_before, "rows": len(masked)}
 
 
 def unsloth(folder: str, style: Style, model: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Response-only labels by a loop over the tokens of each row: how it is mostly done, and what it costs.
 
-From each place at which the response marker's ids stand, to the next place at which the instruction marker's do.
+From each place at which the response marker's ids stand, to the next place at which the instruction marker's do; once
+as it is written down first, with a comparison of both markers at every token, and once as fast as a loop gets.
 """
 
 from __future__ import annotations
@@ -9,8 +10,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def plain_scan(ids: list[int], instruction: list[int], response: list[int], ignored: int) -> list[int]:
+    """Labels of one row, each token looked at in the same way.
+
+    >>> plain_scan([7, 1, 8, 9, 2, 5, 1, 3], [2], [1], -1)
+    [-1, -1, 8, 9, -1, -1, -1, 3]
+    """
+    labels, starts_at = [], len(ids)
+    for at, token in enumerate(ids):
+        if ids[at : at + len(instruction)] == instruction:
+            starts_at = len(ids)
+        elif ids[at : at + len(response)] == response:
+            starts_at = at + len(response)
+        labels.append(token if at >= starts_at else ignored)
+    return labels
+
+
 def scan(ids: list[int], instruction: list[int], response: list[int], ignored: int) -> list[int]:
-    """Labels of one row.
+    """Labels of one row, most tokens looked at once.
 
     >>> scan([7, 1, 8, 9, 2, 5, 1, 3], [2], [1], -1)
     [-1, -1, 8, 9, -1, -1, -1, 3]
@@ -37,12 +54,18 @@ def _next(ids: list[int], at: int, marker: list[int]) -> int:
     return at
 
 
-def scan_batch(
-    batch: Mapping[str, Any], instruction: Sequence[int], response: Sequence[int], ignored: int
+def plain_scan_batch(
+    batch: Mapping[str, Any], instruction: list[int], response: list[int], ignored: int
 ) -> dict[str, list[list[int]]]:
     """Labels of a batch of ``datasets.map(batched=True)``."""
-    user, model = list(instruction), list(response)
-    return {"labels": [scan(ids, user, model, ignored) for ids in batch["input_ids"]]}
+    return {"labels": [plain_scan(ids, instruction, response, ignored) for ids in batch["input_ids"]]}
+
+
+def scan_batch(
+    batch: Mapping[str, Any], instruction: list[int], response: list[int], ignored: int
+) -> dict[str, list[list[int]]]:
+    """Labels of a batch of ``datasets.map(batched=True)``."""
+    return {"labels": [scan(ids, instruction, response, ignored) for ids in batch["input_ids"]]}
 
 
 def trains_something(labels: Sequence[int], ignored: int) -> bool:

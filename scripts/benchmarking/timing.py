@@ -102,11 +102,3 @@ def fresh_process(script: str | Path, *arguments: str, environment: Mapping[str,
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that is no mapped file: what a dataset on disk does not explain (Linux)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no RssAnon: this measurement needs Linux.")
