@@ -69,6 +69,7 @@ class Found:
 
     def select(self, keep: Bools | Ints) -> Found:
         """The markers that ``keep`` points at."""
+        keep = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
         return Found(self.start[keep], self.stop[keep], self.pattern[keep])
 
     def in_order(self) -> Found:
@@ -213,7 +214,8 @@ class MarkerSearch:
         at = self._promising(ids, np.concatenate([np.zeros(0, np.int64), *parts]), ends)
         bounds = np.searchsorted(at, offsets)
         at, end = at[bounds[0] : bounds[-1]], np.repeat(ends, np.diff(bounds))
-        at, end = at[at < end], end[at < end]
+        inside = np.flatnonzero(at < end)
+        at, end = at[inside], end[inside]
         found, cut = self._follow(ids, at, end)
         whole, cut = _without_overlaps(found.in_order()), cut.in_order()
         return whole, _behind(cut.select(self._are_sure(cut, whole, ids, offsets)), whole)

@@ -85,8 +85,10 @@ class Turns:
 
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
-        if keep.dtype == np.bool_ and keep.all():
-            return self
+        if keep.dtype == np.bool_:
+            if keep.all():
+                return self
+            keep = np.flatnonzero(keep)
         return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
 
     def moved(self, by: int | Ints) -> Turns:
