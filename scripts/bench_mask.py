@@ -47,7 +47,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 import datasets  # noqa: E402 - the clone's own folders come first
 import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
+import pyarrow.compute as pc  # noqa: E402
 from benchmarking import (  # noqa: E402  # noqa: E402
     alternate,
     alternate_values,
@@ -226,16 +226,9 @@ def _scaled(data: Corpus, part: Corpus, bench: Bench, style: Style) -> list[floa
 # a dataset on disk
 
 
-def write_dataset(data: Corpus, folder: Path, columns: tuple[str, ...]) -> datasets.Dataset:
-    """A tokenized dataset as TRL leaves it: int32 ids, int64 labels that train everything, maybe the messages."""
-    offsets = pa.array(data.offsets.astype(np.int32))
-    made: dict[str, Any] = {
-        "input_ids": lambda: pa.ListArray.from_arrays(offsets, pa.array(data.ids)),
-        "labels": lambda: pa.ListArray.from_arrays(offsets, pa.array(data.ids.astype(np.int64))),
-        "messages": lambda: pa.array(data.messages),
-    }
-    datasets.Dataset(pa.table({name: made[name]() for name in columns})).save_to_disk(str(folder))
-    return datasets.load_from_disk(str(folder))
+def tokens_in(dataset: Any) -> int:
+    """Tokens of a dataset, of all rows in its file."""
+    return int(pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py())
 
 
 def forget_labels(folder: Path) -> None:
@@ -245,10 +238,16 @@ def forget_labels(folder: Path) -> None:
 
 
 @contextmanager
-def on_disk(data: Corpus, columns: tuple[str, ...], *, filtered: bool = False) -> Iterator[tuple[Path, Any]]:
-    """A dataset in a folder that goes when it is done; ``filtered`` as TRL leaves it, with an index mapping."""
+def on_disk(
+    bench: Bench, tokens: int, style: Style, columns: tuple[str, ...], *, filtered: bool = False, **words: Any
+) -> Iterator[tuple[Path, Any]]:
+    """A tokenized dataset in a folder that goes when it is done; ``filtered`` as TRL leaves it, with an index mapping.
+
+    Another process makes it: a heap that has held millions of texts is slower ever after.
+    """
     with tempfile.TemporaryDirectory(prefix="bench_mask_") as name:
-        made = write_dataset(data, Path(name), columns)
+        _child(bench, "write", Path(name), style, json.dumps({"tokens": tokens, "columns": columns, **words}))
+        made = datasets.load_from_disk(name)
         if filtered:
             made = made.select([number for number in range(len(made)) if number % 50 != 7])
         yield Path(name), made
@@ -258,20 +257,20 @@ def bench_end_to_end(bench: Bench) -> None:
     """A dataset on disk to one with labels, nothing cached but the pages of its file."""
     for name in bench.options.dataset or DATASETS:
         style, columns, filtered = DATASETS[name]
-        data = corpus(bench.options.tokens, bench.tokenizer, style, silent=_SILENT)
-        _compare_on_disk(bench, data, style, columns, name, filtered=filtered)
+        _compare_on_disk(bench, style, columns, name, filtered=filtered)
 
 
 def _compare_on_disk(
-    bench: Bench, data: Corpus, style: Style, columns: tuple[str, ...], title: str, *, filtered: bool = False
+    bench: Bench, style: Style, columns: tuple[str, ...], title: str, *, filtered: bool = False
 ) -> None:
-    with on_disk(data, columns, filtered=filtered) as (folder, dataset):
+    asked = {"filtered": filtered, "silent": _SILENT}
+    with on_disk(bench, bench.options.tokens, style, columns, **asked) as (folder, dataset):
         arms = _disk_arms(bench, folder, dataset, style)
         with bar(title, len(arms), bench.options.rounds) as advance:
             measured = alternate_values(arms, bench.options.rounds, advance)
         measured |= _maps(bench, folder, dataset, style)
         extra = _memory(bench, folder, style)
-    words = f"{len(dataset):,} rows, {len(data.ids):,} tokens, columns {', '.join(columns)}"
+        words = f"{len(dataset):,} rows, {tokens_in(dataset):,} tokens, columns {', '.join(columns)}"
     bench.show("end_to_end", title, measured, "copy the files", caption=words)
     bench.record["end_to_end"][title]["extra_memory"] = extra
     mib = extra["extra_bytes"] / 2**20
@@ -348,10 +347,11 @@ def _unsloth(bench: Bench, folder: Path, style: Style) -> str | None:
     return version
 
 
-def _child(bench: Bench, kind: str, folder: Path, style: Style) -> dict[str, Any]:
+def _child(bench: Bench, kind: str, folder: Path, style: Style, *more: str) -> dict[str, Any]:
     paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    return fresh_process(CHILDREN, kind, str(folder), style, bench.tokenizer.name_or_path, environment=environment)
+    given = (kind, str(folder), style, bench.tokenizer.name_or_path, *more)
+    return fresh_process(CHILDREN, *given, environment=environment)
 
 
 def _memory(bench: Bench, folder: Path, style: Style) -> dict[str, Any]:
@@ -440,8 +440,8 @@ def _sizes(largest: int) -> list[int]:
 
 
 def _point(bench: Bench, tokens: int, style: Style, lengths: tuple[int, int]) -> dict[str, float]:
-    data = corpus(tokens, bench.tokenizer, style, lengths=lengths)
-    with on_disk(data, ("input_ids",)) as (folder, dataset):
+    with on_disk(bench, tokens, style, ("input_ids",), lengths=lengths) as (folder, dataset):
+        found = {"tokens": tokens_in(dataset), "rows": len(dataset)}
 
         def cold() -> float:
             forget_labels(folder)
@@ -449,7 +449,7 @@ def _point(bench: Bench, tokens: int, style: Style, lengths: tuple[int, int]) ->
 
         with bar(f"scaling, {tokens:,} tokens", 1, bench.options.map_rounds) as advance:
             seconds = alternate_values({"sft_mask": cold}, bench.options.map_rounds, advance)["sft_mask"]
-    return {"tokens": len(data.ids), "rows": data.rows, "seconds": statistics.median(seconds)}
+    return {**found, "seconds": statistics.median(seconds)}
 
 
 # import

@@ -1,5 +1,6 @@
 """Measurements that need a process of their own; run by ``bench_mask.py``, JSON on the last line.
 
+python children.py write FOLDER special|text MODEL '{"tokens": 1000000, "columns": ["input_ids"]}'    # a dataset
 python children.py memory FOLDER special|text MODEL     # bytes that masking a dataset on disk takes
 python children.py unsloth FOLDER special|text MODEL    # seconds of unsloth_zoo's function in datasets.map
 """
@@ -15,12 +16,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
-from benchmarking.chats import MARKERS, Style
+from benchmarking.chats import MARKERS, Style, corpus
 from benchmarking.memory import Peak
 from benchmarking.timing import timed
+
+
+def write(folder: str, style: Style, model: str, asked: str) -> dict[str, Any]:
+    """Writes a tokenized dataset as TRL leaves it: int32 ids, int64 labels that train all of them, maybe messages."""
+    words = json.loads(asked)
+    columns, tokens = words.pop("columns"), words.pop("tokens")
+    data = corpus(tokens, AutoTokenizer.from_pretrained(model), style, **words)
+    offsets = pa.array(data.offsets.astype(np.int32))
+    made: dict[str, Any] = {
+        "input_ids": lambda: pa.ListArray.from_arrays(offsets, pa.array(data.ids)),
+        "labels": lambda: pa.ListArray.from_arrays(offsets, pa.array(data.ids.astype(np.int64))),
+        "messages": lambda: pa.array(data.messages),
+    }
+    datasets.Dataset(pa.table({name: made[name]() for name in columns})).save_to_disk(folder)
+    return {"rows": data.rows}
 
 
 def memory(folder: str, style: Style, model: str) -> dict[str, Any]:
@@ -68,9 +85,9 @@ def unsloth(folder: str, style: Style, model: str) -> dict[str, Any]:
 def main() -> None:
     """One measurement, as the arguments say."""
     datasets.disable_progress_bars()
-    kind, folder, style, model = sys.argv[1:]
+    kind, folder, style, model, *more = sys.argv[1:]
     assert style in MARKERS, "a style that the conversations have"
-    measured = {"memory": memory, "unsloth": unsloth}[kind](folder, style, model)
+    measured = {"write": write, "memory": memory, "unsloth": unsloth}[kind](folder, style, model, *more)
     print(json.dumps(measured))
 
 
