@@ -42,9 +42,11 @@ def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | Non
     """The flat labels that rows have already, if any of them is masked; ``offsets`` are those of the ids."""
     if "labels" not in table.column_names:
         return None
-    labels = _beside_ids(table["labels"], offsets)
-    if greatest(labels) < PLAIN_BELOW:
+    column = table["labels"]
+    _check_lengths(column, offsets)
+    if all(greatest(list_values(chunk)[0]) < PLAIN_BELOW for chunk in column.chunks):
         return None
+    labels, _ = list_values(column)
     if has_weights(labels):
         raise DataError(
             "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
@@ -52,19 +54,16 @@ def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | Non
     return labels
 
 
-def _beside_ids(column: pa.ChunkedArray, offsets: Ints) -> NDArray[np.integer]:
-    """Labels, one for each id."""
-    if not column.null_count:
-        labels, ends = list_values(column)
-        if np.array_equal(ends, offsets):
-            return labels
-    sizes = np.asarray(pc.fill_null(pc.list_value_length(column), -1), np.int64)
-    row = int(np.flatnonzero(sizes != np.diff(offsets))[0])
-    count = "no labels" if sizes[row] < 0 else f"{sizes[row]} labels"
-    raise DataError(
-        f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Labels stand one to one beside the ids; "
-        "repair the row, or remove the labels column."
-    )
+def _check_lengths(labels: pa.ChunkedArray, offsets: Ints) -> None:
+    sizes = np.asarray(pc.fill_null(pc.list_value_length(labels), -1), np.int64)
+    wrong = np.flatnonzero(sizes != np.diff(offsets))
+    if len(wrong):
+        row = int(wrong[0])
+        count = "no labels" if sizes[row] < 0 else f"{sizes[row]} labels"
+        raise DataError(
+            f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Labels stand one to one beside the "
+            "ids; repair the row, or remove the labels column."
+        )
 
 
 def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
