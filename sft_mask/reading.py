@@ -210,8 +210,9 @@ def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.int
 
 
 def _numbers(row: pa.Scalar) -> Any:
-    """A row of a list column; numbers without a Python object for each."""
-    return row.values.to_numpy(zero_copy_only=False) if pa.types.is_integer(row.type.value_type) else row.as_py()
+    """A row of a column; numbers in a list without a Python object for each."""
+    kind = getattr(row.type, "value_type", None)
+    return row.values.to_numpy(zero_copy_only=False) if kind is not None and pa.types.is_integer(kind) else row.as_py()
 
 
 def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:

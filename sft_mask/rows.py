@@ -44,9 +44,12 @@ def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | Non
         return None
     column = table["labels"]
     _check_lengths(column, offsets)
-    if all(greatest(list_values(chunk)[0]) < PLAIN_BELOW for chunk in column.chunks):
-        return None
-    labels, _ = list_values(column)
+    try:
+        if all(greatest(list_values(chunk)[0]) < PLAIN_BELOW for chunk in column.chunks):
+            return None
+        labels, _ = list_values(column)
+    except ValueError as error:
+        raise DataError(f"labels is malformed: {error}. Repair the row, or remove the labels column.") from error
     if has_weights(labels):
         raise DataError(
             "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."

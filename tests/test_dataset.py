@@ -146,6 +146,13 @@ def test_rows_that_are_filtered_out_are_neither_checked_nor_counted() -> None:
     assert tally.report.rows_dropped == 0
 
 
+def test_a_null_among_labels_is_named_with_its_row() -> None:
+    rows = [tokenized(messages) for messages in CHATS[:3]]
+    labels = [rows[0], [*rows[1][:-1], None], rows[2]]
+    with pytest.raises(DataError, match=rf"row 1: labels is malformed: it holds a null at position {len(rows[1]) - 1}"):
+        labelled(Dataset.from_dict({"input_ids": rows, "labels": labels}))
+
+
 def test_batches_of_any_size_give_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled = tokenized_dataset().shuffle(seed=5).select(range(31))
     whole, tally = label_dataset(shuffled, *masker_and_key())
