@@ -6,6 +6,7 @@ conversation or only its beginning or end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from sft_mask.tokens import AddedPiece, Vocabulary
 
     Ints = NDArray[np.int64]
+
+
+_BLANK = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Unicode's white space, which tokenizers swallow; what ``str.isspace`` holds for blank is a little more."""
+_BLANKS = re.compile(b"(?:" + b"|".join(re.escape(blank.encode()) for blank in _BLANK) + b")*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,11 @@ def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenize
         return walked
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     pairs = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    for index, token_id in enumerate(ids):
+        added = vocabulary.added.get(token_id)
+        at = text.find(added.content, *pairs[index]) if added is not None else -1
+        if added is not None and at >= 0:  # without the blanks that it swallowed
+            pairs[index] = at, at + len(added.content)
     return _byte_positions(text, pairs[:, 0].tolist()), _byte_positions(text, pairs[:, 1].tolist())
 
 
@@ -92,19 +103,18 @@ def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints,
 
 def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
     """Past blanks that the token about to come swallowed on its left."""
-    ahead = position
-    while lstrip and ahead < len(raw) and raw[ahead : ahead + 1].isspace():
-        ahead += 1
+    ahead = _past_blanks(raw, position) if lstrip else position
     return ahead if raw.startswith(piece, ahead) else position
 
 
 def _after_swallowed(raw: bytes, position: int, added: AddedPiece) -> int:
     """Past blanks that a token swallowed on its right."""
-    if not added.rstrip:
-        return position
-    while position < len(raw) and raw[position : position + 1].isspace():
-        position += 1
-    return position
+    return _past_blanks(raw, position) if added.rstrip else position
+
+
+def _past_blanks(raw: bytes, position: int) -> int:
+    found = _BLANKS.match(raw, position)
+    return found.end() if found is not None else position
 
 
 def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:

@@ -34,6 +34,24 @@ def test_blanks_that_a_control_token_swallowed_belong_to_nobody() -> None:
     assert bounds(byte_level(specials=["<|im_start|>", SWALLOWING]), "a<|end|>\n b") == ["a", "<|end|>", "b"]
 
 
+@pytest.mark.parametrize(
+    "blank", ["\n", " ", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u202f", "\u3000", " \xa0\n"]
+)
+def test_any_white_space_that_a_control_token_swallowed_belongs_to_nobody(blank: str) -> None:
+    tokenizer = byte_level(specials=["<|im_start|>", SWALLOWING])
+    text = f"a<|end|>{blank}b"
+    assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 3, "the tokenizer swallows it"
+    assert bounds(tokenizer, text) == ["a", "<|end|>", "b"]
+    opaque = byte_level(specials=["<|im_start|>", SWALLOWING], normalizer=normalizers.Lowercase())
+    assert bounds(opaque, text) == ["a", "<|end|>", "b"]
+
+
+@pytest.mark.parametrize("sign", ["\x1c", "\x1f", "\u200b", "\ufeff"])
+def test_signs_that_no_tokenizer_swallows_stay_text(sign: str) -> None:
+    tokenizer = byte_level(specials=["<|im_start|>", SWALLOWING])
+    assert "".join(bounds(tokenizer, f"a<|end|>{sign}")) != "a<|end|>"
+
+
 def test_a_normalized_text_is_laid_along_the_tokenizers_own_offsets() -> None:
     tokenizer = byte_level(normalizer=normalizers.Lowercase())
     assert bounds(tokenizer, "AB") == ["A", "B"]
