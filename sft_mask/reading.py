@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_ROWS = 256
 _SAMPLED_OF_STREAM = 32
-_VERSION = "2"
+_VERSION = "3"
 """Part of every fingerprint; changes when a mask can change."""
 
 
