@@ -175,14 +175,14 @@ class Masker:
         labels = paint(ids, trained_turns, existing)
         factor, region = self._regions(ids, trained_turns)
         factor = factor * loss_weights(table, offsets, first_row)
-        in_part = existing is not None or not np.all(factor)
-        if in_part:
-            labels[np.broadcast_to(factor == 0, labels.shape)] = IGNORE_INDEX
+        counts_everywhere = bool(np.all(factor))
+        if not counts_everywhere:
+            labels[factor == 0] = IGNORE_INDEX
         reasons = self._settle(labels, offsets, decided, first_row)
-        if in_part or reasons:
-            trained = Trained.of_labels(labels, trained_turns, offsets)
-        else:
+        if existing is None and counts_everywhere and not reasons:
             trained = Trained.of_turns(trained_turns, offsets)
+        else:
+            trained = Trained.of_labels(labels, trained_turns, offsets)
         report = count_batch(decided, trained_turns, trained, (offsets, documents), reasons)
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
