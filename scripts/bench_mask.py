@@ -63,7 +63,7 @@ from benchmarking import (  # noqa: E402  # noqa: E402
     timed,
 )
 from benchmarking.chats import LONG, MARKERS, SHORT, Corpus, Style, corpus, expected_labels  # noqa: E402
-from benchmarking.scan import plain_scan_batch, scan, scan_batch, trains_something  # noqa: E402
+from benchmarking.scan import ScanRow, plain_scan, scan, scan_batch, trains_something  # noqa: E402
 from local_model import smollm2_folder  # noqa: E402
 from rich.box import MARKDOWN  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -92,10 +92,10 @@ DATASETS: dict[str, tuple[Style, tuple[str, ...], bool]] = {
 _CHECKED_ROWS = 200
 UNSLOTH = "Unsloth's function"
 PLAIN, QUICK = "map of a plain loop", "map of a quick loop"
-_MAPS: dict[str, tuple[Callable[..., Any], int | None]] = {
-    PLAIN: (plain_scan_batch, None),
-    QUICK: (scan_batch, None),
-    f"{QUICK}, 2 processes": (scan_batch, 2),
+_MAPS: dict[str, tuple[ScanRow, int | None]] = {
+    PLAIN: (plain_scan, None),
+    QUICK: (scan, None),
+    f"{QUICK}, 2 processes": (scan, 2),
 }
 _SILENT = 100  # every so many rows hold no answer, and are dropped
 
@@ -315,13 +315,13 @@ def _maps(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[str, l
         return alternate_values(arms, bench.options.map_rounds, advance)
 
 
-def _map(bench: Bench, style: Style, dataset: Any, scan_rows: Callable[..., Any], processes: int | None) -> float:
+def _map(bench: Bench, style: Style, dataset: Any, scan_row: ScanRow, processes: int | None) -> float:
     instruction, response = marker_ids(bench.tokenizer, style)
-    given = {"instruction": instruction, "response": response, "ignored": IGNORE_INDEX}
+    given = {"scan_row": scan_row, "instruction": instruction, "response": response, "ignored": IGNORE_INDEX}
 
     def run() -> None:
         options = {"num_proc": processes, "load_from_cache_file": False}
-        labelled = dataset.map(scan_rows, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
+        labelled = dataset.map(scan_batch, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
         kept = labelled.filter(
             trains_something,
             input_columns="labels",

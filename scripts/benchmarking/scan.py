@@ -6,8 +6,10 @@ as it is written down first, with a comparison of both markers at every token, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+ScanRow = Callable[[list[int], list[int], list[int], int], list[int]]
 
 
 def plain_scan(ids: list[int], instruction: list[int], response: list[int], ignored: int) -> list[int]:
@@ -54,18 +56,11 @@ def _next(ids: list[int], at: int, marker: list[int]) -> int:
     return at
 
 
-def plain_scan_batch(
-    batch: Mapping[str, Any], instruction: list[int], response: list[int], ignored: int
-) -> dict[str, list[list[int]]]:
-    """Labels of a batch of ``datasets.map(batched=True)``."""
-    return {"labels": [plain_scan(ids, instruction, response, ignored) for ids in batch["input_ids"]]}
-
-
 def scan_batch(
-    batch: Mapping[str, Any], instruction: list[int], response: list[int], ignored: int
+    batch: Mapping[str, Any], scan_row: ScanRow, instruction: list[int], response: list[int], ignored: int
 ) -> dict[str, list[list[int]]]:
-    """Labels of a batch of ``datasets.map(batched=True)``."""
-    return {"labels": [scan(ids, instruction, response, ignored) for ids in batch["input_ids"]]}
+    """Labels of a batch of ``datasets.map(batched=True)``, by one of the two loops."""
+    return {"labels": [scan_row(ids, instruction, response, ignored) for ids in batch["input_ids"]]}
 
 
 def trains_something(labels: Sequence[int], ignored: int) -> bool:
