@@ -9,8 +9,9 @@ used before it is proven (:mod:`sft_mask.proof`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -79,20 +80,34 @@ def _instruction_header(template: ChatTemplate, gaps: Gaps, core: str) -> str:
     return header.lstrip()
 
 
-def _stops(template: ChatTemplate, close: str, ending: str) -> tuple[str, ...]:
+def _stops(template: ChatTemplate, close: str, ending: str, user_close: str) -> tuple[str, ...]:
     """What the model has to sample after an answer, inside a conversation and at its end.
 
-    Inside, it is all that the template writes before the next header, but for blanks. At the end a template may add
-    more (Phi-3 writes ``<|endoftext|>`` after ``<|end|>``), which nobody samples, or use another token (gpt-oss writes
+    Inside, it is what the template writes before the next header, but for blanks. At the end a template may add more
+    (Phi-3 writes ``<|endoftext|>`` after ``<|end|>``), which nobody samples, or use another token (gpt-oss writes
     ``<|return|>`` for ``<|end|>``).
     """
     bos = str(template.variables.get("bos_token") or "")
-    inside = (close.removesuffix(bos) if bos else close).strip()
+    inside = _first_stop(template, (close.removesuffix(bos) if bos else close).strip(), user_close)
     if inside and ending.strip().startswith(inside):
         return (inside,)
     found = template.first_special(ending)
     last = ending.strip() if found is None else found[1]
     return unique((inside, last))
+
+
+def _first_stop(template: ChatTemplate, close: str, user_close: str) -> str:
+    """What closes an answer, up to the first control token at which the model's turn is over.
+
+    That is the eos, or a token that closes the user's words too: of ``<|eot_id|><|end_of_text|>`` the first, but all of
+    ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, where only the second stands after a user's words.
+    """
+    at = 0
+    while (found := template.first_special(close[at:])) is not None:
+        at += found[0] + len(found[1])
+        if found[1] == template.variables.get("eos_token") or found[1] in user_close:
+            return close[:at]
+    return close
 
 
 def _prefills(core: str, gaps: Gaps) -> list[str]:
@@ -127,19 +142,64 @@ def _heard(rendered: Rendered | None, *messages: int) -> TypeGuard[Rendered]:
     return rendered is not None and {*messages} <= set(rendered.message_of().tolist())
 
 
-def _plain_markers(template: ChatTemplate, gaps: Gaps) -> Markers:
+def _headers(template: ChatTemplate, gaps: Gaps) -> Iterator[tuple[str, str]]:
+    """Response and instruction headers that the gaps suggest, the most likely first."""
+    by_prompt = partial(_headers_of_prompt, template, gaps)
+    by_turns = partial(_headers_of_turns, template, gaps)
+    asks_nothing = gaps.after_user[0] == gaps.after_user[1]
+    for read in (by_turns, by_prompt) if asks_nothing else (by_prompt, by_turns):
+        found = read()
+        if found is not None and found[0].strip() and not _begins_with_stop(gaps, found[0]):
+            yield found
+
+
+def _headers_of_prompt(template: ChatTemplate, gaps: Gaps) -> tuple[str, str]:
     core = _response_core(template, gaps)
-    if not core.strip():
-        raise DetectionError("The chat template writes nothing between a user's words and the model's.")
-    instruction = _instruction_header(template, gaps, core)
+    return core, _instruction_header(template, gaps, core) if core.strip() else ""
+
+
+def _headers_of_turns(template: ChatTemplate, gaps: Gaps) -> tuple[str, str] | None:
+    """The headers of a template that has no generation prompt, from its turns alone.
+
+    The user's header is what the first and a later user turn have in front of their words; what a template writes
+    before it closes an answer. What closes the user's words is what it writes after them where nothing follows, or else
+    what closes an answer; the rest up to the answer's words is the response header::
+
+        opening    <s>User: ...
+        to_user    ...\nUser: ...        instruction header "User: ", an answer is closed by "\n"
+        to_model   ...\nAssistant: ...   response header "Assistant: "
+    """
+    instruction = template.whole_tokens_suffix(gaps.opening, gaps.to_user)
+    instruction = instruction[max(instruction.rfind(_first_opener(template, gaps)), 0) :].lstrip()
+    if not instruction:
+        return None
+    opener = template.lead(instruction)
+    closes_answer = gaps.to_user.removesuffix(instruction)
+    for close in (gaps.after_user[0], closes_answer):
+        if (opener is not None and opener in close) or not all(gap.startswith(close) for gap in gaps.to_model):
+            continue
+        header = template.whole_tokens_prefix(*(gap[len(close) :] for gap in gaps.to_model))
+        if header.strip():
+            return header if template.lead(header) is None else header.lstrip(), instruction
+    return None
+
+
+def _begins_with_stop(gaps: Gaps, core: str) -> bool:
+    """Whether a header begins with all that the template writes after the last answer."""
+    ending = (gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending).strip()
+    return bool(ending) and core.lstrip().startswith(ending)
+
+
+def _plain_markers(template: ChatTemplate, gaps: Gaps, core: str, instruction: str) -> Markers:
     at = gaps.to_user.rindex(instruction) if instruction in gaps.to_user else len(gaps.to_user)
     close = gaps.to_user[:at]
     ending = gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending
-    stops = _stops(template, close, ending)
+    user_close = gaps.to_model[0][: gaps.to_model[0].rindex(core)] if core in gaps.to_model[0] else ""
+    stops = _stops(template, close, ending, user_close)
     stop_headers: tuple[str, ...] = ()
     opener = template.lead(instruction)
-    if not close.strip() and opener is not None:
-        stop_headers, stops = (instruction,), unique((*stops, opener))
+    if not close.strip() and opener is not None and not stops:  # nothing else ends an answer
+        stop_headers, stops = (instruction,), (opener,)
     return Markers(
         response=unique((core, *_prefills(core, gaps))),
         instruction=(instruction,),
@@ -156,8 +216,8 @@ def unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
-def candidate_markers(template: ChatTemplate) -> Markers:
-    """Markers as the template's gaps suggest them, not yet proven.
+def candidate_markers(template: ChatTemplate) -> list[Markers]:
+    """Markers as the template's gaps suggest them, not yet proven; the most likely first.
 
     Raises:
         DetectionError: the template renders no plain conversation, or writes nothing before an answer.
@@ -167,7 +227,19 @@ def candidate_markers(template: ChatTemplate) -> Markers:
         raise DetectionError(
             f"The chat template cannot be read: {why_refused(template)} Give both instruction_part and response_part."
         )
-    markers = replace(_plain_markers(template, gaps), like_the_model=roles_like_the_model(template))
+    found = [_with_other_roles(template, _plain_markers(template, gaps, *headers)) for headers in _headers(template, gaps)]
+    if not found:
+        raise DetectionError(
+            "The chat template writes no header before an answer that could be told from what ends a turn: between the "
+            f"words of a user and the answer it writes {gaps.to_model[0]!r}, between an answer and the next user's words "
+            f"{gaps.to_user!r}, and after the last answer {gaps.ending!r}. Give both instruction_part and response_part."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:
+    """Markers of a plain conversation, with what the template writes around system messages and tools."""
+    markers = replace(markers, like_the_model=roles_like_the_model(template))
     tools = tool_markers(template, markers)
     bos = str(template.variables.get("bos_token") or "")
     system = system_headers(template, markers)
@@ -220,5 +292,18 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
     kept = _PROVEN.setdefault(tokenizer, {})
     key = (template.source, repr(template.variables), template.specials)
     if key not in kept:
-        kept[key] = prove(candidate_markers(template), template, vocabulary, tokenizer)
+        kept[key] = _first_proven(candidate_markers(template), template, vocabulary, tokenizer)
     return kept[key]
+
+
+def _first_proven(
+    candidates: Sequence[Markers], template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any
+) -> Markers:
+    first: DetectionError | None = None
+    for markers in candidates:
+        try:
+            return prove(markers, template, vocabulary, tokenizer)
+        except DetectionError as error:
+            first = first or error
+    assert first is not None, "a template without candidates is refused before"
+    raise first

@@ -13,7 +13,7 @@ import numpy as np
 from sft_mask.alignment import token_bounds
 from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.markers import Markers, compile_patterns
+from sft_mask.markers import Kind, Markers, MarkerText, compile_patterns
 from sft_mask.probing import Probe, probes, try_render
 from sft_mask.spans import SpanFinder
 
@@ -80,7 +80,25 @@ def _fault(
     answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
     if not probe.optional and len(turns) != answers:
         return f"{len(turns)} turns were found for {answers} answers."
-    return None
+    return None if probe.optional or not len(turns) else _untrained_stop(rendered, template, finder, held)
+
+
+def _untrained_stop(
+    rendered: Rendered, template: ChatTemplate, finder: SpanFinder, held: NDArray[np.bool_]
+) -> str | None:
+    """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
+    said = int(np.flatnonzero(rendered.message_of() >= 0).max(initial=-1)) + 1
+    found = template.first_special(rendered.text[said:]) if said else None
+    if found is None or rendered.text[said : said + found[0]].strip():
+        return None
+    if any(_opens(pattern.text, found[1]) for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP):
+        return None
+    at = len(rendered.text[: said + found[0]].encode())
+    return None if held[at] else f"{found[1]!r} ends the last answer and would not be trained."
+
+
+def _opens(header: MarkerText, token: str) -> bool:
+    return isinstance(header, str) and header.lstrip().startswith(token)
 
 
 def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
