@@ -389,7 +389,7 @@ class _Comparison:
         encoded = self.road.tokenizer.apply_chat_template(
             list(talk.messages),
             tools=talk.tools,
-            chat_template=self.road.template.source,
+            chat_template=self.road.template.source_for(talk.tools),
             return_dict=True,
             return_assistant_tokens_mask=True,
             **(talk.variables or {}),

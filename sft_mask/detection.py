@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 from sft_mask.errors import DetectionError, UnsupportedError
-from sft_mask.markers import Markers
+from sft_mask.markers import Markers, MarkerText
 from sft_mask.other_roles import roles_like_the_model, system_headers, tool_markers, tool_probe
 from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
 from sft_mask.proof import prove
@@ -25,6 +25,8 @@ from sft_mask.template import EMPTY_BLOCK, ChatTemplate
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
     from sft_mask.tracing import Rendered
+
+_Text = TypeVar("_Text", str, MarkerText)
 
 
 def _one_token(template: ChatTemplate, close: str) -> str:
@@ -212,7 +214,7 @@ def _plain_markers(template: ChatTemplate, gaps: Gaps, core: str, instruction: s
     )
 
 
-def unique(texts: Iterable[str]) -> tuple[str, ...]:
+def unique(texts: Iterable[_Text]) -> tuple[_Text, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -290,10 +292,27 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
             "instruction_part, the text before the user's words, and response_part, the text before the model's."
         )
     kept = _PROVEN.setdefault(tokenizer, {})
-    key = (template.source, repr(template.variables), template.specials)
+    key = (template.source, template.tool_source, repr(template.variables), template.specials)
     if key not in kept:
-        kept[key] = _first_proven(candidate_markers(template), template, vocabulary, tokenizer)
+        markers, *others = (_first_proven(candidate_markers(one), one, vocabulary, tokenizer) for one in template.each)
+        kept[key] = reduce(_of_either, others, markers)
     return kept[key]
+
+
+def _of_either(markers: Markers, more: Markers) -> Markers:
+    """Markers of a template, with those of the one that the tokenizer has for conversations with tools."""
+    return replace(
+        markers,
+        response=unique((*markers.response, *more.response)),
+        instruction=unique((*markers.instruction, *more.instruction)),
+        others=unique((*markers.others, *more.others)),
+        stops=unique((*markers.stops, *more.stops)),
+        stop_headers=unique((*markers.stop_headers, *more.stop_headers)),
+        separator=markers.separator if markers.separator == more.separator else "",
+        open_end=markers.open_end or more.open_end,
+        complete=markers.complete and more.complete,
+        like_the_model=unique((*markers.like_the_model, *more.like_the_model)),
+    )
 
 
 def _first_proven(

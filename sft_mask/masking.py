@@ -275,6 +275,7 @@ class Masker:
         seen = decode.shapes(table, self.needles)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
+        doubtful |= decode.answered_before(table)  # which markers alone cannot tell from an answer of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
         decided = Decided(turns, none, known & ~doubtful)
         if self.policy.turns != "flagged":
@@ -333,6 +334,7 @@ class Masker:
         assert self.road is not None, "asked for the exact road without one"
         conversation = decode.row(table, row)
         weights = self.policy.message_weights(conversation.messages)
+        weights[: conversation.prompt] = [0.0] * conversation.prompt
         roles = [str(message.get("role")) for message in conversation.messages]
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
         try:
@@ -347,7 +349,7 @@ class Masker:
         except DataError as error:
             return str(error)
         self._rendered += 1
-        return _of_messages(found, weights, roles)
+        return _of_messages(found, weights, roles, conversation.prompt)
 
     # what became of it
 
@@ -403,12 +405,13 @@ def _halves(text: str) -> tuple[str, ...]:
     return (text[:middle], text[middle:]) if middle > 2 else (text,)
 
 
-def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -> Turns:
-    """Turns with the weights and the roles of their messages."""
+def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str], prompt: int) -> Turns:
+    """Turns with the weights and the roles of their messages, the first ``prompt`` of which are given."""
     codes = [ROLES.index(role) if role in ROLES else len(ROLES) - 1 for role in roles]
     known = turns.message >= 0
     at = np.where(known, turns.message, 0)
-    own = next((weight for weight, role in zip(weights, roles, strict=True) if role in MODEL_ROLES), 1.0)
+    spoken = zip(weights[prompt:], roles[prompt:], strict=True)
+    own = next((weight for weight, role in spoken if role in MODEL_ROLES), 1.0)
     return replace(
         turns,
         weight=np.where(known, np.array([*weights, own])[at], own),

@@ -86,7 +86,8 @@ def build_masker(
     bos = getattr(toolkit.tokenizer, "bos_token_id", None)
     road = _road(toolkit, resolved)
     masker = Masker(resolved.finder, resolved.markers, policy, road, on_ambiguous, bos)
-    template = (toolkit.template.source, dict(toolkit.template.variables)) if toolkit.template is not None else None
+    chat = toolkit.template
+    template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
     key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
     return masker, key
 
