@@ -173,7 +173,7 @@ def fit_to_row(
     whole: Ints,
     row: Ints,
     opens_turn: Callable[[Ints], bool],
-    frame: RowFrame = RowFrame(),  # noqa: B008 - frozen
+    frame: RowFrame = RowFrame(),
 ) -> Turns:
     """Moves turns of the whole conversation onto a row that holds all of it, its beginning, or its end.
 
@@ -217,7 +217,7 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
 
 
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
-    """The turns, the last one with the tail of its row as its stop where it has none and only whitespace lies between."""
+    """The turns; the tail of the row is the stop of the last one where it has none and only whitespace lies between."""
     if high == len(row) or not len(turns) or turns.has_stop[-1] or not frame.is_blank(row[turns.stop[-1] : high]):
         return turns
     stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()

@@ -316,7 +316,7 @@ def compare_roads(data: Any, tokenizer: Any = None, *, split: str | None = None,
 
 def agreement_of(rows: PreviewRows) -> Agreement:
     """:func:`compare_roads` for rows that are at hand."""
-    if rows.masker.road is None:
+    if rows.masker.road is None or not rows.masker.from_template:
         raise UnsupportedError(
             "Roads can be compared only where the rows are the chat template's: there is none, or the markers given "
             "are not its own."

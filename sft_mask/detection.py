@@ -229,14 +229,25 @@ def candidate_markers(template: ChatTemplate) -> list[Markers]:
         raise DetectionError(
             f"The chat template cannot be read: {why_refused(template)} Give both instruction_part and response_part."
         )
-    found = [_with_other_roles(template, _plain_markers(template, gaps, *headers)) for headers in _headers(template, gaps)]
+    found = [
+        _with_other_roles(template, _plain_markers(template, gaps, *headers)) for headers in _headers(template, gaps)
+    ]
     if not found:
         raise DetectionError(
-            "The chat template writes no header before an answer that could be told from what ends a turn: between the "
-            f"words of a user and the answer it writes {gaps.to_model[0]!r}, between an answer and the next user's words "
-            f"{gaps.to_user!r}, and after the last answer {gaps.ending!r}. Give both instruction_part and response_part."
+            f"The chat template {_no_header(gaps)} Use a template that writes a header before an answer, or give both "
+            "instruction_part and response_part."
         )
     return list(dict.fromkeys(found))
+
+
+def _no_header(gaps: Gaps) -> str:
+    if not gaps.to_model[0].strip():
+        return "writes nothing between a user's words and the model's."
+    return (
+        "does not show where an answer begins: what it writes between a user's words and the model's, "
+        f"{gaps.to_model[0]!r}, cannot be told from what it writes between an answer and the next user's words, "
+        f"{gaps.to_user!r}, or after the last answer, {gaps.ending!r}."
+    )
 
 
 def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:

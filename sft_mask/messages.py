@@ -46,6 +46,10 @@ class _Mark:
     stops: bool = False
 
 
+class LostWordsError(DataError):
+    """The chat template writes none of the words of an answer."""
+
+
 class _Text:
     """A rendered conversation with what the template wrote in it marked up."""
 
@@ -286,11 +290,13 @@ class ExactRoad:
 
         Raises:
             DataError: the template refuses the conversation, or the row is not what the template renders.
+            LostWordsError: the template writes none of the words of an answer.
         """
         rendered = self.template.render(messages, tools=tools, variables=variables)
         spans = self.text_turns(
             messages, rendered, tools=tools, variables=variables, others=others, tool_calls=tool_calls
         )
+        _refuse_lost_words(messages, rendered, spans)
         whole = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
         first, last = token_bounds(rendered.text, whole.tolist(), self.vocabulary, self.tokenizer)
         found = token_turns(rendered.text, spans, first, last)
@@ -313,6 +319,32 @@ class ExactRoad:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))
+
+
+def _refuse_lost_words(messages: Sequence[Message], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
+    """Refuses an answer of which the template wrote nothing: its turn would train a bare stop.
+
+    Raises:
+        LostWordsError: a message of the model has words, and its turn has none of them.
+    """
+    written = set(np.unique(rendered.message_of()).tolist())
+    for index in (turn.message for turn in turns if turn.message >= 0 and turn.message not in written):
+        content = messages[index].get("content")
+        if _has_words(content):
+            kind = "a list of parts" if isinstance(content, list) else "text"
+            raise LostWordsError(
+                f"The chat template writes none of the words of message {index} ({rendered.roles[index]}), whose "
+                f"content is {kind}: {content!r:.80}. Its turn would train nothing but a stop. Give the content as "
+                f"{'text' if isinstance(content, list) else 'this template reads it'}, or a template that writes it "
+                "as chat_template=."
+            )
+
+
+def _has_words(content: Any) -> bool:
+    """Whether a content holds any text that is not whitespace."""
+    if isinstance(content, list):
+        return any(_has_words(part.get("text")) for part in content if isinstance(part, Mapping))
+    return isinstance(content, str) and bool(content.strip())
 
 
 def _added_around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -259,7 +259,9 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
             runs.append(run)
         elif not is_cut:
             blanks.append(blank)
-    closes_others = {token for at in turns.header.tolist() if (token := _control_before(ids, at, vocabulary)) is not None}
+    closes_others = {
+        token for at in turns.header.tolist() if (token := _control_before(ids, at, vocabulary)) is not None
+    }
     stops = Counter(_ends_turn(run, closes_others, runs) for run in runs)
     eos = getattr(tokenizer, "eos_token_id", None)
     bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)

@@ -45,6 +45,11 @@ def token_holding(position: Ints) -> Ints:
     return position >> _BITS
 
 
+def offset_in_token(position: Ints) -> Ints:
+    """Bytes between the beginning of the token at a position and the position."""
+    return position & ((1 << _BITS) - 1)
+
+
 def tokens_before(position: Ints) -> Ints:
     """One past the last token that holds a byte before a position."""
     return (position + ((1 << _BITS) - 1)) >> _BITS

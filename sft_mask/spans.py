@@ -267,7 +267,9 @@ class SpanFinder:
     def _separator_tokens(self) -> dict[int, dict[int, Ints]]:
         """For each beginning of the separator, by its length: the tokens that hold its last bytes and no more."""
         held = self.vocabulary.ids_holding(frozenset(self.separator)) if self.vocabulary.kind != "opaque" else ()
-        pieces = {int(token): self.vocabulary.piece(int(token)) for token in held if not self.vocabulary.is_special(token)}
+        pieces = {
+            int(token): self.vocabulary.piece(int(token)) for token in held if not self.vocabulary.is_special(token)
+        }
         lengths = range(1, len(self.separator) + 1)
         table: dict[int, dict[int, Ints]] = {}
         for length in lengths:

@@ -170,7 +170,7 @@ REFUSED = {
     "{% for %}": "TemplateSyntaxError",
     "{{ messages[0].content }}": "drops the words of message 1",
     "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
-    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}": "nothing between",
+    "{% for m in messages %}{{ '> ' + m.content + '\n' }}{% endfor %}": "the same as the response marker",
 }
 
 TWO_SPEAKERS = (
