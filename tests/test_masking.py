@@ -178,7 +178,7 @@ def test_rows_of_another_template_say_so_with_the_first_difference() -> None:
 
 def test_a_row_that_differs_twice_from_what_the_template_writes_is_decided_by_its_words() -> None:
     rows = [conversation("Hi", "Yes"), conversation("So <|im_start|>assistant\nno", "No")]
-    tokens = [[*ids(row)[:2], 7, *ids(row)[2:-1], 8] for row in rows]
+    tokens = [[7, *ids(row)[:-1], 8] for row in rows]
     batch = masker().mask(table(rows, tokens), Decoder())
     assert [spoken(batch, row) for row in (0, 1)] == [["Yes<|im_end|>"], ["No<|im_end|>"]]
     assert batch.report.rows_exact == 2
