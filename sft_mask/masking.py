@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 OnAmbiguous = Literal["error", "drop", "mask"]
 _PROOFS = 3
 """Rows of a shape that must agree on both roads before markers are believed for the rest."""
-_NOT_IN_ROW = "The words of its messages are not in the row."
+_NOT_IN_ROW = "whose messages do not match their text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Decided:
         turns: all that were found.
         exact: ``(rows,)`` decided by messages.
         checked: ``(rows,)`` decided by markers, which agree with the messages.
-        unmatched: ``(rows,)`` decided by markers although they have messages, which could not be found in them.
+        unmatched: why rows with messages were decided by markers alone.
         ambiguous: why rows could not be decided.
         in_part: those of them of which only the first words could not.
         lost: those of them whose chat template leaves out the words of an answer.
@@ -86,7 +86,7 @@ class Decided:
     turns: Turns
     exact: Bools
     checked: Bools
-    unmatched: Bools
+    unmatched: dict[int, str] = field(default_factory=dict)
     ambiguous: dict[int, str] = field(default_factory=dict)
     in_part: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
@@ -284,7 +284,8 @@ class Masker:
         none = np.zeros(count, np.bool_)
         if not decode.has_conversation(table) or len(documents) != len(offsets):
             self._refuse_without_messages(table, decode)
-            return Decided(turns, none, none.copy(), none.copy())
+            packed = range(count) if decode.has_conversation(table) else ()
+            return Decided(turns, none, none.copy(), dict.fromkeys(packed, "packed"))
         if self.road is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
@@ -293,11 +294,12 @@ class Masker:
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         doubtful |= decode.answered_before(table)  # which markers alone cannot tell from an answer of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
-        decided = Decided(turns, none, known & ~doubtful, ~known)
+        unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
+        decided = Decided(turns, none, known & ~doubtful, unmatched)
         if self.policy.turns != "flagged":
             decided.unread_flags = int(flagged.sum())
         if self.policy.needs_messages:
-            decided.ambiguous.update(dict.fromkeys(np.flatnonzero(~known).tolist(), "Its messages are null."))
+            decided.ambiguous.update(dict.fromkeys(decided.unmatched, "Its messages are null."))
         replaced: dict[int, Turns] = {}
         for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
             shape = int(seen.shape[row])
@@ -327,7 +329,7 @@ class Masker:
         if doubtful or self.from_template:
             decided.ambiguous[row] = why
             return
-        decided.unmatched[row] = True
+        decided.unmatched[row] = _NOT_IN_ROW
         self._unmatched[shape] = self._unmatched.get(shape, 0) + 1
 
     def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
