@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.errors import DataError, SftMaskError
+from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 from sft_mask.report import SplitReport
 from sft_mask.rows import LOSS_WEIGHTS
 from sft_mask.tokens import cache_slices
@@ -117,7 +117,7 @@ def mask_rows(
     outcome = _attempt(masker, table, decode, numbers, adjacent)
     if isinstance(outcome, Exception):
         error, number = _narrowed(outcome, masker, table, decode, numbers)
-        raise _named(error, name, number) from error
+        raise _named(error, name, number, decode.columns(table)) from error
     return outcome
 
 
@@ -150,9 +150,11 @@ def _narrowed(
     return error, int(numbers[0]) if len(numbers) else None
 
 
-def _named(error: Exception, name: str, number: int | None = None) -> SftMaskError:
+def _named(error: Exception, name: str, number: int | None, columns: tuple[str, ...]) -> SftMaskError:
     kind = type(error) if isinstance(error, SftMaskError) else DataError
     text = str(error)
+    if kind is AmbiguousRowError and columns and columns != ("messages",):
+        text = f"{text} (Its messages are in {' and '.join(columns)}.)"
     row = "" if number is None or text.startswith(f"Row {number} ") else f"row {number}: "
     return kind(f"In {name}: {row}{text}")
 

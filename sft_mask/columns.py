@@ -52,7 +52,8 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a column type are lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -60,7 +61,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_json(kind: pa.DataType) -> bool:
+def is_json(kind: pa.DataType) -> bool:
+    """Whether values of a column type are kept as JSON text."""
     return getattr(kind, "extension_name", "") == "arrow.json"
 
 
@@ -109,11 +111,11 @@ def _leaves(
 ) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
     """Every leaf array below ``array``, with the row that each of its values belongs to; ``[]`` is a list inside."""
     kind = array.type
-    if _is_json(kind):
+    if is_json(kind):
         yield from _leaves(_from_json(array), rows, path)
     elif isinstance(kind, pa.BaseExtensionType):
         yield from _leaves(array.storage, rows, path)
-    elif _is_list(kind):
+    elif is_list(kind):
         lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
         yield from _leaves(array.flatten(), np.repeat(rows, lengths), (*path, _INSIDE) if path else path)
     elif pa.types.is_struct(kind):
@@ -126,9 +128,9 @@ def _leaves(
 
 def is_conversation(kind: pa.DataType) -> bool:
     """Whether a column type is a list of messages: structs with a role, or JSON objects."""
-    if _is_list(kind) and _is_json(kind.value_type):
+    if is_list(kind) and is_json(kind.value_type):
         return True
-    return _is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
+    return is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
 
 
 def _rows_where(found: Bools, rows: Ints, count: int) -> Bools:
@@ -155,7 +157,7 @@ def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Boo
 def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
     """Rows in which a column of lists holds anything; none where it is no column of lists."""
     array = _flat(column)
-    if not _is_list(array.type):
+    if not is_list(array.type):
         return np.zeros(len(array), np.bool_)
     return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
 
@@ -190,6 +192,8 @@ def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
 
 
 def _role_codes(roles: pa.Array) -> Ints:
+    if not _is_text(roles.type):
+        return np.full(len(roles), len(_ROLES), np.int64)
     index = pc.index_in(roles, value_set=pa.array(_ROLES, roles.type))
     return np.asarray(pc.fill_null(index, len(_ROLES)), np.int64)
 

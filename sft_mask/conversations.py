@@ -107,30 +107,69 @@ class Decoder:
         """The conversation of one row, decoded.
 
         Raises:
-            DataError: its tools are text that is no JSON.
+            DataError: a message is no mapping, its tools are text that is no JSON, or its variables no mapping.
         """
         names = [*self.columns(table), *(name for name in _EXTRAS if name in table.column_names)]
         values = {name: table[name][row].as_py() for name in names}
         if self.features is not None:
             kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
             values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
-        parts = [values[name] or () for name in self.columns(table)]
+        parts = [mappings(name, values[name]) for name in self.columns(table)]
         messages = [message for part in parts for message in part]
         prompt = len(parts[0]) if len(parts) > 1 else 0
-        return Conversation(messages, read_tools(values.get("tools")), values.get("chat_template_kwargs"), prompt)
+        variables = read_variables(values.get("chat_template_kwargs"))
+        return Conversation(messages, read_tools(values.get("tools")), variables, prompt)
+
+
+def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
+    """The messages of a row, each of which must be a mapping.
+
+    Raises:
+        DataError: one is not.
+    """
+    for at, message in enumerate(messages or ()):
+        if not isinstance(message, Mapping):
+            seen = "null" if message is None else f"{message!r:.80}, of type {type(message).__name__}"
+            raise DataError(
+                f"message {at} of {column} is {seen}, not a mapping with a role and a content. Repair or remove it."
+            )
+    return messages or ()
 
 
 def read_tools(tools: Any) -> Any:
     """Tool definitions as TRL gives them to a template: JSON text is read, and an empty list stays one.
 
-    >>> read_tools('[{"name": "clock"}]'), read_tools([]), read_tools(None)
+    >>> read_tools('[{"name": "clock"}]'), read_tools([]), read_tools("")
     ([{'name': 'clock'}], [], None)
     """
-    if not isinstance(tools, str):
-        return tools
+    read = _tools_of_text(tools) if isinstance(tools, str) else tools
+    if read is None or isinstance(read, (Sequence, Mapping)):
+        return read
+    raise DataError(f"The tools column holds {tools!r:.80}, which is no list of tool definitions. Give JSON or a list.")
+
+
+def _tools_of_text(text: str) -> Any:
+    if not text.strip():
+        return None
     try:
-        return json.loads(tools)
+        return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
-            f"The tools column holds {tools[:80]!r}, which is no JSON: {error}. Give JSON or a list."
+            f"The tools column holds {text[:80]!r}, which is no JSON: {error}. Give JSON or a list."
         ) from error
+
+
+def read_variables(variables: Any) -> Mapping[str, Any] | None:
+    """Variables of a template, as a row gives them.
+
+    Raises:
+        DataError: they are no mapping.
+    """
+    if variables is None or isinstance(variables, Mapping):
+        return variables
+    read = '{"chat_template_kwargs": json.loads(row["chat_template_kwargs"])}'
+    raise DataError(
+        f"The chat_template_kwargs column holds {variables!r:.80}, of type {type(variables).__name__}, not a mapping. "
+        "Give a mapping of names to values; if it is JSON text, read it:\n\n"
+        f"    import json\n    dataset = dataset.map(lambda row: {read})"
+    )

@@ -22,6 +22,7 @@ from sft_mask.batches import READ, Tally, list_column, mask_rows
 from sft_mask.conversations import Decoder
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.masking import MaskedBatch, Masker
+from sft_mask.roles import no_rows
 from sft_mask.rows import LOSS_WEIGHTS
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def check_columns(dataset: Dataset, name: str) -> None:
         list_column(dataset._data, "labels", where)
     _check_loss_weights(dataset._data.schema, where)
     if not len(dataset):
-        raise DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
+        raise no_rows(dataset, where)
 
 
 def _check_loss_weights(schema: pa.Schema, where: str) -> None:

@@ -344,9 +344,10 @@ class Masker:
             why = "there is no chat template that the messages could be rendered by"
         else:
             why = "the rows are packed"
+        kept = " and ".join(decode.columns(table)) or "messages (conversations, or prompt and completion)"
         raise UnsupportedError(
-            f"The policy asks for roles, tool calls or flags of messages, but {why}. Keep the messages column, or mask "
-            "before the trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
+            f"The policy asks for roles, tool calls or flags of messages, but {why}. Keep {kept}, or mask before the "
+            "trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
         )
 
     def _trusts(self, shape: int) -> bool:
@@ -442,7 +443,7 @@ class Masker:
             return AmbiguousRowError(
                 f"Row {row} cannot be decided, nor can any row before it: {why} So the rows were rendered by another "
                 "chat template, or with other template arguments. Give the one that was used as chat_template=, remove "
-                "the messages column to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
+                "the column of messages to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
             )
         return AmbiguousRowError(
             f"Row {row} cannot be decided: {why} Other rows are what the template renders ({self._rendered} so far), "

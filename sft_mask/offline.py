@@ -9,17 +9,31 @@ from typing import Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.conversations import read_tools
+from sft_mask.conversations import read_tools, read_variables
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.masking import OnAmbiguous
 from sft_mask.policy import Policy, Reduction, combined
 from sft_mask.premasked import note_masked
-from sft_mask.reading import Toolkit, build_masker, column_names, marker_summary, read_tokenizer, sample_rows
+from sft_mask.reading import (
+    Toolkit,
+    column_names,
+    in_format_of,
+    marker_summary,
+    masker_for,
+    plain,
+    read_tokenizer,
+    sample_rows,
+)
 from sft_mask.report import MaskReport
+from sft_mask.roles import without_answers
 from sft_mask.splits import mask_split
+from sft_mask.wellformed import PAIR, check_row, oddities
 
 logger = logging.getLogger(__name__)
+
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template's own mistakes raise, beside the errors of Jinja."""
 
 
 def mask_dataset(
@@ -61,15 +75,18 @@ def mask_dataset(
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
     ready = {name: tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
-    masker, key = build_masker(
+    first = next(iter(ready))
+    masker, key = masker_for(
         toolkit,
-        sample_rows(next(iter(ready.values()))),
+        sample_rows(ready[first]),
+        splits[first],
+        f"the {first} dataset",
         instruction_part=instruction_part,
         response_part=response_part,
         policy=combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction),
         on_ambiguous=on_ambiguous,
     )
-    masked = {name: mask_split(split, masker, key, name) for name, split in ready.items()}
+    masked = {name: mask_split(split, masker, key, name, source=splits[name]) for name, split in ready.items()}
     reports = {name: tally.report for name, (_, tally) in masked.items()}
     report = MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
     weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
@@ -105,13 +122,33 @@ def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: s
             )
         if hasattr(dataset, "__len__") and not len(dataset):
             raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
-        _render_once(dataset, toolkit)
+        read = plain(dataset)
+        _render_once(read, toolkit)
         arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
-        renamed = "conversations" if "conversations" in columns else None
-        dataset = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
+        keeps = "conversations" not in columns or _reads_text(next(iter(read)))
+        renamed = None if keeps else "conversations"
+        dataset = in_format_of(dataset, _mapped(read, arguments, renamed, name))
     if hasattr(dataset, "__len__"):
         check_columns(dataset, name)
     return dataset
+
+
+class _RefusedError(DataError):
+    """The chat template refuses a conversation."""
+
+
+def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, name: str) -> Any:
+    """The dataset with its rows tokenized; of a stream the first one at once."""
+    try:
+        made = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
+        if not hasattr(made, "__len__"):
+            next(iter(made), None)
+    except _RefusedError as error:
+        found = without_answers(dataset, f"the {name} dataset")
+        if found is None:
+            raise
+        raise found from error
+    return made
 
 
 def _render_once(dataset: Any, toolkit: Toolkit) -> None:
@@ -129,25 +166,40 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
     ``conversations`` become ``messages``, as TRL renames them.
 
     Raises:
-        DataError: the chat template refuses the row, or its tools are no JSON; with the row's number.
+        DataError: the row is malformed, or the chat template refuses it; with the row's number.
     """
     try:
+        check_row(row)
         return _tokenized_row(row, tokenizer, chat_template)
     except DataError as error:
-        raise DataError(f"Row {number}: {error}") from error
+        raise type(error)(f"Row {number}: {error}") from error
 
 
 def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     from trl import maybe_convert_to_chatml
 
+    if _reads_text(row):
+        return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
     example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
-    if "prompt" in example:
+    if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
-    conversation = example.get("messages")
-    if conversation is None:
-        return {"input_ids": tokenizer(_with_eos(example["text"], tokenizer))["input_ids"]}
+    conversation = example["messages"]
     renamed = {"messages": conversation} if "conversations" in row else {}
     return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
+
+
+def _reads_text(row: Mapping[str, Any]) -> bool:
+    """Whether TRL tokenizes the text of a row: ``conversations`` beside it count where they are ``from`` and ``value``.
+
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
+    True
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"from": "user", "value": "Hi"}]})
+    False
+    """
+    if row.get("text") is None or row.get("messages") is not None or row.keys() >= {*PAIR}:
+        return False
+    first = next(iter(row.get("conversations") or ()), None)
+    return not (isinstance(first, Mapping) and "from" in first)
 
 
 def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
@@ -186,21 +238,21 @@ def _rendered(
             f"{type(tokenizer).__name__} has no chat template, so messages cannot be rendered. Give the one that the "
             "model speaks as chat_template=, or a dataset with text and both markers."
         )
+    tools, variables = read_tools(example.get("tools")), read_variables(example.get("chat_template_kwargs"))
     try:
         encoded = tokenizer.apply_chat_template(
             conversation,
-            tools=read_tools(example.get("tools")),
+            tools=tools,
             tokenize=True,
             return_dict=True,
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
-            **(example.get("chat_template_kwargs") or {}),
+            **(variables or {}),
         )
-    except (TemplateError, TypeError, ValueError) as error:
-        there = [message.get("role") if isinstance(message, Mapping) else message for message in conversation[:12]]
-        roles = ", ".join(map(str, there)) or "none"
-        why = str(error).rstrip(".")
-        raise DataError(
+    except (TemplateError, *_TEMPLATE_FAULTS) as error:
+        roles = ", ".join(str(message.get("role")) for message in conversation[:12])
+        why = ". ".join(part for part in (str(error).rstrip("."), oddities(conversation).rstrip(".")) if part)
+        raise _RefusedError(
             f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
             "remove it, or give another chat_template."
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.dataset import check_columns
-from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.fragments import Cutting, Pieces
 from sft_mask.markers import Markers, MarkerText
 from sft_mask.masking import Masker, OnAmbiguous
@@ -19,8 +19,10 @@ from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
 from sft_mask.report import MarkerSummary
 from sft_mask.resolution import Resolved, resolve
+from sft_mask.roles import without_answers
 from sft_mask.template import ChatTemplate
 from sft_mask.tokens import Vocabulary, read_vocabulary
+from sft_mask.wellformed import messages_as_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,6 +95,41 @@ def build_masker(
     template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
     key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
     return masker, key
+
+
+def masker_for(
+    toolkit: Toolkit, rows: Sequence[NDArray[np.integer]], source: Any, name: str, **settings: Any
+) -> tuple[Masker, tuple[object, ...]]:
+    """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the fault.
+
+    Args:
+        toolkit: the tokenizer.
+        rows: ids of some rows.
+        source: the dataset, or the one that it was made from.
+        name: what to call it (``"the train dataset"``).
+        settings: see :func:`build_masker`.
+
+    Raises:
+        NothingToTrainError: nobody in the dataset speaks for the model, so that its marker is in no row.
+        DataError: the text of the rows is messages as JSON.
+    """
+    try:
+        return build_masker(toolkit, rows, **settings)
+    except MarkerError as error:
+        if not _are_the_templates(toolkit, settings):
+            raise
+        found = messages_as_text(next(iter(plain(source)), {})) or without_answers(source, name)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _are_the_templates(toolkit: Toolkit, settings: Mapping[str, Any]) -> bool:
+    """Whether markers are those of the chat template, so that they would be found if somebody spoke for the model."""
+    try:
+        return build_masker(toolkit, [], **settings)[0].road is not None
+    except MarkerError:
+        return False
 
 
 def _road(toolkit: Toolkit, resolved: Resolved) -> ExactRoad | None:
@@ -248,6 +285,34 @@ def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:
         if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
             read.append(ids.astype(np.int64))
     return read
+
+
+def plain(dataset: Any) -> Any:
+    """The dataset with rows of Python objects, whatever its format; rows that are made on the fly stay so."""
+    kind = _format_of(dataset)
+    return dataset if kind in (None, "custom") else dataset.with_format(None)
+
+
+def _format_of(dataset: Any) -> str | None:
+    """The name of a dataset's format (``"python"`` where some columns are hidden); ``None`` where there is none."""
+    if not hasattr(dataset, "format"):
+        return getattr(getattr(dataset, "_formatting", None), "format_type", None)
+    shown = dataset.format
+    kind: str | None = shown["type"]
+    return "python" if kind is None and {*shown["columns"]} != {*dataset.column_names} else kind
+
+
+def in_format_of(dataset: Any, made: Any) -> Any:
+    """What was made of a plain dataset, in its format; columns that were added are shown."""
+    kind = _format_of(dataset)
+    if kind in (None, "custom"):
+        return made
+    if not hasattr(dataset, "format"):
+        return made.with_format(kind)
+    shown, before, now = dataset.format, dataset.column_names, made.column_names
+    hidden = {*before} - {*shown["columns"]}
+    columns = [name for name in now if name not in hidden] if hidden else None
+    return made.with_format(shown["type"], columns, shown["output_all_columns"], **shown["format_kwargs"])
 
 
 def column_names(dataset: Any) -> list[str]:

@@ -13,6 +13,7 @@ from sft_mask.errors import NothingToTrainError
 from sft_mask.masking import Masker
 from sft_mask.reading import sample_rows
 from sft_mask.report import SplitReport
+from sft_mask.roles import without_answers
 from sft_mask.stream import label_stream
 
 _LOOKED_AT = 64
@@ -26,8 +27,11 @@ def mask_split(
     *,
     max_length: int | None = None,
     keep_all_rows: bool = False,
+    source: Any = None,
 ) -> tuple[Any, Tally]:
     """Masks a split; the first process of each node goes first, and the others read what it wrote.
+
+    ``source`` is the dataset that this one was made from, if another one: errors name its columns.
 
     Raises:
         NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
@@ -38,7 +42,8 @@ def mask_split(
     else:
         labelled, tally = label_stream(dataset, masker, name, keep_all_rows=keep_all_rows)
     if not tally.report.trained_tokens:
-        raise _nothing(dataset, name, tally.report, masker, max_length)
+        found = without_answers(dataset if source is None else source, f"the {name} dataset") if masker.road else None
+        raise found or _nothing(dataset, name, tally.report, masker, max_length)
     return labelled, tally
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sft_mask.batches import CONVERSATION, Tally, mask_rows
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.conversations import Conversation, Decoder, read_tools
+from sft_mask.conversations import Conversation, Decoder, mappings, read_tools, read_variables
 from sft_mask.errors import DataError
 from sft_mask.masking import Masker
 from sft_mask.rows import LOSS_WEIGHTS
@@ -106,8 +106,15 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
             columns[name] = _as_json(batch[name])
     for name in ("tools", "chat_template_kwargs"):
         if _is_filled(batch.get(name)):
-            columns[name] = pa.array([value and _dumped(value) for value in batch[name]], pa.string())
+            columns[name] = pa.array([_dumped(value) if value else None for value in batch[name]], pa.string())
     return pa.table(columns)
+
+
+def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversations of a batch, row by row; that there are ``input_ids`` is seen by the key."""
+    there = [name for name in CONVERSATION if _is_filled(batch.get(name))]
+    values = zip(*(batch[name] for name in there), strict=True)
+    return [{"input_ids": None, **dict(zip(there, row, strict=True))} for row in values]
 
 
 def _is_filled(values: Any) -> bool:
@@ -163,7 +170,8 @@ class _BatchDecoder(Decoder):
 
     def row(self, table: pa.Table, row: int) -> Conversation:
         place = table[_PLACE][row].as_py()
-        messages = [message for name in self.columns(table) for message in self._batch[name][place]]
+        messages = [message for name in self.columns(table) for message in mappings(name, self._batch[name][place])]
         there = [name for name in ("tools", "chat_template_kwargs") if name in table.column_names]
         extra = {name: self._batch[name][place] for name in there}
-        return Conversation(messages, read_tools(extra.get("tools")), extra.get("chat_template_kwargs"))
+        variables = read_variables(extra.get("chat_template_kwargs"))
+        return Conversation(messages, read_tools(extra.get("tools")), variables)

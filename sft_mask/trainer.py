@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.checks import check_collator
-from sft_mask.errors import MarkerError, NothingToTrainError, UnsupportedError
+from sft_mask.errors import DataError, MarkerError, NothingToTrainError, UnsupportedError
 from sft_mask.grading import group_names
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.policy import Policy, Reduction, combined
@@ -19,6 +19,7 @@ from sft_mask.reading import (
     build_masker,
     column_names,
     marker_summary,
+    masker_for,
     read_tokenizer,
     read_trainer,
     readable,
@@ -26,7 +27,7 @@ from sft_mask.reading import (
 )
 from sft_mask.refusals import refuse_with_weights
 from sft_mask.splits import mask_split
-from sft_mask.stream import LabelBatch, batch_table
+from sft_mask.stream import LabelBatch, batch_table, rows_of_batch
 
 if TYPE_CHECKING:
     from sft_mask.batches import Tally
@@ -129,7 +130,7 @@ class _Way:
     """
 
     plan: Plan
-    masker: Masker | MarkerError
+    masker: Masker | MarkerError | DataError
     key: tuple[object, ...] = ()
     weighted: bool = False
 
@@ -166,10 +167,11 @@ class _Way:
 
 
 def _way(plan: Plan, settings: Mapping[str, Any]) -> _Way:
-    rows = sample_rows(plan.splits["train"])
+    train = plan.splits["train"]
+    limited = {**settings, "max_length": plan.max_length}
     try:
-        return _Way(plan, *build_masker(plan.toolkit, rows, max_length=plan.max_length, **settings))
-    except MarkerError as error:
+        return _Way(plan, *masker_for(plan.toolkit, sample_rows(train), train, "the train dataset", **limited))
+    except (MarkerError, DataError) as error:
         if all(is_masked(split) for split in plan.splits.values()):
             return _Way(plan, error)  # raised if another dataset is evaluated
         raise
@@ -235,7 +237,8 @@ class LabelFunction:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if self._label is None:
             rows = readable(row for row in batch_table(batch)["input_ids"].to_pylist() if row)
-            self._label = LabelBatch(build_masker(self._toolkit, rows, **self._given[2])[0])
+            source = rows_of_batch(batch)
+            self._label = LabelBatch(masker_for(self._toolkit, rows, source, "the batch", **self._given[2])[0])
         return self._label(batch)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from sft_mask.doctor.samples import Sample, take_sample
 from sft_mask.errors import LabelsChangedError
 from sft_mask.inspection import lenient
 from sft_mask.policy import Policy
-from sft_mask.reading import Plan, build_masker, read_trainer, sample_rows
+from sft_mask.reading import Plan, masker_for, read_trainer, sample_rows
 from sft_mask.report import SHARE_FACTOR
 from sft_mask.story import Storyteller
 
@@ -88,10 +88,12 @@ def _masker(trainer: Any, plan: Plan, instruction: object, response: object) -> 
     state = getattr(trainer, "_sft_mask", None)
     if state is not None and state.masker is not None:
         return lenient(state.masker)
-    rows = sample_rows(plan.splits["train"])
-    made, _ = build_masker(
+    train = plan.splits["train"]
+    made, _ = masker_for(
         plan.toolkit,
-        rows,
+        sample_rows(train),
+        train,
+        "the train dataset",
         instruction_part=instruction,
         response_part=response,
         policy=Policy(),

@@ -11,7 +11,7 @@ from sft_mask.inspection import InspectedRow, inspect_rows, lenient
 from sft_mask.offline import tokenized
 from sft_mask.policy import Policy
 from sft_mask.preview.rows import Note, PreviewRow, build_row
-from sft_mask.reading import build_masker, read_tokenizer, sample_rows
+from sft_mask.reading import masker_for, read_tokenizer, sample_rows
 from sft_mask.story import Storyteller
 
 if TYPE_CHECKING:
@@ -120,10 +120,13 @@ def preview_rows(
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
     toolkit = read_tokenizer(tokenizer, chat_template)
-    ready = tokenized(_finite(dataset), toolkit, chat_template, name)
-    masker, _ = build_masker(
+    given = _finite(dataset)
+    ready = tokenized(given, toolkit, chat_template, name)
+    masker, _ = masker_for(
         toolkit,
         sample_rows(ready),
+        given,
+        f"the {name} dataset",
         instruction_part=instruction_part,
         response_part=response_part,
         policy=policy or Policy(),
