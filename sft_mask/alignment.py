@@ -95,10 +95,20 @@ def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints,
         if not raw.startswith(piece, position):
             return None
         first[index], last[index] = position, position + len(piece)
+        if glued and not piece and _follows_blank_of_text(ids, index, vocabulary):
+            last[index - 1] = first[index] = first[index - 1]
         position += len(piece)
         if added is not None:
             position = _after_swallowed(raw, position, added)
     return (first, last) if not raw[position:].strip() else None
+
+
+def _follows_blank_of_text(ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
+    """Whether two blanks follow a control token: the first is glued to it, the second is the text's.
+
+    ``<|assistant|>`` ``▁`` ``▁`` stand for ``"<|assistant|> "``, and the text's blank is the header's, not the answer's.
+    """
+    return index > 1 and ids[index - 2] in vocabulary.added and vocabulary.piece(ids[index - 1]) == b" "
 
 
 def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:

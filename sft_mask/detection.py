@@ -157,7 +157,10 @@ def _headers(template: ChatTemplate, gaps: Gaps) -> Iterator[tuple[str, str]]:
 
 def _headers_of_prompt(template: ChatTemplate, gaps: Gaps) -> tuple[str, str]:
     core = _response_core(template, gaps)
-    return core, _instruction_header(template, gaps, core) if core.strip() else ""
+    instruction = _instruction_header(template, gaps, core) if core.strip() else ""
+    longer = _user_header(template, gaps)  # the words before a control token, which are no stop
+    is_longer = longer.endswith(instruction) and template.first_special(longer.removesuffix(instruction)) is None
+    return core, longer if is_longer else instruction
 
 
 def _headers_of_turns(template: ChatTemplate, gaps: Gaps) -> tuple[str, str] | None:
@@ -171,8 +174,7 @@ def _headers_of_turns(template: ChatTemplate, gaps: Gaps) -> tuple[str, str] | N
         to_user    ...\nUser: ...        instruction header "User: ", an answer is closed by "\n"
         to_model   ...\nAssistant: ...   response header "Assistant: "
     """
-    instruction = template.whole_tokens_suffix(gaps.opening, gaps.to_user)
-    instruction = instruction[max(instruction.rfind(_first_opener(template, gaps)), 0) :].lstrip()
+    instruction = _user_header(template, gaps)
     if not instruction:
         return None
     opener = template.lead(instruction)
@@ -186,10 +188,23 @@ def _headers_of_turns(template: ChatTemplate, gaps: Gaps) -> tuple[str, str] | N
     return None
 
 
+def _user_header(template: ChatTemplate, gaps: Gaps) -> str:
+    """What the first and a later user turn have in front of their words, without what closes the turn before."""
+    header = template.whole_tokens_suffix(gaps.opening, gaps.to_user)
+    if gaps.ending.strip() and gaps.to_user.startswith(gaps.ending):
+        header = min(header, gaps.to_user[len(gaps.ending) :], key=len)
+    opener = _first_opener(template, gaps)
+    at = header.rfind(opener) if opener not in gaps.ending else -1
+    return header[max(at, 0) :].lstrip()
+
+
 def _begins_with_stop(gaps: Gaps, core: str) -> bool:
-    """Whether a header begins with all that the template writes after the last answer."""
+    """Whether a header begins with what ends an answer: all of the last gap, or what the gaps after answers share."""
+    bare = core.strip()
+    if gaps.ending.strip().startswith(bare) and gaps.to_user.strip().startswith(bare):
+        return True
     ending = (gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending).strip()
-    return bool(ending) and core.lstrip().startswith(ending)
+    return bool(ending) and bare.startswith(ending)
 
 
 def _plain_markers(template: ChatTemplate, gaps: Gaps, core: str, instruction: str) -> Markers:
