@@ -106,7 +106,7 @@ def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints,
 def _follows_blank_of_text(ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
     """Whether two blanks follow a control token: the first is glued to it, the second is the text's.
 
-    ``<|assistant|>`` ``▁`` ``▁`` stand for ``"<|assistant|> "``, and the text's blank is the header's, not the answer's.
+    Of ``<|assistant|>`` ``▁`` ``▁`` the second blank is the header's own, which the answer does not begin with.
     """
     return index > 1 and ids[index - 2] in vocabulary.added and vocabulary.piece(ids[index - 1]) == b" "
 
