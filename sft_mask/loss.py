@@ -141,6 +141,7 @@ class ResponseOnlyMixin:
             ids, weights, groups = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
+        labels = inputs["labels"]  # a compute_loss may take them out of the batch
         state.meters["train" if training else "eval"].count(inputs, weights)
         called = model
         if weights is not None:
@@ -148,15 +149,15 @@ class ResponseOnlyMixin:
         is_sum = (
             getattr(trainer.args, "loss_type", "nll") == "nll"
         )  # and not the sum of something else of the log-probabilities
-        with supervised_positions_only(model, inputs.get("labels"), weights, proportional=is_sum):
+        with supervised_positions_only(model, labels, weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
                 called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
         if groups is not None:
-            self._measure(called, inputs["labels"], groups, training)
+            self._measure(called, labels, groups, training)
         if not training:
             loss = result[0] if return_outputs else result
-            state.eval_loss.add(loss, _weight_of_batch(inputs["labels"], weights))
+            state.eval_loss.add(loss, _weight_of_batch(labels, weights))
         return result
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
