@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from sft_mask._compat import is_sft_trainer
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.fragments import Cutting, Pieces
@@ -209,9 +210,7 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Pla
         UnsupportedError: not an ``SFTTrainer``, or one for images.
         DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
     """
-    from trl import SFTTrainer
-
-    if not isinstance(trainer, SFTTrainer):
+    if not is_sft_trainer(trainer):
         raise UnsupportedError(
             f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
             "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."
