@@ -1,0 +1,194 @@
+#!/usr/bin/env python
+"""Masks rows of random chat templates and counts wrong tokens, by an oracle that writes every template's text itself.
+
+    python scripts/attack_templates.py --rows 20000 --seed 1                      # tokenizers that need no network
+    python scripts/attack_templates.py --rows 20000 --tokenizers FOLDER           # a folder of tokenizer folders
+    python scripts/attack_templates.py --rows 3000 --kind stops --show 5          # one kind, five failures in full
+
+The kinds of templates stand at the top of ``tests/conformance/random_templates.py``. Each template is tried four times:
+with and without messages, markers given and detected. Rows with typed markers are judged where there are messages.
+
+lost        tokens of an answer, or of its stop, that are not trained
+leaked      tokens of somebody else, of headers, or behind a stop, that are trained
+uneven      rows in which the separator behind an answer without a stop is trained here and not there
+left out    rows that were dropped as ambiguous
+crashed     calls that raised something else than a refusal
+refused     templates; unexpected are those of ``plain`` and ``stops`` with markers given and none typed
+
+The exit code is 0 if nothing was lost and nothing leaked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), *([] if os.environ.get("PYTHONPATH") else [str(ROOT)])]
+
+from conformance.attack import (  # noqa: E402 - the suite lives among the tests
+    COUNTS,
+    MODES,
+    Attack,
+    Mode,
+    Score,
+    Subject,
+    attacks,
+    minimised,
+    run,
+    small_tokenizers,
+    told,
+)
+from conformance.random_templates import KINDS  # noqa: E402
+from conformance.tokenizers import folders_in, load  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+TEMPLATES_AT_ONCE = 7
+"""Templates of one tokenizer before the next one is loaded."""
+
+Scores = dict[tuple[str, str], Score]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000, help="stop after so many judged rows (default: 20,000)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other templates (default: 0)")
+    parser.add_argument("--tokenizers", type=Path, help="folder of tokenizer folders (default: small ones)")
+    parser.add_argument("--tokenizer", action="append", default=[], help="only this one; may be repeated")
+    parser.add_argument("--kind", action="append", default=[], choices=KINDS, help="only this kind; may be repeated")
+    parser.add_argument("--mode", choices=[mode.name for mode in MODES], help="only this one")
+    parser.add_argument("--show", type=int, default=3, metavar="N", help="print N kinds of failures (default: 3)")
+    return parser.parse_args()
+
+
+def tokenizers_of(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    if options.tokenizers is None:
+        found: dict[str, Any] = small_tokenizers()
+        yield from ((name, found[name]) for name in found if not options.tokenizer or name in options.tokenizer)
+        return
+    for name, folder in folders_in(options.tokenizers).items():
+        if not options.tokenizer or name in options.tokenizer:
+            yield name, load(folder)
+
+
+def library() -> Subject:
+    from sft_mask import mask_dataset
+    from sft_mask.errors import SftMaskError
+
+    return Subject(mask_dataset, SftMaskError)
+
+
+@dataclass
+class Findings:
+    """All that a run has found.
+
+    Attributes:
+        scores: by kind and mode.
+        failures: how often each signature failed, and one failure of it in full, as small as it gets.
+    """
+
+    scores: Scores = field(default_factory=lambda: defaultdict(Score))
+    failures: dict[tuple[str, ...], tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return sum(score.rows for score in self.scores.values())
+
+    def add(self, attack: Attack, mode: Mode, score: Score, name: str, subject: Subject) -> None:
+        for failure in sorted(score.failures, key=lambda failure: len(failure.row.sample.text)):
+            count, text = self.failures.get(failure.signature, (0, ""))
+            failure.tokenizer = name
+            self.failures[failure.signature] = (count + 1, text or told(minimised(failure, subject)))
+        score.failures = []  # which would keep the tokenizer
+        self.scores[attack.kind, mode.name].add(score)
+
+
+def attacked(options: argparse.Namespace, console: Console) -> Findings:
+    """Rounds over all tokenizers until there are enough rows."""
+    subject, found = library(), Findings()
+    modes = [mode for mode in MODES if options.mode in (None, mode.name)]
+    turn = 0
+    while True:
+        before = found.rows
+        for name, tokenizer in tokenizers_of(options):
+            seed = options.seed * 1000 + turn
+            for rng, attack in attacks(seed, name, tokenizer, TEMPLATES_AT_ONCE, options.kind or KINDS):
+                for mode in modes:
+                    found.add(attack, mode, run(rng, attack, subject, mode), name, subject)
+            if found.rows >= options.rows:
+                return found
+        turn += 1
+        console.print(f"{found.rows:,} rows, {len(found.failures)} kinds of failures", style="dim")
+        if found.rows == before:
+            return found
+
+
+def print_table(scores: Scores, title: str, console: Console) -> None:
+    table = Table(title=title, title_justify="left")
+    for heading in ("kind", "mode"):
+        table.add_column(heading)
+    for heading in COUNTS:
+        table.add_column(heading.replace("_", " "), justify="right")
+    for (kind, mode), score in sorted(scores.items(), key=lambda item: KINDS.index(item[0][0])):
+        style = "red" if score.lost or score.leaked or score.unexpected else None
+        table.add_row(kind, mode, *(f"{getattr(score, name):,}" for name in COUNTS), style=style)
+    table.add_section()
+    whole = Score()
+    for score in scores.values():
+        whole.add(score)
+    table.add_row("all", "", *(f"{getattr(whole, name):,}" for name in COUNTS), style="bold")
+    console.print(table)
+
+
+def print_reasons(scores: Scores, console: Console) -> None:
+    """Why templates and rows were refused, by kind and mode."""
+    reasons = Counter[tuple[str, str]]()
+    for (kind, mode), score in scores.items():
+        for reason, count in score.reasons.items():
+            reasons[reason, f"{kind} ({mode})"] += count
+    table = Table(title="refused", title_justify="left")
+    for heading in ("why", "where", "templates"):
+        table.add_column(heading, overflow="fold")
+    whole = Counter[str]()
+    for (reason, _), count in reasons.items():
+        whole[reason] += count
+    for reason, _ in whole.most_common():
+        where = sorted(((count, at) for (why, at), count in reasons.items() if why == reason), reverse=True)
+        table.add_row(reason, "; ".join(f"{at} {count}" for count, at in where), str(whole[reason]))
+    console.print(table)
+
+
+def print_failures(found: Findings, count: int, console: Console) -> None:
+    console.print(f"{len(found.failures)} kinds of failures")
+    failures = sorted(found.failures.values(), key=lambda failure: -failure[0])
+    for rows, text in failures[:count]:
+        console.print(f"\n{rows} rows | {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    logging.disable(logging.WARNING)
+    options = arguments()
+    console, start = Console(width=None if sys.stdout.isatty() else 170), time.monotonic()
+    found = attacked(options, console)
+    print_table(found.scores, f"seed {options.seed}, {(time.monotonic() - start) / 60:.1f} minutes", console)
+    print_reasons(found.scores, console)
+    print_failures(found, options.show, console)
+    return int(bool(found.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
