@@ -69,6 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", action="append", default=[], choices=KINDS, help="only this kind; may be repeated")
     parser.add_argument("--mode", choices=[mode.name for mode in MODES], help="only this one")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="print N kinds of failures (default: 3)")
+    parser.add_argument("--reasons", action="store_true", help="print a template for each reason of a refusal")
+    parser.add_argument("--minimise", type=int, default=20, metavar="N", help="calls to make a failure small (20)")
     return parser.parse_args()
 
 
@@ -95,9 +97,11 @@ class Findings:
 
     Attributes:
         scores: by kind and mode.
-        failures: how often each signature failed, and one failure of it in full, as small as it gets.
+        failures: how often each signature failed, and one failure of it in full.
+        calls: how often the library may be called to make a failure small.
     """
 
+    calls: int
     scores: Scores = field(default_factory=lambda: defaultdict(Score))
     failures: dict[tuple[str, ...], tuple[int, str]] = field(default_factory=dict)
 
@@ -109,14 +113,14 @@ class Findings:
         for failure in sorted(score.failures, key=lambda failure: len(failure.row.sample.text)):
             count, text = self.failures.get(failure.signature, (0, ""))
             failure.tokenizer = name
-            self.failures[failure.signature] = (count + 1, text or told(minimised(failure, subject)))
+            self.failures[failure.signature] = (count + 1, text or told(minimised(failure, subject, self.calls)))
         score.failures = []  # which would keep the tokenizer
         self.scores[attack.kind, mode.name].add(score)
 
 
 def attacked(options: argparse.Namespace, console: Console) -> Findings:
     """Rounds over all tokenizers until there are enough rows."""
-    subject, found = library(), Findings()
+    subject, found = library(), Findings(options.minimise)
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
     turn = 0
     while True:
@@ -126,10 +130,10 @@ def attacked(options: argparse.Namespace, console: Console) -> Findings:
             for rng, attack in attacks(seed, name, tokenizer, TEMPLATES_AT_ONCE, options.kind or KINDS):
                 for mode in modes:
                     found.add(attack, mode, run(rng, attack, subject, mode), name, subject)
+            console.print(f"{turn} {name}: {found.rows:,} rows, {len(found.failures)} kinds of failures", style="dim")
             if found.rows >= options.rows:
                 return found
         turn += 1
-        console.print(f"{found.rows:,} rows, {len(found.failures)} kinds of failures", style="dim")
         if found.rows == before:
             return found
 
@@ -169,6 +173,15 @@ def print_reasons(scores: Scores, console: Console) -> None:
     console.print(table)
 
 
+def print_examples(found: Findings, console: Console) -> None:
+    """One template for each reason."""
+    examples: dict[str, str] = {}
+    for score in found.scores.values():
+        examples |= score.examples
+    for reason, example in examples.items():
+        console.print(f"\n{reason}\n    {example}", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_failures(found: Findings, count: int, console: Console) -> None:
     console.print(f"{len(found.failures)} kinds of failures")
     failures = sorted(found.failures.values(), key=lambda failure: -failure[0])
@@ -186,8 +199,10 @@ def main() -> int:
     found = attacked(options, console)
     print_table(found.scores, f"seed {options.seed}, {(time.monotonic() - start) / 60:.1f} minutes", console)
     print_reasons(found.scores, console)
+    if options.reasons:
+        print_examples(found, console)
     print_failures(found, options.show, console)
-    return int(bool(found.failures))
+    return int(any(score.lost or score.leaked for score in found.scores.values()))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,11 @@ def with_eos(pieces: list[Piece], spec: Spec, messages: Messages, eos: str) -> l
     """The end of text that TRL writes behind a text that does not end with it."""
     if "".join(text for text, _ in pieces).endswith(eos):
         return pieces
-    is_stop = messages[-1]["role"] == "assistant" and not spec.has_stop(True)
-    return [*pieces, (eos, Owner.STOP if is_stop else Owner.BEHIND)]
+    if messages[-1]["role"] != "assistant" or spec.has_stop(True):
+        return [*pieces, (eos, Owner.BEHIND)]
+    last, owner = pieces[-1]
+    before = [*pieces[:-1], (last, Owner.BLANK if owner is Owner.SEPARATOR else owner)]
+    return [*before, (eos, Owner.STOP)]
 
 
 def _tokenized(
@@ -222,12 +225,14 @@ class Score:
     refused: int = 0  # templates
     unexpected: int = 0  # of these, templates of the first two kinds without typed markers, markers given
     reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # a template, a call and an error for each reason
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Score) -> None:
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.reasons += other.reasons
+        self.examples = {**other.examples, **self.examples}
         self.failures += other.failures
 
 
@@ -264,7 +269,7 @@ def run_rows(attack: Attack, rows: Sequence[Row], subject: Subject, setting: Set
         return score
     except Exception as error:  # noqa: BLE001 - whatever is no refusal is counted as a crash
         score.crashed += 1
-        score.reasons[f"crash: {type(error).__name__}: {reason_of(error)}"] += 1
+        _count(score, attack, setting, f"crash: {type(error).__name__}", error)
         return score
     finally:
         attack.tokenizer.chat_template = own
@@ -281,7 +286,7 @@ def _masked(subject: Subject, attack: Attack, dataset: Dataset, setting: Setting
         except subject.refusal as error:
             if type(error).__name__ != "AmbiguousRowError":
                 raise
-            score.reasons[f"row: {reason_of(error)}"] += 1
+            _count(score, attack, setting, "row", error)
     return subject.mask(dataset, attack.tokenizer, *setting.given, on_ambiguous="drop", **how)
 
 
@@ -291,8 +296,16 @@ def _records(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _refused(score: Score, attack: Attack, setting: Setting, error: Exception) -> None:
     score.refused += 1
-    score.reasons[f"template: {type(error).__name__}: {reason_of(error)}"] += 1
+    _count(score, attack, setting, f"template: {type(error).__name__}", error)
     score.unexpected += attack.kind in KINDS[:2] and not attack.has_typed and setting.mode.is_given
+
+
+def _count(score: Score, attack: Attack, setting: Setting, what: str, error: Exception) -> None:
+    """Counts what was raised, and remembers one time that it was."""
+    reason = f"{what}: {reason_of(error)}"
+    score.reasons[reason] += 1
+    said = [row.sample.messages for row in attack.rows[:2]]
+    score.examples[reason] = f"{attack.chat_template}\n    {setting}\n    {str(error)[:500]!r}\n    {str(said)[:500]}"
 
 
 def reason_of(error: Exception) -> str:
@@ -385,7 +398,10 @@ def _judge_row(score: Score, attack: Attack, setting: Setting, row: Row, ids: li
         return
     trained = [label != IGNORED for label in labels]
     lost, leaked = mistakes(row, trained)
-    score.uneven += uneven_separators(row, trained)
+    if uneven_separators(row, trained):
+        score.uneven += 1
+        sign = signature(attack, setting.mode, row, "uneven", [])
+        score.failures.append(Failure(attack, setting, row, labels, "uneven", sign))
     score.lost += len(lost)
     score.leaked += len(leaked)
     score.wrong_rows += bool(lost or leaked)
@@ -458,35 +474,37 @@ def described(row: Row, labels: Sequence[int]) -> str:
     return made + ("⟧" if last else "")
 
 
-def minimised(failure: Failure, subject: Subject) -> Failure:
-    """The same failure with fewer rows, fewer messages and plainer words."""
-    attack, best = failure.attack, failure
-    alone = _again(best, subject, best.row.sample.messages)
-    if alone is None:
-        return best
-    best = alone
-    changed = True
-    while changed:
-        changed = False
-        for messages in _plainer(best.row.sample, attack.kind):
-            made = _again(best, subject, messages)
+def minimised(failure: Failure, subject: Subject, calls: int = 40) -> Failure:
+    """The same failure alone, with fewer messages and plainer words, as far as so many calls get."""
+    best, tried = failure, 0
+    again = True
+    while again:
+        again = False
+        for messages in [*_plainer(best.row.sample, best.attack.kind)] if tried else [best.row.sample.messages]:
+            tried += 1
+            made = _again(best, subject, messages) if tried <= calls else None
             if made is not None:
-                best, changed = made, True
+                best, again = made, True
                 break
     return best
 
 
 def _plainer(sample: Sample, kind: str) -> Iterator[Messages]:
     said = sample.messages
-    for at in range(len(said) if kind not in ("prompt", "text") else 0):
+    yield from _if_other(said, [{**message, "content": f"w{at}"} for at, message in enumerate(said)])
+    for at in reversed(range(len(said) if kind not in ("prompt", "text") else 0)):
         if len(said) > 1:
             yield said[:at] + said[at + 1 :]
     for at, message in enumerate(said):
         words = message["content"]
-        shorter = [f"w{at}", words.strip(), words[: len(words) // 2], words[len(words) // 2 :]]
-        for text in shorter:
-            if len(text) < len(words) or (text == f"w{at}" and len(text) == len(words) and text != words):
-                yield [*said[:at], {**message, "content": text}, *said[at + 1 :]]
+        for text in (f"w{at}", words.strip(), words[: len(words) // 2], words[len(words) // 2 :]):
+            if len(text) < len(words) or text == f"w{at}":
+                yield from _if_other(said, [*said[:at], {**message, "content": text}, *said[at + 1 :]])
+
+
+def _if_other(said: Messages, made: Messages) -> Iterator[Messages]:
+    if sum(len(message["content"]) for message in made) <= sum(len(message["content"]) for message in said):
+        yield from [made] if made != said else []
 
 
 def _again(failure: Failure, subject: Subject, messages: Messages) -> Failure | None:

@@ -71,6 +71,8 @@ class Spec:
         bos: in front of everything.
         stop: what ends an answer, if anything does.
         second: what follows the stop of an answer.
+        first_stops: whether it can be told that the first of two ends the turn: it is the eos, or closes everybody's
+            words. Else the two may be one stop (cohere's ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``).
         last_only: whether the stop stands behind the last message only.
         everybody: whether the words of others end with the stop too.
         gap: blanks behind every message.
@@ -92,6 +94,7 @@ class Spec:
     bos: str = ""
     stop: str = ""
     second: str = ""
+    first_stops: bool = True
     last_only: bool = False
     everybody: bool = False
     gap: str = "\n"
@@ -168,7 +171,7 @@ def _header(spec: Spec, messages: Messages, index: int) -> Iterator[Piece]:
     header, lead = spec.headers[role], spec.lead[role]
     is_open = index > 0 and messages[index - 1]["role"] == "assistant" and not spec.has_stop(False)
     if is_open and lead:
-        stops = spec.next_role_stops and role != "assistant"
+        stops = spec.next_role_stops and role == "user"  # whether the system's is one, nobody can say
         yield lead, Owner.STOP if stops else Owner.OPENER
         header = header.removeprefix(lead)
     elif is_open:
@@ -191,12 +194,13 @@ def _said(spec: Spec, rest: Messages, index: int, messages: Messages) -> Iterato
     yield from _edged(words)
     gap = "" if is_last and spec.gap_between else spec.gap
     if not spec.has_stop(is_last):
-        yield gap, Owner.BLANK if spec.next_role_stops and not is_last else Owner.SEPARATOR
+        stands_before_token = not is_last and spec.lead[rest[index + 1]["role"]]
+        yield gap, Owner.BLANK if stands_before_token else Owner.SEPARATOR
         yield spec.second, Owner.BEHIND
         return
     yield gap if spec.gap_first else "", Owner.BLANK
     yield spec.stop, Owner.STOP
-    yield spec.second, Owner.BEHIND
+    yield spec.second, Owner.BEHIND if spec.first_stops else Owner.BLANK
     yield "" if spec.gap_first else gap, Owner.BEHIND
 
 
@@ -392,11 +396,12 @@ def _looks(rng: random.Random, headers: dict[str, str]) -> dict[str, Any]:
 def _some_headers(rng: random.Random, controls: Controls, *, is_spelled: bool) -> tuple[dict[str, str], dict[str, str]]:
     names = rng.choice(NAMES[1:] if is_spelled else NAMES)
     lead, token = rng.choice(LEADS), ""
-    if controls.others and rng.random() < 0.5:
-        lead = token = rng.choice(controls.others)
+    openers = [text for text in controls.others if text not in names]
+    if openers and rng.random() < 0.5:
+        lead = token = rng.choice(openers)
     tail = rng.choice(TAILS)
     if token and len(controls.others) > 1 and rng.random() < 0.3:
-        tail = rng.choice([text for text in controls.others if text != token]) + rng.choice(("", "\n", "\n\n"))
+        tail = rng.choice([text for text in openers if text != token] or ["|"]) + rng.choice(("", "\n", "\n\n"))
     elif names[0][0] in "<[" and rng.random() < 0.5:
         tail = rng.choice(("", "\n", " "))
     headers = {role: lead + name + tail for role, name in zip(("user", "assistant", "system"), names, strict=True)}
@@ -450,7 +455,9 @@ def _with_odd_stop(rng: random.Random, spec: Spec, controls: Controls) -> Spec:
         tokens = (*controls.others, controls.eos)
         others = [text for text in tokens if text and text not in "".join(spec.headers.values())]
         stop, second = rng.sample(others, 2) if len(others) > 1 else (stop, "[EOT]")
-        return replace(spec, stop=stop, second=second, gap_between=False)
+        everybody = rng.random() < 0.5
+        told = everybody or stop == controls.eos
+        return replace(spec, stop=stop, second=second, first_stops=told, everybody=everybody, gap_between=False)
     return replace(spec, stop=stop, everybody=way == "everybody", gap_first=first and bool(spec.gap))
 
 
@@ -534,8 +541,11 @@ def is_known_by_ids(specs: Sequence[Spec], pieces: Sequence[Piece]) -> bool:
     bare = {text.strip() for spec in specs for text in (*spec.headers.values(), *spec.lead.values(), spec.stop)}
     marker = re.compile("|".join(re.escape(text) for text in sorted(bare, key=len, reverse=True) if text))
     words = {Owner.WORDS, Owner.OTHERS, Owner.SYSTEM}
+    spoken = [owner in words for text, owner in pieces for _ in text]
     clean = "".join("0" if owner in words else text for text, owner in pieces)
-    return marker.findall("".join(text for text, _ in pieces)) == marker.findall(clean)
+    found = list(marker.finditer("".join(text for text, _ in pieces)))
+    is_clean = [one.group() for one in found] == marker.findall(clean)
+    return is_clean and not any(any(spoken[one.start() : one.end()]) for one in found)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------
