@@ -27,6 +27,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,6 @@ from conformance.tokenizers import folders_in, load  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-TEMPLATES_AT_ONCE = 7
-"""Templates of one tokenizer before the next one is loaded."""
-
 Scores = dict[tuple[str, str], Score]
 
 
@@ -69,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", action="append", default=[], choices=KINDS, help="only this kind; may be repeated")
     parser.add_argument("--mode", choices=[mode.name for mode in MODES], help="only this one")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="print N kinds of failures (default: 3)")
+    parser.add_argument("--templates", type=int, default=7, metavar="N", help="of a tokenizer before the next (7)")
     parser.add_argument("--reasons", action="store_true", help="print a template for each reason of a refusal")
     parser.add_argument("--minimise", type=int, default=20, metavar="N", help="calls to make a failure small (20)")
     return parser.parse_args()
@@ -119,23 +118,28 @@ class Findings:
 
 
 def attacked(options: argparse.Namespace, console: Console) -> Findings:
-    """Rounds over all tokenizers until there are enough rows."""
-    subject, found = library(), Findings(options.minimise)
+    """Rounds over all tokenizers until there are enough rows, or a person interrupts."""
+    found, turn, before = Findings(options.minimise), 0, -1
+    with suppress(KeyboardInterrupt):
+        while before < found.rows < options.rows:
+            before = found.rows
+            for place, (name, tokenizer) in enumerate(tokenizers_of(options)):
+                if found.rows < options.rows:
+                    one_tokenizer(options, found, name, tokenizer, turn + place)
+                    kinds = len(found.failures)
+                    console.print(f"{turn} {name}: {found.rows:,} rows, {kinds} kinds of failures", style="dim")
+            turn += 1
+    return found
+
+
+def one_tokenizer(options: argparse.Namespace, found: Findings, name: str, tokenizer: Any, place: int) -> None:
+    """Some templates of a tokenizer; the kinds go round from tokenizer to tokenizer too."""
+    subject, first = library(), place * options.templates
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
-    turn = 0
-    while True:
-        before = found.rows
-        for name, tokenizer in tokenizers_of(options):
-            seed = options.seed * 1000 + turn
-            for rng, attack in attacks(seed, name, tokenizer, TEMPLATES_AT_ONCE, options.kind or KINDS):
-                for mode in modes:
-                    found.add(attack, mode, run(rng, attack, subject, mode), name, subject)
-            console.print(f"{turn} {name}: {found.rows:,} rows, {len(found.failures)} kinds of failures", style="dim")
-            if found.rows >= options.rows:
-                return found
-        turn += 1
-        if found.rows == before:
-            return found
+    numbers = range(first, first + options.templates)
+    for rng, attack in attacks(options.seed, name, tokenizer, numbers, options.kind or KINDS):
+        for mode in modes:
+            found.add(attack, mode, run(rng, attack, subject, mode), name, subject)
 
 
 def print_table(scores: Scores, title: str, console: Console) -> None:

@@ -60,7 +60,7 @@ def tokenizer(name: str) -> Any:
 
 @cache
 def made(name: str) -> list[Attack]:
-    found = [attack for _, attack in attacks(SEED, name, tokenizer(name), TEMPLATES)]
+    found = [attack for _, attack in attacks(SEED, name, tokenizer(name), range(TEMPLATES))]
     for attack in found:
         del attack.rows[40:]
     return found

@@ -393,7 +393,7 @@ def _judge_row(score: Score, attack: Attack, setting: Setting, row: Row, ids: li
     score.tokens += len(ids)
     if ids != row.ids or any(label not in (IGNORED, token) for label, token in zip(labels, ids, strict=True)):
         score.wrong_rows += 1
-        sign = (attack.kind, setting.mode.name, "other ids")
+        sign: tuple[str, ...] = (attack.kind, setting.mode.name, "other ids")
         score.failures.append(Failure(attack, setting, row, labels, "other ids", sign))
         return
     trained = [label != IGNORED for label in labels]
@@ -520,10 +520,10 @@ def _again(failure: Failure, subject: Subject, messages: Messages) -> Failure | 
 
 
 def attacks(
-    seed: int, name: str, tokenizer: Any, count: int, kinds: Sequence[str] = KINDS
+    seed: int, name: str, tokenizer: Any, numbers: range, kinds: Sequence[str] = KINDS
 ) -> Iterator[tuple[random.Random, Attack]]:
-    """``count`` random templates of a tokenizer, all kinds in turn; each depends on the seed and its number alone."""
-    for number in range(count):
+    """Random templates of a tokenizer, all kinds in turn; each depends on the seed, the tokenizer and its number."""
+    for number in numbers:
         kind = kinds[number % len(kinds)]
         rng = random.Random(f"{seed}:{name}:{number}")
         attack = some_attack(rng, kind, tokenizer, rng.choice((1, 5, 100, 120, 140)))
