@@ -327,12 +327,15 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
 
 def _of_either(markers: Markers, more: Markers) -> Markers:
     """Markers of a template, with those of the one that the tokenizer has for conversations with tools."""
+    stops = unique((*markers.stops, *more.stops))
+    own = {*markers.others} & {*markers.stops} | {*more.others} & {*more.stops}  # a header that is a stop too
+    others = (text for text in (*markers.others, *more.others) if text not in stops or text in own)
     return replace(
         markers,
         response=unique((*markers.response, *more.response)),
         instruction=unique((*markers.instruction, *more.instruction)),
-        others=unique((*markers.others, *more.others)),
-        stops=unique((*markers.stops, *more.stops)),
+        others=unique(others),
+        stops=stops,
         stop_headers=unique((*markers.stop_headers, *more.stop_headers)),
         separator=markers.separator if markers.separator == more.separator else "",
         open_end=markers.open_end or more.open_end,

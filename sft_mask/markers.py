@@ -353,8 +353,16 @@ def _begins_with_token(pattern: Pattern, vocabulary: Vocabulary) -> bool:
 
 def _with_separator(headers: Sequence[MarkerText], markers: Markers) -> list[MarkerText]:
     """Headers as they stand, and behind the blank text that ends an answer without a stop."""
-    separated = [markers.separator + header for header in headers if isinstance(header, str)]
-    return list(dict.fromkeys((*headers, *separated)))
+    return list(dict.fromkeys((*headers, *separated(headers, markers.separator))))
+
+
+def separated(headers: Sequence[MarkerText], separator: str) -> list[MarkerText]:
+    """Headers behind the separator that ends the answer before them; ids have none.
+
+    >>> separated(["USER: ", (7, 8)], "\\n")
+    ['\\nUSER: ']
+    """
+    return [separator + header for header in headers if isinstance(header, str)]
 
 
 def _gluing(markers: Sequence[MarkerText], vocabulary: Vocabulary, tokenizer: Any) -> frozenset[str]:

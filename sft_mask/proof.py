@@ -5,7 +5,7 @@ The judge is the owner of each character (:mod:`sft_mask.tracing`), not the code
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.markers import Kind, Markers, MarkerText, compile_patterns
 from sft_mask.probing import Probe, probes, try_render
-from sft_mask.spans import SpanFinder
+from sft_mask.spans import SpanFinder, Turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +39,12 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     except MarkerError as error:
         raise DetectionError(f"The markers read from the chat template cannot be used: {error}") from error
     finder = SpanFinder(trie, complete=True, open_end=markers.open_end)
+    prover = _Prover(str(markers.response[0]), finder, template, tokenizer)
     complete = True
     for probe in probes():
         if any(message["role"] in markers.like_the_model for message in probe.messages):
             continue  # no marker can be right about them, and rows with messages know better
-        fault = _fault(probe, str(markers.response[0]), finder, template, vocabulary, tokenizer)
+        fault = prover.fault(probe)
         if fault is None:
             continue
         if not probe.optional:
@@ -56,79 +57,126 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     return replace(markers, complete=complete)
 
 
-def _fault(
-    probe: Probe,
-    core: str,
-    finder: SpanFinder,
-    template: ChatTemplate,
-    vocabulary: Vocabulary,
-    tokenizer: Any,
-) -> str | None:
-    """What is wrong in one probe, ``None`` where nothing is or the template refuses it."""
-    rendered = try_render(template, probe.messages)
-    if rendered is None:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What markers find in a rendered probe.
+
+    Attributes:
+        rendered: the probe.
+        turns: in its tokens.
+        first: ``(tokens,)`` first byte of each token.
+        last: ``(tokens,)`` one past its last byte.
+    """
+
+    rendered: Rendered
+    turns: Turns
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+    def trained(self, low: int, high: int) -> NDArray[np.bool_]:
+        """``(bytes,)`` bytes of trained tokens that lie between two characters of the text, and in no other."""
+        text = self.rendered.text
+        start, stop = len(text[:low].encode()), len(text[:high].encode())
+        held = np.zeros(len(text.encode()) + 1, np.bool_)
+        for begin, end in zip(self.turns.start.tolist(), self.turns.stop.tolist(), strict=True):
+            inside = (self.first[begin:end] >= start) & (self.last[begin:end] <= stop)
+            for at in np.flatnonzero(inside).tolist():
+                held[self.first[begin + at] : self.last[begin + at]] = True
+        return held[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prover:
+    """Judges markers in probes.
+
+    Attributes:
+        core: the response header.
+        finder: the search for the markers.
+        template: that writes the probes.
+        tokenizer: that cuts them.
+    """
+
+    core: str
+    finder: SpanFinder
+    template: ChatTemplate
+    tokenizer: Any
+
+    def fault(self, probe: Probe) -> str | None:
+        """What is wrong in one probe, ``None`` where nothing is or the template refuses it."""
+        rendered = try_render(self.template, probe.messages)
+        if rendered is None:
+            return None
+        seen = self._see(rendered)
+        wrong = _wrong_words(seen)
+        if wrong is not None or probe.optional:
+            return wrong
+        answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
+        if len(seen.turns) != answers:
+            return f"{len(seen.turns)} turns were found for {answers} answers."
+        return (self._trained_header(probe, seen) or self._untrained_stop(seen)) if answers else None
+
+    def _see(self, rendered: Rendered) -> _Seen:
+        ids = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+        turns = self.finder.find(ids, np.array([0, len(ids)], np.int64))
+        return _Seen(
+            rendered, turns, *token_bounds(rendered.text, ids.tolist(), self.finder.vocabulary, self.tokenizer)
+        )
+
+    def _trained_header(self, probe: Probe, seen: _Seen) -> str | None:
+        """What is wrong where words of the template before an answer would be trained although the prompt holds them.
+
+        A template without a generation prompt leaves nothing of them to the model; one that always writes the response
+        header has one even where it is not asked for it.
+        """
+        message, raw = seen.rendered.message_of(), seen.rendered.text.encode()
+        for index, role in enumerate(seen.rendered.roles):
+            own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
+            if role not in MODEL_ROLES or not index or not len(own) or not len(before):
+                continue
+            said = int(before[-1]) + 1
+            ends = self._prompt_end(probe, index, seen.rendered.text, said, int(own[0]))
+            for run in _runs(raw, seen.trained(said, ends)):
+                if run.strip():
+                    return f"{_shown(run)}, which the template writes before an answer, would be trained."
         return None
-    ids = np.asarray(tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
-    turns = finder.find(ids, np.array([0, len(ids)], np.int64))
-    first, last = token_bounds(rendered.text, ids.tolist(), vocabulary, tokenizer)
-    held = np.zeros(len(rendered.text.encode()) + 1, np.bool_)
-    for start, stop in zip(turns.start.tolist(), turns.stop.tolist(), strict=True):
-        held[first[start] : last[stop - 1]] = True
-    model, others = _owned_bytes(rendered)
-    raw = rendered.text.encode()
-    trained = _runs(raw, model & held[:-1])
-    for run in _runs(raw, model & ~held[:-1]):
+
+    def _prompt_end(self, probe: Probe, index: int, text: str, said: int, words: int) -> int:
+        """Where the generation prompt of a message ends in the text; where its words begin, if there is no prompt."""
+        given = probe.messages[:index]
+        asked, silent = (try_render(self.template, given, add_generation_prompt=prompt) for prompt in (True, False))
+        if asked is None:
+            return said
+        if silent is not None and silent.text == asked.text and self.core not in asked.text[said:]:
+            return words
+        return min(words, len(asked.text)) if text.startswith(asked.text) else said
+
+    def _untrained_stop(self, seen: _Seen) -> str | None:
+        """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
+        text = seen.rendered.text
+        said = int(np.flatnonzero(seen.rendered.message_of() >= 0).max(initial=-1)) + 1
+        found = self.template.first_special(text[said:]) if said else None
+        if found is None or text[said : said + found[0]].strip():
+            return None
+        patterns = self.finder.trie.patterns
+        if any(_opens(pattern.text, found[1]) for pattern in patterns if pattern.kind is not Kind.STOP):
+            return None
+        at = len(text[: said + found[0]].encode())
+        trained = seen.trained(0, len(text))[at]
+        return None if trained else f"{found[1]!r} ends the last answer and would not be trained."
+
+
+def _wrong_words(seen: _Seen) -> str | None:
+    """What is wrong where words of the model would not be trained, or words of others would."""
+    raw = seen.rendered.text.encode()
+    model, others = _owned_bytes(seen.rendered)
+    held = seen.trained(0, len(seen.rendered.text))
+    trained = _runs(raw, model & held)
+    for run in _runs(raw, model & ~held):
         if not any(run in other for other in trained):  # a tool's result may be headed by the name from the call
             return f"of the model's words {_shown(run)} would not be trained."
-    for run in _runs(raw, others & held[:-1]):
+    for run in _runs(raw, others & held):
         return f"of other people's words {_shown(run)} would be trained."
-    answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
-    if not probe.optional and len(turns) != answers:
-        return f"{len(turns)} turns were found for {answers} answers."
-    if probe.optional or not len(turns):
-        return None
-    return _trained_header(probe, core, template, rendered, held) or _untrained_stop(rendered, template, finder, held)
-
-
-def _trained_header(
-    probe: Probe, core: str, template: ChatTemplate, rendered: Rendered, held: NDArray[np.bool_]
-) -> str | None:
-    """What is wrong where words of the template before an answer would be trained although the prompt holds them.
-
-    A template without a generation prompt leaves nothing of them to the model; one that always writes the response
-    header (``core``) has one even where it is not asked for it.
-    """
-    message = rendered.message_of()
-    for index, role in enumerate(rendered.roles):
-        own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
-        if role not in MODEL_ROLES or not index or not len(own) or not len(before):
-            continue
-        said, ends = int(before[-1]) + 1, int(own[0])
-        asked, silent = (
-            try_render(template, probe.messages[:index], add_generation_prompt=prompt) for prompt in (True, False)
-        )
-        has_prompt = asked is not None and (silent is None or silent.text != asked.text or core in asked.text[said:])
-        if asked is None or has_prompt:
-            ends = min(ends, len(asked.text)) if asked is not None and rendered.text.startswith(asked.text) else said
-        low, high = (len(rendered.text[:at].encode()) for at in (said, ends))
-        for run in _runs(rendered.text.encode()[low:high], held[low:high]):
-            if run.strip():
-                return f"{_shown(run)}, which the template writes before an answer, would be trained."
     return None
-
-
-def _untrained_stop(
-    rendered: Rendered, template: ChatTemplate, finder: SpanFinder, held: NDArray[np.bool_]
-) -> str | None:
-    """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
-    said = int(np.flatnonzero(rendered.message_of() >= 0).max(initial=-1)) + 1
-    found = template.first_special(rendered.text[said:]) if said else None
-    if found is None or rendered.text[said : said + found[0]].strip():
-        return None
-    if any(_opens(pattern.text, found[1]) for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP):
-        return None
-    at = len(rendered.text[: said + found[0]].encode())
-    return None if held[at] else f"{found[1]!r} ends the last answer and would not be trained."
 
 
 def _opens(header: MarkerText, token: str) -> bool:

@@ -327,10 +327,10 @@ class SpanFinder:
     def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
         for token_id in np.unique(unread).tolist() if len(unread) else ():
-            if self.vocabulary.is_special(token_id):
-                self._looks[token_id] = _CONTROL
+            if not self.vocabulary.piece(token_id).strip() and not self.vocabulary.is_special(token_id):
+                self._looks[token_id] = _BLANK
             else:
-                self._looks[token_id] = _TEXT if self.vocabulary.piece(token_id).strip() else _BLANK
+                self._looks[token_id] = _CONTROL if token_id in self.vocabulary.added else _TEXT
         looks: NDArray[np.int8] = self._looks[tokens]
         return looks
 

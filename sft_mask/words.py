@@ -21,7 +21,7 @@ import numpy as np
 
 from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DataError
-from sft_mask.markers import Kind
+from sft_mask.markers import Kind, separated
 from sft_mask.search import offset_in_token, token_holding
 from sft_mask.spans import Turns
 
@@ -80,9 +80,10 @@ class _RowText:
         start, stop = (
             self.bounds[token_holding(position)] + offset_in_token(position) for position in (found.start, found.stop)
         )
+        instruction = {*markers.instruction, *separated(markers.instruction, markers.separator)}
         patterns = [finder.trie.patterns[index] for index in found.pattern.tolist()]
         self.marks = [
-            _Mark(low, high, pattern.kind, pattern.text in markers.instruction, pattern.first_token_stops)
+            _Mark(low, high, pattern.kind, pattern.text in instruction, pattern.first_token_stops)
             for low, high, pattern in zip(start.tolist(), stop.tolist(), patterns, strict=True)
         ]
 
