@@ -139,7 +139,10 @@ def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
 
 
 def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
-    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it."""
+    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it.
+
+    A last turn without tokens or a stop stays, since its row may end it; :func:`fit_to_row` drops it where it does not.
+    """
     if not spans:
         return Turns.empty()
     fields = ("header", "start", "stop", "stop_at")
@@ -154,7 +157,8 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     nobody = np.zeros(len(spans), np.bool_)
     found = Turns.of_model(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at)
     turns = replace(found, message=np.array([span.message for span in spans], np.int64))
-    return turns.select(turns.stop > turns.start)
+    is_open = np.arange(len(turns)) == len(turns) - 1
+    return turns.select((turns.stop > turns.start) | (is_open & ~has_stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,8 @@ def fit_to_row(
 def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
     """The turns where a row is its conversation, its beginning or its end."""
     size = len(body)
+    if np.array_equal(whole, body):
+        return turns
     if size <= len(whole) and np.array_equal(whole[:size], body):
         return _clip(turns, 0, size)
     if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
@@ -228,11 +234,11 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
 
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
     """The turns; the tail of the row is the stop of the last one where it has none and only whitespace lies between."""
-    if high == len(row) or not len(turns) or turns.has_stop[-1] or not frame.is_blank(row[turns.stop[-1] : high]):
-        return turns
-    stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()
-    stop[-1], stop_at[-1], has_stop[-1] = high + 1, high, True
-    return replace(turns, stop=stop, stop_at=stop_at, has_stop=has_stop)
+    if high < len(row) and len(turns) and not turns.has_stop[-1] and frame.is_blank(row[turns.stop[-1] : high]):
+        stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()
+        stop[-1], stop_at[-1], has_stop[-1] = high + 1, high, True
+        turns = replace(turns, stop=stop, stop_at=stop_at, has_stop=has_stop)
+    return turns.select(turns.stop > turns.start)
 
 
 def _clip(turns: Turns, low: int, high: int) -> Turns:

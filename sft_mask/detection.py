@@ -151,7 +151,7 @@ def _headers(template: ChatTemplate, gaps: Gaps) -> Iterator[tuple[str, str]]:
     asks_nothing = gaps.after_user[0] == gaps.after_user[1]
     for read in (by_turns, by_prompt) if asks_nothing else (by_prompt, by_turns):
         found = read()
-        if found is not None and found[0].strip() and not _begins_with_stop(gaps, found[0]):
+        if found is not None and _can_open(gaps, found[0]):
             yield found
 
 
@@ -196,6 +196,12 @@ def _user_header(template: ChatTemplate, gaps: Gaps) -> str:
     opener = _first_opener(template, gaps)
     at = header.rfind(opener) if opener not in gaps.ending else -1
     return header[max(at, 0) :].lstrip()
+
+
+def _can_open(gaps: Gaps, core: str) -> bool:
+    """Whether a header stands before the answers of a conversation, and does not begin with what ends them."""
+    bare = core.strip()
+    return bool(bare) and all(bare in gap for gap in gaps.to_model[:2]) and not _begins_with_stop(gaps, core)
 
 
 def _begins_with_stop(gaps: Gaps, core: str) -> bool:

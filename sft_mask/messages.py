@@ -139,6 +139,7 @@ class ExactRoad:
         turns.extend(self._headerless_turns(text, turns, rendered.roles, again))
         turns.sort(key=lambda turn: turn.start)
         numbered = _number_empty(_merge(turns, text), rendered.roles)
+        numbered = [turn for turn in numbered if turn.stop > turn.start or turn.message >= 0]
         kept = numbered if tool_calls else list(without_tool_calls(rendered, numbered))
         stops = [(mark.start, mark.stop) for mark in text.stops]
         return sorted([*kept, *turns_of_others(rendered, others, stops)], key=lambda turn: turn.start)
@@ -228,7 +229,8 @@ class ExactRoad:
         if closer is None and bound < len(text.text) and len(own):
             said = self._sampled_until(text, said, bound, again(owners[1] + 1, False))
         stop = said + len(text.text[said:bound].rstrip()) if closer is not None or bound == len(text.text) else said
-        return TextTurn(header, start, stop, stop, *owners) if stop > start else None
+        is_open = closer is None and bound == len(text.text)  # an empty answer that only its row can end
+        return TextTurn(header, start, max(stop, start), max(stop, start), *owners) if stop > start or is_open else None
 
     def _sampled_until(self, text: _Text, said: int, bound: int, alone: str) -> int:
         """How far the template's words after an answer stay the same when nothing follows it; whole tokens only."""
