@@ -1,8 +1,10 @@
-"""What differs between versions of the libraries underneath, in one place."""
+"""What differs between versions of the libraries underneath, and where another package changed them, in one place."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,78 @@ def has_fused_lm_head() -> bool:
     from packaging.version import Version
 
     return Version(version("trl")) >= Version("1.15")
+
+
+_TRAINER = ("trl.trainer.sft_trainer", "SFTTrainer")
+"""Where TRL defines its trainer: what else it is called by can be exchanged, and Unsloth does so."""
+
+
+def is_sft_trainer(trainer: Any) -> bool:
+    """Whether a trainer is of TRL's class, or of one that another package has put in its place."""
+    import trl
+    from trl.trainer import sft_trainer
+
+    in_its_place = (trl.SFTTrainer, trl.trainer.SFTTrainer, sft_trainer.SFTTrainer)
+    return any((kind.__module__, kind.__name__) == _TRAINER or kind in in_its_place for kind in type(trainer).__mro__)
+
+
+@dataclass(frozen=True, slots=True)
+class LossPath:
+    """Which ``compute_loss`` of a trainer calls which, as far as their code shows.
+
+    Attributes:
+        before: classes with a ``compute_loss`` of their own that is called before TRL's, from the first to the last.
+        trls: the class that has TRL's own; ``None`` where the last of ``before`` calls another one, or none.
+    """
+
+    before: tuple[type, ...]
+    trls: type | None
+
+    @property
+    def is_trls(self) -> bool:
+        """Whether TRL's is called directly."""
+        return self.trls is not None and not self.before
+
+    @classmethod
+    def of(cls, kind: type) -> LossPath:
+        """Of a trainer's class; what this library has put in front is left out."""
+        before: list[type] = []
+        for owner in kind.__mro__:
+            function = vars(owner).get("compute_loss")
+            module = getattr(function, "__module__", None) or ""
+            if function is None or module.startswith("sft_mask."):
+                continue
+            if module == _TRAINER[0] and _scope(function).startswith("trl."):
+                return cls(tuple(before), owner)
+            before.append(owner)
+            if not _calls_the_next(function, owner):
+                break
+        return cls(tuple(before), None)
+
+
+def loss_path(trainer: Any) -> LossPath:
+    """Of a trainer, whose own attribute ``compute_loss`` would come before that of every class."""
+    if "compute_loss" in vars(trainer):
+        return LossPath((type(trainer),), None)
+    return LossPath.of(type(trainer))
+
+
+def _scope(function: Any) -> str:
+    """Where a function was written; what ``functools.wraps`` made says another ``__module__``."""
+    return str(getattr(function, "__globals__", {}).get("__name__"))
+
+
+def _calls_the_next(function: Any, owner: type) -> bool:
+    """Whether a method's source has a call of ``super().compute_loss``; the first step tells whether it is made."""
+    if not inspect.isfunction(function):
+        return False
+    function = inspect.unwrap(function)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # made without a file: its names must do
+        return "super" in getattr(function, "__code__", _calls_the_next.__code__).co_names
+    wanted = {"super().compute_loss", f"super({owner.__name__}, self).compute_loss"}
+    return any(isinstance(node, ast.Call) and ast.unparse(node.func) in wanted for node in ast.walk(tree))
 
 
 _HEAD_ARGUMENTS = (

@@ -95,10 +95,20 @@ def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints,
         if not raw.startswith(piece, position):
             return None
         first[index], last[index] = position, position + len(piece)
+        if glued and not piece and _follows_blank_of_text(ids, index, vocabulary):
+            last[index - 1] = first[index] = first[index - 1]
         position += len(piece)
         if added is not None:
             position = _after_swallowed(raw, position, added)
     return (first, last) if not raw[position:].strip() else None
+
+
+def _follows_blank_of_text(ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
+    """Whether two blanks follow a control token: the first is glued to it, the second is the text's.
+
+    Of ``<|assistant|>`` ``▁`` ``▁`` the second blank is the header's own, which the answer does not begin with.
+    """
+    return index > 1 and ids[index - 2] in vocabulary.added and vocabulary.piece(ids[index - 1]) == b" "
 
 
 def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
@@ -147,8 +157,33 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     return turns.select(turns.stop > turns.start)
 
 
+@dataclass(frozen=True, slots=True)
+class RowFrame:
+    """What a row can hold around its rendered conversation.
+
+    Attributes:
+        leads: ids that the tokenizer puts in front of a text that was rendered beforehand (its BOS).
+        tails: ids that follow such a text (the EOS that TRL appends, what the tokenizer adds).
+        is_blank: whether ids are whitespace only.
+    """
+
+    leads: tuple[tuple[int, ...], ...] = ()
+    tails: tuple[tuple[int, ...], ...] = ()
+    is_blank: Callable[[Ints], bool] = lambda ids: not len(ids)
+
+    def places(self, row: Ints) -> list[tuple[int, int]]:
+        """Where the conversation may lie in a row, as ``[low, high)``; all of the row first."""
+        lows = [len(lead) for lead in ((), *self.leads) if tuple(row[: len(lead)].tolist()) == lead]
+        cuts = [len(tail) for tail in ((), *self.tails) if tuple(row[len(row) - len(tail) :].tolist()) == tail]
+        return [(low, len(row) - cut) for low in lows for cut in cuts if low <= len(row) - cut]
+
+
 def fit_to_row(
-    turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool], bos_token_id: int | None = None
+    turns: Turns,
+    whole: Ints,
+    row: Ints,
+    opens_turn: Callable[[Ints], bool],
+    frame: RowFrame = RowFrame(),
 ) -> Turns:
     """Moves turns of the whole conversation onto a row that holds all of it, its beginning, or its end.
 
@@ -158,19 +193,46 @@ def fit_to_row(
         row: ``(tokens,)`` ids of the row.
         opens_turn: whether some ids hold a response header: a row may differ from its conversation where nobody speaks
             (another date, an added token), but not by a turn of the model that is not in its messages.
-        bos_token_id: a row may begin with one more of these than its template wrote.
+        frame: what the row may hold before and after the conversation. A tail ends the last answer where the template
+            writes no stop.
 
     Raises:
         DataError: the row is not what the template renders.
     """
-    for lead in range(2 if bos_token_id is not None and len(row) and row[0] == bos_token_id else 1):
-        body = row[lead:]
-        size = len(body)
-        if size <= len(whole) and np.array_equal(whole[:size], body):
-            return _clip(turns, 0, size).moved(lead)
-        if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
-            return _clip(turns, len(whole) - size, len(whole)).moved(lead)
-    return _around_difference(turns, whole, row, opens_turn)
+    places = frame.places(row)
+    for low, high in places:
+        found = _whole_or_part(turns, whole, row[low:high])
+        if found is not None:
+            return _ended_by_tail(found.moved(low), row, high, frame)
+    refused: DataError | None = None
+    for low, high in reversed(places):
+        try:
+            found = _around_difference(turns, whole, row[low:high], opens_turn)
+        except DataError as error:
+            refused = error
+            continue
+        return _ended_by_tail(found.moved(low), row, high, frame)
+    assert refused is not None, "all of a row is always one of its places"
+    raise refused
+
+
+def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
+    """The turns where a row is its conversation, its beginning or its end."""
+    size = len(body)
+    if size <= len(whole) and np.array_equal(whole[:size], body):
+        return _clip(turns, 0, size)
+    if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
+        return _clip(turns, len(whole) - size, len(whole))
+    return None
+
+
+def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
+    """The turns; the tail of the row is the stop of the last one where it has none and only whitespace lies between."""
+    if high == len(row) or not len(turns) or turns.has_stop[-1] or not frame.is_blank(row[turns.stop[-1] : high]):
+        return turns
+    stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()
+    stop[-1], stop_at[-1], has_stop[-1] = high + 1, high, True
+    return replace(turns, stop=stop, stop_at=stop_at, has_stop=has_stop)
 
 
 def _clip(turns: Turns, low: int, high: int) -> Turns:

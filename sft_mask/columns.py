@@ -154,6 +154,14 @@ def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Boo
     return answer
 
 
+def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
+    """Rows in which a column of lists holds anything; none where it is no column of lists."""
+    array = _flat(column)
+    if not is_list(array.type):
+        return np.zeros(len(array), np.bool_)
+    return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
+
+
 def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
     """Rows with a message that has any of the fields."""
     array = _flat(column)

@@ -316,7 +316,7 @@ def compare_roads(data: Any, tokenizer: Any = None, *, split: str | None = None,
 
 def agreement_of(rows: PreviewRows) -> Agreement:
     """:func:`compare_roads` for rows that are at hand."""
-    if rows.masker.road is None:
+    if rows.masker.road is None or not rows.masker.from_template:
         raise UnsupportedError(
             "Roads can be compared only where the rows are the chat template's: there is none, or the markers given "
             "are not its own."
@@ -389,7 +389,7 @@ class _Comparison:
         encoded = self.road.tokenizer.apply_chat_template(
             list(talk.messages),
             tools=talk.tools,
-            chat_template=self.road.template.source,
+            chat_template=self.road.template.source_for(talk.tools),
             return_dict=True,
             return_assistant_tokens_mask=True,
             **(talk.variables or {}),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.columns import Shapes, holds_any, is_conversation, rows_with, shapes
+from sft_mask.columns import Shapes, has_items, holds_any, is_conversation, rows_with, shapes
 from sft_mask.constants import FLAGS
 from sft_mask.errors import DataError
 
@@ -24,11 +24,19 @@ _JSON_ESCAPE = "\\u"
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row as a chat template is given it."""
+    """One row as a chat template is given it.
+
+    Attributes:
+        messages: of prompt and completion, those of both.
+        tools: tool definitions.
+        variables: ``chat_template_kwargs``.
+        prompt: how many of the messages are the prompt's; they are never trained.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Any = None
     variables: Mapping[str, Any] | None = None
+    prompt: int = 0
 
 
 class Decoder:
@@ -71,6 +79,13 @@ class Decoder:
             flags |= rows_with(table[name], FLAGS)
         return flags
 
+    def answered_before(self, table: pa.Table) -> NDArray[np.bool_]:
+        """``(rows,)`` rows whose prompt holds an answer already."""
+        columns = self.columns(table)
+        if len(columns) < 2:
+            return np.zeros(table.num_rows, np.bool_)
+        return shapes(table[columns[0]], ()).answers > 0
+
     def shapes(self, table: pa.Table, needles: Sequence[str]) -> Shapes:
         """Shapes of the rows; see :func:`sft_mask.columns.shapes`."""
         parts = [shapes(table[name], needles) for name in self.columns(table)]
@@ -85,7 +100,7 @@ class Decoder:
                 filled = np.asarray(table[extra].is_valid(), np.bool_)
                 quotes |= holds_any(table[extra], (*needles, _JSON_ESCAPE))
                 quotes |= filled & (extra == "chat_template_kwargs")
-                key = key * np.int64(31) + filled
+                key = key * np.int64(31) + filled + has_items(table[extra])
         return Shapes(answers, quotes, key)
 
     def row(self, table: pa.Table, row: int) -> Conversation:
@@ -99,9 +114,11 @@ class Decoder:
         if self.features is not None:
             kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
             values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
-        messages = [message for name in self.columns(table) for message in mappings(name, values[name])]
+        parts = [mappings(name, values[name]) for name in self.columns(table)]
+        messages = [message for part in parts for message in part]
+        prompt = len(parts[0]) if len(parts) > 1 else 0
         variables = read_variables(values.get("chat_template_kwargs"))
-        return Conversation(messages, read_tools(values.get("tools")), variables)
+        return Conversation(messages, read_tools(values.get("tools")), variables, prompt)
 
 
 def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
@@ -120,14 +137,14 @@ def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[st
 
 
 def read_tools(tools: Any) -> Any:
-    """Tool definitions as a template is given them: JSON text is read, and none at all (also no text) is ``None``.
+    """Tool definitions as TRL gives them to a template: JSON text is read, and an empty list stays one.
 
     >>> read_tools('[{"name": "clock"}]'), read_tools([]), read_tools("")
-    ([{'name': 'clock'}], None, None)
+    ([{'name': 'clock'}], [], None)
     """
     read = _tools_of_text(tools) if isinstance(tools, str) else tools
     if read is None or isinstance(read, (Sequence, Mapping)):
-        return read or None
+        return read
     raise DataError(f"The tools column holds {tools!r:.80}, which is no list of tool definitions. Give JSON or a list.")
 
 

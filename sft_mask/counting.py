@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ def count_batch(
     for row in np.flatnonzero(~kept).tolist():
         cause = reasons.get(row) or _cause(found[row], chosen_in[row])
         causes[cause] = causes.get(cause, 0) + 1
+    unmatched = Counter(why for row, why in decided.unmatched.items() if kept[row])
     ambiguous = np.zeros(len(kept), np.bool_)
     ambiguous[list(decided.ambiguous)] = True
     return SplitReport(
@@ -96,6 +98,7 @@ def count_batch(
         rows_exact=int((decided.exact & kept).sum()),
         rows_checked=int((decided.checked & kept).sum()),
         rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
+        unchecked_reasons=dict(unmatched),
         rows_ambiguous=len(decided.ambiguous),
         rows_with_unread_flags=decided.unread_flags,
     )

@@ -9,13 +9,14 @@ used before it is proven (:mod:`sft_mask.proof`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 from sft_mask.errors import DetectionError, UnsupportedError
-from sft_mask.markers import Markers
+from sft_mask.markers import Markers, MarkerText
 from sft_mask.other_roles import roles_like_the_model, system_headers, tool_markers, tool_probe
 from sft_mask.probing import Gaps, read_gaps, text_between, try_render, two_turns, why_refused
 from sft_mask.proof import prove
@@ -24,6 +25,8 @@ from sft_mask.template import EMPTY_BLOCK, ChatTemplate
 if TYPE_CHECKING:
     from sft_mask.tokens import Vocabulary
     from sft_mask.tracing import Rendered
+
+_Text = TypeVar("_Text", str, MarkerText)
 
 
 def _one_token(template: ChatTemplate, close: str) -> str:
@@ -79,20 +82,34 @@ def _instruction_header(template: ChatTemplate, gaps: Gaps, core: str) -> str:
     return header.lstrip()
 
 
-def _stops(template: ChatTemplate, close: str, ending: str) -> tuple[str, ...]:
+def _stops(template: ChatTemplate, close: str, ending: str, user_close: str) -> tuple[str, ...]:
     """What the model has to sample after an answer, inside a conversation and at its end.
 
-    Inside, it is all that the template writes before the next header, but for blanks. At the end a template may add
-    more (Phi-3 writes ``<|endoftext|>`` after ``<|end|>``), which nobody samples, or use another token (gpt-oss writes
+    Inside, it is what the template writes before the next header, but for blanks. At the end a template may add more
+    (Phi-3 writes ``<|endoftext|>`` after ``<|end|>``), which nobody samples, or use another token (gpt-oss writes
     ``<|return|>`` for ``<|end|>``).
     """
     bos = str(template.variables.get("bos_token") or "")
-    inside = (close.removesuffix(bos) if bos else close).strip()
+    inside = _first_stop(template, (close.removesuffix(bos) if bos else close).strip(), user_close)
     if inside and ending.strip().startswith(inside):
         return (inside,)
     found = template.first_special(ending)
     last = ending.strip() if found is None else found[1]
     return unique((inside, last))
+
+
+def _first_stop(template: ChatTemplate, close: str, user_close: str) -> str:
+    """What closes an answer, up to the first control token at which the model's turn is over.
+
+    That is the eos, or a token that closes the user's words too: of ``<|eot_id|><|end_of_text|>`` the first, but all of
+    ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, where only the second stands after a user's words.
+    """
+    at = 0
+    while (found := template.first_special(close[at:])) is not None:
+        at += found[0] + len(found[1])
+        if found[1] == template.variables.get("eos_token") or found[1] in user_close:
+            return close[:at]
+    return close
 
 
 def _prefills(core: str, gaps: Gaps) -> list[str]:
@@ -127,19 +144,79 @@ def _heard(rendered: Rendered | None, *messages: int) -> TypeGuard[Rendered]:
     return rendered is not None and {*messages} <= set(rendered.message_of().tolist())
 
 
-def _plain_markers(template: ChatTemplate, gaps: Gaps) -> Markers:
+def _headers(template: ChatTemplate, gaps: Gaps) -> Iterator[tuple[str, str]]:
+    """Response and instruction headers that the gaps suggest, the most likely first."""
+    by_prompt = partial(_headers_of_prompt, template, gaps)
+    by_turns = partial(_headers_of_turns, template, gaps)
+    asks_nothing = gaps.after_user[0] == gaps.after_user[1]
+    for read in (by_turns, by_prompt) if asks_nothing else (by_prompt, by_turns):
+        found = read()
+        if found is not None and found[0].strip() and not _begins_with_stop(gaps, found[0]):
+            yield found
+
+
+def _headers_of_prompt(template: ChatTemplate, gaps: Gaps) -> tuple[str, str]:
     core = _response_core(template, gaps)
-    if not core.strip():
-        raise DetectionError("The chat template writes nothing between a user's words and the model's.")
-    instruction = _instruction_header(template, gaps, core)
+    instruction = _instruction_header(template, gaps, core) if core.strip() else ""
+    longer = _user_header(template, gaps)  # the words before a control token, which are no stop
+    is_longer = longer.endswith(instruction) and template.first_special(longer.removesuffix(instruction)) is None
+    return core, longer if is_longer else instruction
+
+
+def _headers_of_turns(template: ChatTemplate, gaps: Gaps) -> tuple[str, str] | None:
+    """The headers of a template that has no generation prompt, from its turns alone.
+
+    The user's header is what the first and a later user turn have in front of their words; what a template writes
+    before it closes an answer. What closes the user's words is what it writes after them where nothing follows, or else
+    what closes an answer; the rest up to the answer's words is the response header::
+
+        opening    <s>User: ...
+        to_user    ...\nUser: ...        instruction header "User: ", an answer is closed by "\n"
+        to_model   ...\nAssistant: ...   response header "Assistant: "
+    """
+    instruction = _user_header(template, gaps)
+    if not instruction:
+        return None
+    opener = template.lead(instruction)
+    closes_answer = gaps.to_user.removesuffix(instruction)
+    for close in (gaps.after_user[0], closes_answer):
+        if (opener is not None and opener in close) or not all(gap.startswith(close) for gap in gaps.to_model):
+            continue
+        header = template.whole_tokens_prefix(*(gap[len(close) :] for gap in gaps.to_model))
+        if header.strip():
+            return header if template.lead(header) is None else header.lstrip(), instruction
+    return None
+
+
+def _user_header(template: ChatTemplate, gaps: Gaps) -> str:
+    """What the first and a later user turn have in front of their words, without what closes the turn before."""
+    header = template.whole_tokens_suffix(gaps.opening, gaps.to_user)
+    if gaps.ending.strip() and gaps.to_user.startswith(gaps.ending):
+        header = min(header, gaps.to_user[len(gaps.ending) :], key=len)
+    opener = _first_opener(template, gaps)
+    at = header.rfind(opener) if opener not in gaps.ending else -1
+    return header[max(at, 0) :].lstrip()
+
+
+def _begins_with_stop(gaps: Gaps, core: str) -> bool:
+    """Whether a header begins with what ends an answer: all of the last gap, or what the gaps after answers share."""
+    bare = core.strip()
+    if gaps.ending.strip().startswith(bare) and gaps.to_user.strip().startswith(bare):
+        return True
+    ending = (gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending).strip()
+    return bool(ending) and bare.startswith(ending)
+
+
+def _plain_markers(template: ChatTemplate, gaps: Gaps, core: str, instruction: str) -> Markers:
     at = gaps.to_user.rindex(instruction) if instruction in gaps.to_user else len(gaps.to_user)
     close = gaps.to_user[:at]
     ending = gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending
-    stops = _stops(template, close, ending)
+    user_close = gaps.to_model[0][: gaps.to_model[0].rindex(core)] if core in gaps.to_model[0] else ""
+    stops = _stops(template, close, ending, user_close)
     stop_headers: tuple[str, ...] = ()
     opener = template.lead(instruction)
-    if not close.strip() and opener is not None:
-        stop_headers, stops = (instruction,), unique((*stops, opener))
+    if not close.strip() and opener is not None and not stops:  # nothing else ends an answer
+        stop_headers, stops = (instruction,), (opener,)
     return Markers(
         response=unique((core, *_prefills(core, gaps))),
         instruction=(instruction,),
@@ -152,12 +229,12 @@ def _plain_markers(template: ChatTemplate, gaps: Gaps) -> Markers:
     )
 
 
-def unique(texts: Iterable[str]) -> tuple[str, ...]:
+def unique(texts: Iterable[_Text]) -> tuple[_Text, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
-def candidate_markers(template: ChatTemplate) -> Markers:
-    """Markers as the template's gaps suggest them, not yet proven.
+def candidate_markers(template: ChatTemplate) -> list[Markers]:
+    """Markers as the template's gaps suggest them, not yet proven; the most likely first.
 
     Raises:
         DetectionError: the template renders no plain conversation, or writes nothing before an answer.
@@ -167,7 +244,30 @@ def candidate_markers(template: ChatTemplate) -> Markers:
         raise DetectionError(
             f"The chat template cannot be read: {why_refused(template)} Give both instruction_part and response_part."
         )
-    markers = replace(_plain_markers(template, gaps), like_the_model=roles_like_the_model(template))
+    found = [
+        _with_other_roles(template, _plain_markers(template, gaps, *headers)) for headers in _headers(template, gaps)
+    ]
+    if not found:
+        raise DetectionError(
+            f"The chat template {_no_header(gaps)} Use a template that writes a header before an answer, or give both "
+            "instruction_part and response_part."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _no_header(gaps: Gaps) -> str:
+    if not gaps.to_model[0].strip():
+        return "writes nothing between a user's words and the model's."
+    return (
+        "does not show where an answer begins: what it writes between a user's words and the model's, "
+        f"{gaps.to_model[0]!r}, cannot be told from what it writes between an answer and the next user's words, "
+        f"{gaps.to_user!r}, or after the last answer, {gaps.ending!r}."
+    )
+
+
+def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:
+    """Markers of a plain conversation, with what the template writes around system messages and tools."""
+    markers = replace(markers, like_the_model=roles_like_the_model(template))
     tools = tool_markers(template, markers)
     bos = str(template.variables.get("bos_token") or "")
     system = system_headers(template, markers)
@@ -218,7 +318,37 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
             "instruction_part, the text before the user's words, and response_part, the text before the model's."
         )
     kept = _PROVEN.setdefault(tokenizer, {})
-    key = (template.source, repr(template.variables), template.specials)
+    key = (template.source, template.tool_source, repr(template.variables), template.specials)
     if key not in kept:
-        kept[key] = prove(candidate_markers(template), template, vocabulary, tokenizer)
+        markers, *others = (_first_proven(candidate_markers(one), one, vocabulary, tokenizer) for one in template.each)
+        kept[key] = reduce(_of_either, others, markers)
     return kept[key]
+
+
+def _of_either(markers: Markers, more: Markers) -> Markers:
+    """Markers of a template, with those of the one that the tokenizer has for conversations with tools."""
+    return replace(
+        markers,
+        response=unique((*markers.response, *more.response)),
+        instruction=unique((*markers.instruction, *more.instruction)),
+        others=unique((*markers.others, *more.others)),
+        stops=unique((*markers.stops, *more.stops)),
+        stop_headers=unique((*markers.stop_headers, *more.stop_headers)),
+        separator=markers.separator if markers.separator == more.separator else "",
+        open_end=markers.open_end or more.open_end,
+        complete=markers.complete and more.complete,
+        like_the_model=unique((*markers.like_the_model, *more.like_the_model)),
+    )
+
+
+def _first_proven(
+    candidates: Sequence[Markers], template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any
+) -> Markers:
+    first: DetectionError | None = None
+    for markers in candidates:
+        try:
+            return prove(markers, template, vocabulary, tokenizer)
+        except DetectionError as error:
+            first = first or error
+    assert first is not None, "a template without candidates is refused before"
+    raise first

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from sft_mask._compat import has_fused_lm_head
+from sft_mask._compat import LossPath
 from sft_mask.batches import Tally
 from sft_mask.checks import check_collator
 from sft_mask.constants import IGNORE_INDEX
@@ -141,6 +141,7 @@ class ResponseOnlyMixin:
             ids, weights, groups = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
+        labels = inputs["labels"]  # a compute_loss may take them out of the batch
         state.meters["train" if training else "eval"].count(inputs, weights)
         called = model
         if weights is not None:
@@ -148,15 +149,17 @@ class ResponseOnlyMixin:
         is_sum = (
             getattr(trainer.args, "loss_type", "nll") == "nll"
         )  # and not the sum of something else of the log-probabilities
-        with supervised_positions_only(model, inputs.get("labels"), weights, proportional=is_sum):
+        with supervised_positions_only(model, labels, weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
                 called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
+        if weights is not None:
+            called.check_scored(type(self).__name__)
         if groups is not None:
-            self._measure(called, inputs["labels"], groups, training)
+            self._measure(called, labels, groups, training)
         if not training:
             loss = result[0] if return_outputs else result
-            state.eval_loss.add(loss, _weight_of_batch(inputs["labels"], weights))
+            state.eval_loss.add(loss, _weight_of_batch(labels, weights))
         return result
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
@@ -261,13 +264,6 @@ def _weight_of_batch(labels: Tensor, weights: Tensor | None) -> Tensor:
     return (labels[..., 1:] != IGNORE_INDEX).sum() if weights is None else weights[..., 1:].sum()
 
 
-def normalizes_by_tokens(trainer: Any) -> bool:
-    """Whether the trainer itself divides the loss by the number of tokens of the step, whatever the model does."""
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    by_model = trainer.compute_loss_func is not None or getattr(parallelism, "sp_enabled", False)
-    return has_fused_lm_head() and not by_model and trainer.args.label_smoothing_factor == 0
-
-
 def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
     """A batch without labels for rows that ``accelerate`` repeats to give every rank as many.
 
@@ -283,9 +279,24 @@ def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
     return {**inputs, "labels": labels.masked_fill(repeated.unsqueeze(1), IGNORE_INDEX)}
 
 
+class _BeforeTrls:
+    """Goes in front of TRL's class, behind those that change its ``compute_loss``: sees what they hand on."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if isinstance(model, WeighedModel):
+            model.check_items(num_items_in_batch, type(self).__name__)
+        return super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+
 def hooked_class(kind: type) -> type:
     """The class with the mixin in front, under its own name; itself where the mixin is there already."""
     if issubclass(kind, ResponseOnlyMixin):
         return kind
+    path = LossPath.of(kind)
+    last = (type(path.trls.__name__, (_BeforeTrls, path.trls), {}),) if path.trls is not None and path.before else ()
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (ResponseOnlyMixin, kind), names)
+    return type(kind.__name__, (ResponseOnlyMixin, kind, *last), names)

@@ -337,11 +337,18 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     for header in markers.headers:
         for pattern in patterns_of(_with_separator((header,), markers), Kind.OTHER):
             stopping = pattern.text in markers.stop_headers or pattern.atoms[0] in stop_tokens
-            stopping = stopping and pattern.atoms[0] >= _BYTE_ATOMS  # half a header in plain text stops nothing
+            stopping = stopping and _begins_with_token(pattern, vocabulary)  # half a header in plain text stops nothing
             patterns.append(replace(pattern, first_token_stops=stopping))
     patterns.extend(stops)
     _refuse_shared(patterns)
     return MarkerTrie(patterns, vocabulary)
+
+
+def _begins_with_token(pattern: Pattern, vocabulary: Vocabulary) -> bool:
+    """Whether a marker begins with an added token, which no tokenizer cuts: a control token, or one that is text."""
+    if pattern.atoms[0] >= _BYTE_ATOMS or not isinstance(pattern.text, str):
+        return pattern.atoms[0] >= _BYTE_ATOMS
+    return any(pattern.text.startswith(piece.content) for piece in vocabulary.added.values() if piece.content.strip())
 
 
 def _with_separator(headers: Sequence[MarkerText], markers: Markers) -> list[MarkerText]:

@@ -1,9 +1,11 @@
 """One batch of rows, as Arrow columns, to labels: markers first, messages where markers cannot know.
 
-Every row that still has its messages is checked. It takes the exact road (:mod:`sft_mask.messages`) if the number of
-turns is not the number of the model's messages, if any message quotes a piece of a marker, or if its conversation has a
-shape that has not been proven: the first rows of every shape go both roads, and only a shape in which they agree is
-trusted to markers.
+Every row that still has its messages is checked. It is decided by them if the number of turns is not the number of the
+model's messages, if any message quotes a piece of a marker, or if its conversation has a shape that has not been
+proven: the first rows of every shape are decided both ways, and only a shape in which both agree is trusted to markers.
+
+Messages decide by the chat template where it renders them to the row (:mod:`sft_mask.messages`), and otherwise by their
+own words (:mod:`sft_mask.words`).
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
-from sft_mask.conversations import Decoder
+from sft_mask.conversations import Conversation, Decoder
 from sft_mask.counting import Trained, count_batch
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.fragments import FragmentReader, Pieces, chained, cut_at
 from sft_mask.grading import Graded, grade
 from sft_mask.labels import paint
 from sft_mask.markers import Markers
-from sft_mask.messages import ExactRoad
+from sft_mask.messages import ExactRoad, LostWordsError
 from sft_mask.policy import Policy
 from sft_mask.regions import in_regions
 from sft_mask.report import SplitReport
 from sft_mask.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
 from sft_mask.spans import SpanFinder, Turns
+from sft_mask.words import WordsRoad
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 OnAmbiguous = Literal["error", "drop", "mask"]
 _PROOFS = 3
 """Rows of a shape that must agree on both roads before markers are believed for the rest."""
+_NOT_IN_ROW = "whose messages do not match their text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,20 @@ class Decided:
         turns: all that were found.
         exact: ``(rows,)`` decided by messages.
         checked: ``(rows,)`` decided by markers, which agree with the messages.
+        unmatched: why rows with messages were decided by markers alone.
         ambiguous: why rows could not be decided.
         in_part: those of them of which only the first words could not.
+        lost: those of them whose chat template leaves out the words of an answer.
         unread_flags: rows whose messages have flags that the policy does not ask for.
     """
 
     turns: Turns
     exact: Bools
     checked: Bools
+    unmatched: dict[int, str] = field(default_factory=dict)
     ambiguous: dict[int, str] = field(default_factory=dict)
     in_part: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
     unread_flags: int = 0
 
 
@@ -92,9 +100,10 @@ class Masker:
         finder: the marker search.
         markers: its texts.
         policy: what is trained of the turns found.
-        road: the exact road, ``None`` where there is no chat template to lay messages along.
+        road: turns by a rendering of the messages, ``None`` where there is no chat template.
         on_ambiguous: what happens to a row that no road can decide.
         bos_token_id: what begins a conversation, if anything does.
+        from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
     """
 
     def __init__(
@@ -105,6 +114,8 @@ class Masker:
         road: ExactRoad | None,
         on_ambiguous: OnAmbiguous = "error",
         bos_token_id: int | None = None,
+        *,
+        from_template: bool = True,
     ) -> None:
         self.finder = finder
         self.markers = markers
@@ -115,8 +126,11 @@ class Masker:
         self._fragments: FragmentReader | None = None
         self._bos = bos_token_id
         self.needles = marker_needles(finder)
+        self.from_template = from_template
+        self._words = WordsRoad(finder, markers)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
+        self._unmatched: dict[int, int] = {}
         self._rendered = 0  # rows that were what the chat template renders from their messages
 
     def for_pieces(self, pieces: Pieces | None) -> Masker:
@@ -193,13 +207,13 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
-    def learnt(self) -> tuple[dict[int, int], set[int]]:
+    def learnt(self) -> tuple[dict[int, int], set[int], dict[int, int]]:
         """What the rows so far have shown about their shapes."""
-        return dict(self._shapes), set(self._unlike)
+        return dict(self._shapes), set(self._unlike), dict(self._unmatched)
 
-    def forget(self, learnt: tuple[dict[int, int], set[int]]) -> None:
+    def forget(self, learnt: tuple[dict[int, int], set[int], dict[int, int]]) -> None:
         """Goes back to what was known then, so that the same rows meet the same error."""
-        self._shapes, self._unlike = learnt
+        self._shapes, self._unlike, self._unmatched = learnt
 
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""
@@ -268,28 +282,40 @@ class Masker:
         ids, offsets, documents = row_data
         count = len(offsets) - 1
         none = np.zeros(count, np.bool_)
-        if self.road is None or not decode.has_conversation(table) or len(documents) != len(offsets):
+        if not decode.has_conversation(table) or len(documents) != len(offsets):
             self._refuse_without_messages(table, decode)
-            return Decided(turns, none, none.copy())
+            packed = range(count) if decode.has_conversation(table) else ()
+            return Decided(turns, none, none.copy(), dict.fromkeys(packed, "packed"))
+        if self.road is None:
+            self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
         seen = decode.shapes(table, self.needles)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
+        doubtful |= decode.answered_before(table)  # which markers alone cannot tell from an answer of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
-        decided = Decided(turns, none, known & ~doubtful)
+        unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
+        decided = Decided(turns, none, known & ~doubtful, unmatched)
         if self.policy.turns != "flagged":
             decided.unread_flags = int(flagged.sum())
         if self.policy.needs_messages:
-            decided.ambiguous.update(dict.fromkeys(np.flatnonzero(~known).tolist(), "Its messages are null."))
+            decided.ambiguous.update(dict.fromkeys(decided.unmatched, "Its messages are null."))
         replaced: dict[int, Turns] = {}
         for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
             shape = int(seen.shape[row])
             if not doubtful[row] and self._trusts(shape):
                 continue
-            exact = self._exact_turns(table, decode, row, ids[offsets[row] : offsets[row + 1]])
+            given_up = not doubtful[row] and self._unmatched.get(shape, 0) >= _PROOFS
+            row_ids = ids[offsets[row] : offsets[row + 1]]
             decided.checked[row] = False
+            try:
+                exact = _NOT_IN_ROW if given_up else self._exact_turns(table, decode, row, row_ids)
+            except LostWordsError as error:
+                decided.ambiguous[row] = str(error)
+                decided.lost.add(row)
+                continue
             if isinstance(exact, str):
-                decided.ambiguous[row] = exact
+                self._undecidable(decided, row, exact, doubtful=bool(doubtful[row]), shape=shape)
                 continue
             if not doubtful[row]:
                 self._compare(shape, exact, turns, row, int(offsets[row]))
@@ -298,6 +324,14 @@ class Masker:
         decided.turns = _with_replaced(turns, replaced, offsets)
         return decided
 
+    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, shape: int) -> None:
+        """Notes a row whose messages decide nothing: ambiguous, or by markers where nothing speaks against them."""
+        if doubtful or self.from_template:
+            decided.ambiguous[row] = why
+            return
+        decided.unmatched[row] = _NOT_IN_ROW
+        self._unmatched[shape] = self._unmatched.get(shape, 0) + 1
+
     def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
         """Refuses a policy that only messages can answer, for rows that have none (or none that can be laid along)."""
         if not self.policy.needs_messages and self.policy.turns != "flagged":
@@ -305,7 +339,9 @@ class Masker:
         if not decode.has_conversation(table):
             why = f"the rows have no messages (they have {', '.join(table.column_names)})"
         elif self.road is None:
-            why = "the markers are not those of the chat template, so the messages cannot be laid along the rows"
+            if not self.policy.needs_messages:
+                return
+            why = "there is no chat template that the messages could be rendered by"
         else:
             why = "the rows are packed"
         kept = " and ".join(decode.columns(table)) or "messages (conversations, or prompt and completion)"
@@ -331,11 +367,22 @@ class Masker:
 
     def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
         """The turns by messages, or why there are none."""
-        assert self.road is not None, "asked for the exact road without one"
         conversation = decode.row(table, row)
         weights = self.policy.message_weights(conversation.messages)
+        weights[: conversation.prompt] = [0.0] * conversation.prompt
         roles = [str(message.get("role")) for message in conversation.messages]
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
+        found = self._rendered_turns(conversation, ids, others) if self.road is not None else ""
+        if isinstance(found, str):
+            spoken = self._spoken_turns(conversation, ids)
+            if isinstance(spoken, str):
+                return found if self.from_template else spoken
+            found = spoken
+        return _of_messages(found, weights, roles, conversation.prompt)
+
+    def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
+        """The turns by the chat template, or why there are none."""
+        assert self.road is not None, "nothing is rendered without a template"
         try:
             found = self.road.turns(
                 conversation.messages,
@@ -345,10 +392,21 @@ class Masker:
                 others=others,
                 tool_calls=self.policy.tool_calls,
             )
+        except LostWordsError:
+            raise
         except DataError as error:
             return str(error)
         self._rendered += 1
-        return _of_messages(found, weights, roles)
+        return found
+
+    def _spoken_turns(self, conversation: Conversation, ids: NDArray[np.integer]) -> Turns | str:
+        """The turns by the words of the messages, or why there are none."""
+        if self.policy.needs_messages:
+            return "The policy asks for roles or tool calls, which only a rendering of the messages shows."
+        try:
+            return self._words.turns(conversation.messages, ids)
+        except DataError as error:
+            return str(error)
 
     # what became of it
 
@@ -357,14 +415,25 @@ class Masker:
         reasons: dict[int, str] = {}
         for row, why in decided.ambiguous.items():
             if self.on_ambiguous == "error":
-                raise self._undecided(first_row + row, why)
+                raise self._undecided(first_row + row, why, lost=row in decided.lost)
             if self.on_ambiguous == "mask" and row in decided.in_part:
                 continue  # what nothing decided is no turn, so it is masked already
             labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
             reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
         return reasons
 
-    def _undecided(self, row: int, why: str) -> AmbiguousRowError:
+    def _undecided(self, row: int, why: str, *, lost: bool) -> AmbiguousRowError:
+        if lost:
+            return AmbiguousRowError(
+                f"Row {row} has an answer without its words: {why} Or leave such rows out (on_ambiguous='drop' or "
+                "'mask')."
+            )
+        if not self.from_template:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided: {why} A message of it quotes a marker, or its markers open another "
+                "number of answers than its messages hold. Repair or remove the row, give the markers of its format, "
+                "or choose on_ambiguous='drop' or 'mask'."
+            )
         if self._fragments is not None and not self._rendered:
             return AmbiguousRowError(
                 f"Row {row} cannot be decided: {why} Or leave such rows out (on_ambiguous='drop'), or only those words "
@@ -404,12 +473,13 @@ def _halves(text: str) -> tuple[str, ...]:
     return (text[:middle], text[middle:]) if middle > 2 else (text,)
 
 
-def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str]) -> Turns:
-    """Turns with the weights and the roles of their messages."""
+def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str], prompt: int) -> Turns:
+    """Turns with the weights and the roles of their messages, the first ``prompt`` of which are given."""
     codes = [ROLES.index(role) if role in ROLES else len(ROLES) - 1 for role in roles]
     known = turns.message >= 0
     at = np.where(known, turns.message, 0)
-    own = next((weight for weight, role in zip(weights, roles, strict=True) if role in MODEL_ROLES), 1.0)
+    spoken = zip(weights[prompt:], roles[prompt:], strict=True)
+    own = next((weight for weight, role in spoken if role in MODEL_ROLES), 1.0)
     return replace(
         turns,
         weight=np.where(known, np.array([*weights, own])[at], own),

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.alignment import TextTurn, fit_to_row, token_bounds, token_turns
+from sft_mask.alignment import RowFrame, TextTurn, fit_to_row, token_bounds, token_turns
 from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DataError
 from sft_mask.markers import Kind, Markers
@@ -43,6 +44,10 @@ class _Mark:
     kind: Kind
     text: str
     stops: bool = False
+
+
+class LostWordsError(DataError):
+    """The chat template writes none of the words of an answer."""
 
 
 class _Text:
@@ -285,20 +290,68 @@ class ExactRoad:
 
         Raises:
             DataError: the template refuses the conversation, or the row is not what the template renders.
+            LostWordsError: the template writes none of the words of an answer.
         """
         rendered = self.template.render(messages, tools=tools, variables=variables)
         spans = self.text_turns(
             messages, rendered, tools=tools, variables=variables, others=others, tool_calls=tool_calls
         )
+        _refuse_lost_words(messages, rendered, spans)
         whole = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
         first, last = token_bounds(rendered.text, whole.tolist(), self.vocabulary, self.tokenizer)
         found = token_turns(rendered.text, spans, first, last)
-        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.tokenizer.bos_token_id)
+        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.frame)
+
+    @cached_property
+    def frame(self) -> RowFrame:
+        """What a row may hold around a conversation: the tokenizer's own BOS and EOS, and the EOS of a trainer."""
+        before, after = _added_around(self.tokenizer)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        leads = dict.fromkeys((before, () if bos is None else (int(bos),)))
+        ends = () if eos is None else (int(eos),)
+        tails = dict.fromkeys((ends, after, ends + after))
+        return RowFrame(tuple(filter(None, leads)), tuple(filter(None, tails)), self._is_blank)
+
+    def _is_blank(self, ids: Ints) -> bool:
+        return not b"".join(self.vocabulary.piece(token) for token in ids.tolist()).strip()
 
     def _opens_turn(self, ids: Ints) -> bool:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))
+
+
+def _refuse_lost_words(messages: Sequence[Message], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
+    """Refuses an answer of which the template wrote nothing: its turn would train a bare stop.
+
+    Raises:
+        LostWordsError: a message of the model has words, and its turn has none of them.
+    """
+    written = set(np.unique(rendered.message_of()).tolist())
+    for index in (turn.message for turn in turns if turn.message >= 0 and turn.message not in written):
+        content = messages[index].get("content")
+        if _has_words(content):
+            kind = "a list of parts" if isinstance(content, list) else "text"
+            raise LostWordsError(
+                f"The chat template writes none of the words of message {index} ({rendered.roles[index]}), whose "
+                f"content is {kind}: {content!r:.80}. Its turn would train nothing but a stop. Give the content as "
+                f"{'text' if isinstance(content, list) else 'this template reads it'}, or a template that writes it "
+                "as chat_template=."
+            )
+
+
+def _has_words(content: Any) -> bool:
+    """Whether a content holds any text that is not whitespace."""
+    if isinstance(content, list):
+        return any(_has_words(part.get("text")) for part in content if isinstance(part, Mapping))
+    return isinstance(content, str) and bool(content.strip())
+
+
+def _added_around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer puts in front of a text and behind it, unless it is told not to."""
+    bare, full = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
+    ends = next((at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare), len(full))
+    return tuple(full[:ends]), tuple(full[ends + len(bare) :])
 
 
 def _first_unheard(text: str, own: Ints, inside: Bools) -> int | None:

@@ -125,7 +125,8 @@ def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: s
         read = plain(dataset)
         _render_once(read, toolkit)
         arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
-        renamed = "conversations" if "conversations" in columns else None
+        keeps = "conversations" not in columns or _reads_text(next(iter(read)))
+        renamed = None if keeps else "conversations"
         dataset = in_format_of(dataset, _mapped(read, arguments, renamed, name))
     if hasattr(dataset, "__len__"):
         check_columns(dataset, name)
@@ -177,14 +178,28 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
 def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     from trl import maybe_convert_to_chatml
 
+    if _reads_text(row):
+        return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
     example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
     if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
-    conversation = example.get("messages")
-    if conversation is None:
-        return {"input_ids": tokenizer(_with_eos(example["text"], tokenizer))["input_ids"]}
+    conversation = example["messages"]
     renamed = {"messages": conversation} if "conversations" in row else {}
     return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
+
+
+def _reads_text(row: Mapping[str, Any]) -> bool:
+    """Whether TRL tokenizes the text of a row: ``conversations`` beside it count where they are ``from`` and ``value``.
+
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
+    True
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"from": "user", "value": "Hi"}]})
+    False
+    """
+    if row.get("text") is None or row.get("messages") is not None or row.keys() >= {*PAIR}:
+        return False
+    first = next(iter(row.get("conversations") or ()), None)
+    return not (isinstance(first, Mapping) and "from" in first)
 
 
 def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:

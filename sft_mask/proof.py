@@ -13,7 +13,7 @@ import numpy as np
 from sft_mask.alignment import token_bounds
 from sft_mask.constants import MODEL_ROLES
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.markers import Markers, compile_patterns
+from sft_mask.markers import Kind, Markers, MarkerText, compile_patterns
 from sft_mask.probing import Probe, probes, try_render
 from sft_mask.spans import SpanFinder
 
@@ -43,7 +43,7 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     for probe in probes():
         if any(message["role"] in markers.like_the_model for message in probe.messages):
             continue  # no marker can be right about them, and rows with messages know better
-        fault = _fault(probe, finder, template, vocabulary, tokenizer)
+        fault = _fault(probe, str(markers.response[0]), finder, template, vocabulary, tokenizer)
         if fault is None:
             continue
         if not probe.optional:
@@ -57,7 +57,12 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
 
 
 def _fault(
-    probe: Probe, finder: SpanFinder, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any
+    probe: Probe,
+    core: str,
+    finder: SpanFinder,
+    template: ChatTemplate,
+    vocabulary: Vocabulary,
+    tokenizer: Any,
 ) -> str | None:
     """What is wrong in one probe, ``None`` where nothing is or the template refuses it."""
     rendered = try_render(template, probe.messages)
@@ -80,7 +85,54 @@ def _fault(
     answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
     if not probe.optional and len(turns) != answers:
         return f"{len(turns)} turns were found for {answers} answers."
+    if probe.optional or not len(turns):
+        return None
+    return _trained_header(probe, core, template, rendered, held) or _untrained_stop(rendered, template, finder, held)
+
+
+def _trained_header(
+    probe: Probe, core: str, template: ChatTemplate, rendered: Rendered, held: NDArray[np.bool_]
+) -> str | None:
+    """What is wrong where words of the template before an answer would be trained although the prompt holds them.
+
+    A template without a generation prompt leaves nothing of them to the model; one that always writes the response
+    header (``core``) has one even where it is not asked for it.
+    """
+    message = rendered.message_of()
+    for index, role in enumerate(rendered.roles):
+        own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
+        if role not in MODEL_ROLES or not index or not len(own) or not len(before):
+            continue
+        said, ends = int(before[-1]) + 1, int(own[0])
+        asked, silent = (
+            try_render(template, probe.messages[:index], add_generation_prompt=prompt) for prompt in (True, False)
+        )
+        has_prompt = asked is not None and (silent is None or silent.text != asked.text or core in asked.text[said:])
+        if asked is None or has_prompt:
+            ends = min(ends, len(asked.text)) if asked is not None and rendered.text.startswith(asked.text) else said
+        low, high = (len(rendered.text[:at].encode()) for at in (said, ends))
+        for run in _runs(rendered.text.encode()[low:high], held[low:high]):
+            if run.strip():
+                return f"{_shown(run)}, which the template writes before an answer, would be trained."
     return None
+
+
+def _untrained_stop(
+    rendered: Rendered, template: ChatTemplate, finder: SpanFinder, held: NDArray[np.bool_]
+) -> str | None:
+    """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
+    said = int(np.flatnonzero(rendered.message_of() >= 0).max(initial=-1)) + 1
+    found = template.first_special(rendered.text[said:]) if said else None
+    if found is None or rendered.text[said : said + found[0]].strip():
+        return None
+    if any(_opens(pattern.text, found[1]) for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP):
+        return None
+    at = len(rendered.text[: said + found[0]].encode())
+    return None if held[at] else f"{found[1]!r} ends the last answer and would not be trained."
+
+
+def _opens(header: MarkerText, token: str) -> bool:
+    return isinstance(header, str) and header.lstrip().startswith(token)
 
 
 def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from sft_mask._compat import is_sft_trainer
 from sft_mask.dataset import check_columns
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.fragments import Cutting, Pieces
+from sft_mask.markers import Markers, MarkerText
 from sft_mask.masking import Masker, OnAmbiguous
 from sft_mask.messages import ExactRoad
 from sft_mask.policy import Policy
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_ROWS = 256
 _SAMPLED_OF_STREAM = 32
-_VERSION = "3"
+_VERSION = "4"
 """Part of every fingerprint; changes when a mask can change."""
 
 
@@ -87,8 +89,11 @@ def build_masker(
     )
     bos = getattr(toolkit.tokenizer, "bos_token_id", None)
     road = _road(toolkit, resolved)
-    masker = Masker(resolved.finder, resolved.markers, policy, road, on_ambiguous, bos)
-    template = (toolkit.template.source, dict(toolkit.template.variables)) if toolkit.template is not None else None
+    masker = Masker(
+        resolved.finder, resolved.markers, policy, road, on_ambiguous, bos, from_template=resolved.from_template
+    )
+    chat = toolkit.template
+    template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
     key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
     return masker, key
 
@@ -129,9 +134,27 @@ def _are_the_templates(toolkit: Toolkit, settings: Mapping[str, Any]) -> bool:
 
 
 def _road(toolkit: Toolkit, resolved: Resolved) -> ExactRoad | None:
-    if toolkit.template is None or not resolved.from_template:
+    if toolkit.template is None:
         return None
-    return ExactRoad(toolkit.template, resolved.markers, toolkit.vocabulary, toolkit.tokenizer)
+    markers = resolved.markers
+    if not resolved.from_template:
+        markers = _spelled(markers, toolkit.vocabulary)
+    return ExactRoad(toolkit.template, markers, toolkit.vocabulary, toolkit.tokenizer)
+
+
+def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:
+    """Markers with the text of those that were given as ids, or seen as ids in rows."""
+
+    def spelled(texts: tuple[MarkerText, ...]) -> tuple[MarkerText, ...]:
+        return tuple(text if isinstance(text, str) else vocabulary.text(text) for text in texts)
+
+    return replace(
+        markers,
+        response=spelled(markers.response),
+        instruction=spelled(markers.instruction),
+        others=spelled(markers.others),
+        stops=spelled(markers.stops),
+    )
 
 
 def _digest(toolkit: Toolkit) -> str:
@@ -187,9 +210,7 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Pla
         UnsupportedError: not an ``SFTTrainer``, or one for images.
         DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
     """
-    from trl import SFTTrainer
-
-    if not isinstance(trainer, SFTTrainer):
+    if not is_sft_trainer(trainer):
         raise UnsupportedError(
             f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
             "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft_mask._compat import has_fused_lm_head
+from sft_mask._compat import LossPath, has_fused_lm_head, loss_path
 from sft_mask.errors import UnsupportedError
+
+_WITHOUT = (
+    "train without weights (prompt_weight, reduction, weights of roles, regions or messages, measure, loss_weights)."
+)
 
 
 def refuse_with_weights(trainer: Any) -> None:
@@ -13,7 +17,8 @@ def refuse_with_weights(trainer: Any) -> None:
 
     Raises:
         UnsupportedError: label smoothing, ``compute_loss_func``, ``loss_type="dft"``, context or sequence parallelism,
-            Liger, or a TRL without the fused LM head.
+            Liger, a TRL without the fused LM head, or a class whose ``compute_loss`` does not call TRL's, or not with
+            the number of tokens of the step.
     """
     args = trainer.args
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
@@ -30,6 +35,37 @@ def refuse_with_weights(trainer: Any) -> None:
     if found:
         raise UnsupportedError(
             f"Token weights do not work with {' and '.join(found)}: that loss is computed past the weights, so they "
-            "would be ignored in silence. Leave it out, or train without weights (prompt_weight, reduction, weights of "
-            "roles, regions or messages, measure, loss_weights)."
+            f"would be ignored in silence. Leave it out, or {_WITHOUT}"
         )
+    _refuse_class(trainer, loss_path(trainer))
+
+
+def _refuse_class(trainer: Any, path: LossPath) -> None:
+    name = type(trainer).__name__
+    if path.trls is None:
+        owners = ", then ".join(f"that of {kind.__name__}" for kind in path.before)
+        place = "one set on the trainer itself" if "compute_loss" in vars(trainer) else owners
+        raise UnsupportedError(
+            f"Token weights do not work with this {name}: its compute_loss ({place}) does not call that of TRL's "
+            "SFTTrainer, in which weights are applied, so they would be ignored. Let it call super().compute_loss(...) "
+            f"of TRL's class, use TRL's own SFTTrainer (Unsloth puts another in its place), or {_WITHOUT}"
+        )
+    if not (trainer.model_accepts_loss_kwargs or normalizes_by_tokens(trainer)):
+        raise UnsupportedError(
+            f"Token weights do not work with this {name}: trainer.model_accepts_loss_kwargs is False, so its loss is a "
+            "mean over each batch, not over the whole optimizer step, and only for TRL's own compute_loss is that "
+            "changed here. If yours hands num_items_in_batch on to super().compute_loss(...), set "
+            f"trainer.model_accepts_loss_kwargs = True before this call; or {_WITHOUT}"
+        )
+
+
+def normalizes_by_tokens(trainer: Any) -> bool:
+    """Whether the trainer itself divides the loss by the number of tokens of the step, whatever the model does.
+
+    TRL's own ``compute_loss`` does. What another one does cannot be known: it may leave the division to the model.
+    """
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    by_model = trainer.compute_loss_func is not None or getattr(parallelism, "sp_enabled", False)
+    by_batches = getattr(trainer, "loss_is_scaled_for_ga", None) is False
+    is_trls = has_fused_lm_head() and loss_path(trainer).is_trls
+    return is_trls and not by_model and not by_batches and trainer.args.label_smoothing_factor == 0

@@ -7,6 +7,7 @@ colours. The warnings are derived from the numbers, so a sum of reports warns ab
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ SHARE_LOW, SHARE_HIGH = 0.01, 0.95
 """A trained share outside of these bounds is rarely what a conversation looks like."""
 SHARE_FACTOR = 3.0
 """Two splits whose trained shares differ by more than this factor were probably not masked alike."""
+
+_REASONS = ("dropped_reasons", "unchecked_reasons")
+"""Fields of a split that count by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class SplitReport:
     """Rows decided by markers that agree with their messages."""
     rows_unchecked: int = 0
     """Rows decided by markers with nothing to check against (text only, or tokenized before)."""
+    unchecked_reasons: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the rows that have messages, and why the messages decided nothing."""
     rows_ambiguous: int = 0
     """Rows that no road could decide; where a policy dropped them, ``dropped_reasons`` counts them too."""
     rows_masked_before: int = 0
@@ -70,16 +76,17 @@ class SplitReport:
     """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dropped_reasons", dict(sorted(self.dropped_reasons.items())))
+        for name in _REASONS:
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
 
     def __add__(self, other: SplitReport) -> SplitReport:
         if not isinstance(other, SplitReport):
             return NotImplemented
-        reasons = dict(self.dropped_reasons)
-        for reason, count in other.dropped_reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return SplitReport(dropped_reasons=reasons, **counts)
+        return SplitReport(
+            dropped_reasons=Counter(self.dropped_reasons) + Counter(other.dropped_reasons),
+            unchecked_reasons=Counter(self.unchecked_reasons) + Counter(other.unchecked_reasons),
+            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
+        )
 
     @property
     def rows_seen(self) -> int:
@@ -116,10 +123,11 @@ class SplitReport:
             "response_prompt_ratio": ratio if math.isfinite(ratio) else None,
         }
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return {**counts, "dropped_reasons": dict(self.dropped_reasons), **derived}
+        reasons = {name: dict(getattr(self, name)) for name in _REASONS}
+        return {**counts, **reasons, **derived}
 
 
-_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name != "dropped_reasons")
+_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in _REASONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +253,14 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     if split.turns_cut:
         lines.append(f"  cut      {_count(split.turns_cut, 'answer')} at the end of {_count(split.rows_cut, 'row')}")
     if split.rows_dropped:
-        reasons = _reasons(split)
+        reasons = _reasons(split.dropped_reasons)
         lines.append(f"  dropped  {_count(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
     decided = ", ".join(f"{count:,} {how}" for count, how in _roads(split) if count)
     return [*lines, f"  decided  {decided}"] if decided else lines
 
 
-def _reasons(split: SplitReport) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in split.dropped_reasons.items())
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def _head(name: str, split: SplitReport) -> str:
@@ -360,7 +368,7 @@ def _rows(split: SplitReport) -> Iterable[str]:
             "the model learns half sentences. Raise max_length, or drop the rows that are cut."
         )
     if split.rows_dropped > MANY_DROPPED * split.rows_seen:
-        reasons = f" ({_reasons(split)})" if split.dropped_reasons else ""
+        reasons = f" ({_reasons(split.dropped_reasons)})" if split.dropped_reasons else ""
         yield (
             f"{split.rows_dropped:,} of {split.rows_seen:,} rows ({_percent(split.rows_dropped / split.rows_seen)}) "
             f"would train nothing and were dropped{reasons}. Look at one: it may hold no answer, or max_length may "
@@ -370,6 +378,12 @@ def _rows(split: SplitReport) -> Iterable[str]:
         yield (
             f"the messages of {_count(split.rows_with_unread_flags, 'row')} carry train or weight, which this policy "
             "does not read. Choose Policy(turns='flagged') to have them decide."
+        )
+    if split.unchecked_reasons:
+        yield (
+            f"{_count(sum(split.unchecked_reasons.values()), 'row')} of {split.rows_seen:,} have messages, but were "
+            f"decided by markers alone ({_reasons(split.unchecked_reasons)}): what a message quotes could be trained "
+            "there. Give the template that wrote the rows as chat_template=, or let mask_dataset tokenize the messages."
         )
     if split.rows_ambiguous:
         yield (

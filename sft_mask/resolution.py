@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Row = NDArray[np.integer]
 
 _SHOWN = 400
+_LONGEST_GAP = 8
+"""Tokens between the end of a turn and the next header; templates write one newline, rarely two tokens."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,13 @@ def _after_stop(header: MarkerText, stops: Collection[int], vocabulary: Vocabula
 def _compiled(
     markers: Markers, from_template: bool, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any
 ) -> Resolved:
-    if not from_template:
-        markers = learn_closings(markers, rows, vocabulary, tokenizer)
+    settle = _seen_at_row_ends if from_template else learn_closings
+    markers = settle(markers, rows, vocabulary, tokenizer)
     finder = SpanFinder(
         compile_patterns(markers, vocabulary, tokenizer),
         complete=markers.complete,
         open_end=markers.open_end or not markers.stops,
+        separator=markers.separator,
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
     )
     return Resolved(markers, finder, from_template)
@@ -246,16 +249,20 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     header is the template's. The tokenizer's eos is a stop wherever it stands.
     """
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
-    stops: Counter[int] = Counter()
-    blanks: list[str] = []
     ids = np.concatenate([np.zeros(0, np.int64), *rows])
     turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
+    runs: list[list[int]] = []
+    blanks: list[str] = []
     for start, stop, is_cut in zip(turns.start.tolist(), turns.stop.tolist(), turns.cut.tolist(), strict=True):
-        stop_id, blank = _closing(ids[start:stop].tolist(), vocabulary)
-        if stop_id is not None:
-            stops[stop_id] += 1
+        run, blank = _closing(ids[start:stop].tolist(), vocabulary)
+        if run:
+            runs.append(run)
         elif not is_cut:
             blanks.append(blank)
+    closes_others = {
+        token for at in turns.header.tolist() if (token := _control_before(ids, at, vocabulary)) is not None
+    }
+    stops = Counter(_ends_turn(run, closes_others, runs) for run in runs)
     eos = getattr(tokenizer, "eos_token_id", None)
     bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)
     if bare != markers:
@@ -311,17 +318,53 @@ def _openers(
     return tuple((token,) for token in sorted(found - alone))
 
 
-def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[int | None, str]:
-    """The control token that ends an answer, and the blank text at its end where there is none."""
+def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[list[int], str]:
+    """The control tokens that end an answer, and the blank text at its end where there are none."""
+    run: list[int] = []
     tail = ""
     for token_id in reversed(answer):
         if vocabulary.is_special(token_id):
-            return token_id, ""
+            run.insert(0, token_id)
+            continue
         text = vocabulary.text([token_id])
-        tail = text + tail
         if text.strip():
+            tail = text + tail if not run else ""
             break
-    return None, tail[len(tail.rstrip()) :]
+        tail = text + tail
+    return run, "" if run else tail[len(tail.rstrip()) :]
+
+
+def _control_before(ids: Row, at: int, vocabulary: Vocabulary) -> int | None:
+    """The control token before a header, whitespace passed over."""
+    for token_id in ids[max(at - _LONGEST_GAP, 0) : at][::-1].tolist():
+        if vocabulary.is_special(token_id):
+            return int(token_id)
+        if vocabulary.text([token_id]).strip():
+            return None
+    return None
+
+
+def _ends_turn(run: Sequence[int], closes_others: Collection[int], runs: Sequence[Sequence[int]]) -> int:
+    """Which of the control tokens at the end of an answer ends the turn.
+
+    The first that closes the words of others too, or else that all answers have (``<|eot_id|>`` of
+    ``<|eot_id|><|end_of_text|>``); otherwise the last, since what is before it may belong to a call or a thought.
+    """
+    of_all = set(run).intersection(*runs)
+    return next((token for token in run if token in closes_others), next((t for t in run if t in of_all), run[-1]))
+
+
+def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+    """Markers of a template that leaves the last answer open, with the EOS as a stop where it ends rows.
+
+    A row of text has one that the trainer appended. Rows that end in several of them are padded.
+    """
+    eos = getattr(tokenizer, "eos_token_id", None)
+    texts = [text for text in (*markers.response, *markers.headers) if isinstance(text, str)]
+    if eos is None or not markers.open_end or any(text.startswith(vocabulary.text([eos])) for text in texts):
+        return markers
+    ended = any(len(row) > 1 and row[-1] == eos and row[-2] != eos for row in rows)
+    return replace(markers, stops=_merged(markers.stops, ((int(eos),),))) if ended else markers
 
 
 def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:

@@ -45,6 +45,11 @@ def token_holding(position: Ints) -> Ints:
     return position >> _BITS
 
 
+def offset_in_token(position: Ints) -> Ints:
+    """Bytes between the beginning of the token at a position and the position."""
+    return position & ((1 << _BITS) - 1)
+
+
 def tokens_before(position: Ints) -> Ints:
     """One past the last token that holds a byte before a position."""
     return (position + ((1 << _BITS) - 1)) >> _BITS
@@ -217,8 +222,14 @@ class MarkerSearch:
         inside = np.flatnonzero(at < end)
         at, end = at[inside], end[inside]
         found, cut = self._follow(ids, at, end)
-        whole, cut = _without_overlaps(found.in_order()), cut.in_order()
+        whole, cut = _without_overlaps(self._last_of_overlapping(found.in_order())), cut.in_order()
         return whole, _behind(cut.select(self._are_sure(cut, whole, ids, offsets)), whole)
+
+    def _last_of_overlapping(self, found: Found) -> Found:
+        """Of a stop that overlaps itself (``###`` in ``####``) the last: what is before it belongs to the answer."""
+        same = (found.pattern[1:] == found.pattern[:-1]) & (found.start[1:] < found.stop[:-1])
+        earlier = np.append(same & self._is_stop[found.pattern[:-1]], False)[: len(found)]
+        return found.select(~earlier) if earlier.any() else found
 
     def _are_sure(self, cut: Found, whole: Found, ids: NDArray[np.integer], offsets: Ints) -> Bools:
         """Which cut headers are long enough to be told from words, or stand right behind a stop."""

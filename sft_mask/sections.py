@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ class Sections:
             whole = np.asarray(road.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
             first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, road.tokenizer)
             runs = token_turns(rendered.text, list(_owned_runs(rendered.message_of())), first, last)
-            placed = fit_to_row(runs, whole, row.ids, _never, road.tokenizer.bos_token_id)
+            placed = fit_to_row(runs, whole, row.ids, _never, replace(road.frame, is_blank=_never))
         except DataError:
             return None  # such a row was decided by its markers, and is told by them
         owners = np.full(len(row.ids), NOBODY, np.int64)

@@ -11,6 +11,7 @@ one byte of the answer), ``stop`` is one past the last, the stop token included.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,15 +115,23 @@ class SpanFinder:
         trie: the compiled markers.
         complete: see :class:`~sft_mask.markers.Markers`.
         open_end: see :class:`~sft_mask.markers.Markers`; such an answer at the end of a document is not a cut one.
+        separator: see :class:`~sft_mask.markers.Markers`; it is not trained at the end of a document either.
         pad_token_id: a trailing run of this id in a document is padding.
     """
 
     def __init__(
-        self, trie: MarkerTrie, *, complete: bool = False, open_end: bool = False, pad_token_id: int | None = None
+        self,
+        trie: MarkerTrie,
+        *,
+        complete: bool = False,
+        open_end: bool = False,
+        separator: str = "",
+        pad_token_id: int | None = None,
     ) -> None:
         self.trie = trie
         self.complete = complete
         self.open_end = open_end
+        self.separator = separator.encode()
         self.pad_token_id = pad_token_id
         self._search = MarkerSearch(trie)
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
@@ -153,6 +162,8 @@ class SpanFinder:
         if not len(answers.start):
             return Turns.empty()
         stop, stop_at, has_stop = self._closings(safe, answers, headers, found.select(is_stop))
+        ends_open = np.flatnonzero((answers.closer < 0) & ~has_stop)
+        stop[ends_open] = stop_at[ends_open] = self._before_separator(safe, stop[ends_open])
         start = token_holding(answers.start)
         start[1:] = np.maximum(start[1:], stop[:-1])  # one token can hold an answer's end, a header and a beginning
         cut = ~has_stop & (answers.closer < 0) & (not self.open_end)
@@ -225,6 +236,50 @@ class SpanFinder:
         stop_at[turns] = token_holding(headers.start[answers.closer[turns]])
         stop[turns], has_stop[turns] = stop_at[turns] + 1, True
         return stop, stop_at, has_stop
+
+    def _before_separator(self, ids: NDArray[np.integer], stop: Ints) -> Ints:
+        """Ends of answers without the separator that the template wrote after each of them.
+
+        The separator is taken off byte by byte from its end. A token that also holds a byte of the answer stays::
+
+            separator "\\n\\n"    tokens  "Bye" "." "\\n\\n"    ->  "Bye" "."
+                                        "Bye" ".\\n" "\\n"    ->  "Bye" ".\\n"
+                                        "Bye" "." "\\n"      ->  all of them: that line break is the answer's own
+        """
+        size = len(self.separator)
+        end, left = stop.copy(), np.full(len(stop), size, np.int64)
+        for _ in range(size if len(stop) else 0):
+            last = ids[np.maximum(end - 1, 0)]
+            taken = np.zeros(len(end), np.int64)
+            for length in np.unique(left[left > 0]).tolist():
+                tokens = self._separator_tokens[length]
+                for count, held in tokens.items():
+                    taken[(left == length) & (end > 0) & np.isin(last, held)] = count
+            end, left = end - (taken > 0), left - taken
+        for index in np.flatnonzero(left > 0).tolist():
+            token = int(ids[end[index] - 1]) if end[index] else -1
+            is_text = token >= 0 and not self.vocabulary.is_special(token)
+            if not is_text or not self.vocabulary.piece(token).endswith(self.separator[: left[index]]):
+                end[index] = stop[index]
+        return end
+
+    @cached_property
+    def _separator_tokens(self) -> dict[int, dict[int, Ints]]:
+        """For each beginning of the separator, by its length: the tokens that hold its last bytes and no more."""
+        held = self.vocabulary.ids_holding(frozenset(self.separator)) if self.vocabulary.kind != "opaque" else ()
+        pieces = {
+            int(token): self.vocabulary.piece(int(token)) for token in held if not self.vocabulary.is_special(token)
+        }
+        lengths = range(1, len(self.separator) + 1)
+        table: dict[int, dict[int, Ints]] = {}
+        for length in lengths:
+            begun = self.separator[:length]
+            ends = {count: begun[length - count :] for count in range(1, length + 1)}
+            table[length] = {
+                count: np.array([token for token, piece in pieces.items() if piece == text], np.int64)
+                for count, text in ends.items()
+            }
+        return table
 
     def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
         """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.

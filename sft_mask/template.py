@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import MarkerError
@@ -45,11 +45,13 @@ class ChatTemplate:
         source: the Jinja text.
         variables: ``special_tokens_map`` and template arguments that hold for every row.
         specials: texts of the added tokens (control tokens, tags), longest first.
+        tool_source: the Jinja text for conversations with tools, where the tokenizer has another one for them.
     """
 
     source: str
     variables: Mapping[str, Any] = field(default_factory=dict)
     specials: tuple[str, ...] = ()
+    tool_source: str | None = None
 
     @classmethod
     def of(
@@ -57,23 +59,38 @@ class ChatTemplate:
     ) -> ChatTemplate | None:
         """The template of a tokenizer, or ``None`` where it has none.
 
+        Of several named ones it is ``default``, and ``tool_use`` for conversations with tools, as ``transformers``
+        chooses; a name may be given as ``chat_template``.
+
         Raises:
             MarkerError: the tokenizer holds several named templates and none of them is called ``default``.
         """
-        source = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
-        if isinstance(source, Mapping):
-            if "default" not in source:
-                raise MarkerError(
-                    f"The tokenizer holds several chat templates ({', '.join(sorted(source))}) and none is called "
-                    "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
-                )
-            source = source["default"]
+        named = getattr(tokenizer, "chat_template", None)
+        named = named if isinstance(named, Mapping) else {"default": named}
+        if chat_template is None and "default" not in named:
+            raise MarkerError(
+                f"The tokenizer holds several chat templates ({', '.join(sorted(named))}) and none is called "
+                "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
+            )
+        source = named["default"] if chat_template is None else named.get(chat_template, chat_template)
+        tool_source = named.get("tool_use") if chat_template is None else None
         if not source:
             return None
         added = (piece.content for piece in vocabulary.added.values() if len(piece.content.strip()) > 2)
         specials = sorted(added, key=len, reverse=True)
         tokens = dict(getattr(tokenizer, "special_tokens_map", {}) or {})
-        return cls(str(source), {**tokens, **variables}, tuple(specials))
+        return cls(str(source), {**tokens, **variables}, tuple(specials), tool_source)
+
+    @property
+    def each(self) -> tuple[ChatTemplate, ...]:
+        """The templates of conversations without and with tools, where they are two."""
+        if self.tool_source is None:
+            return (self,)
+        return replace(self, tool_source=None), replace(self, source=self.tool_source, tool_source=None)
+
+    def source_for(self, tools: Any) -> str:
+        """The Jinja text that a conversation with these tools is rendered by; no tools are ``None``."""
+        return self.source if tools is None or self.tool_source is None else self.tool_source
 
     def render(
         self,
@@ -86,7 +103,7 @@ class ChatTemplate:
         """Renders a conversation with an owner per character; see :func:`sft_mask.tracing.render`."""
         return render(
             messages,
-            self.source,
+            self.source_for(tools),
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             variables={**self.variables, **plain_data(dict(variables or {}), TOOLS)},

@@ -25,7 +25,7 @@ from sft_mask.reading import (
     readable,
     sample_rows,
 )
-from sft_mask.refusals import refuse_with_weights
+from sft_mask.refusals import normalizes_by_tokens, refuse_with_weights
 from sft_mask.splits import mask_split
 from sft_mask.stream import LabelBatch, batch_table, rows_of_batch
 
@@ -199,7 +199,7 @@ def _state(trainer: Any, plan: Plan, way: _Way, masked: Mapping[str, tuple[Any, 
 
 def _assign(trainer: Any, masked: Mapping[str, tuple[Any, Tally]], state: MaskState) -> None:
     """The only place where the trainer is changed."""
-    from sft_mask.loss import hooked_class, normalizes_by_tokens
+    from sft_mask.loss import hooked_class
 
     if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
         trainer.model_accepts_loss_kwargs = True

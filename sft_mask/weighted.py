@@ -64,8 +64,10 @@ class WeighedModel:
         if log_probs is None:
             if kwargs.get("labels") is not None:
                 raise UnsupportedError(
-                    f"{type(self._model).__name__} returned no log-probabilities of its tokens, so their weights have "
-                    "no place in the loss. Weights need the fused LM head of trl >= 1.15; leave them out here."
+                    f"{type(self._model).__name__} was called for a loss of its own and returned no log-probabilities "
+                    "of its tokens, so their weights have no place in the loss. Weights need the compute_loss of TRL's "
+                    "SFTTrainer (trl >= 1.15): where the trainer's class changes it, it must always call "
+                    "super().compute_loss(...). Or train without weights."
                 )
             return outputs
         self.log_probs = log_probs.detach()
@@ -76,6 +78,25 @@ class WeighedModel:
         outputs.is_top1 = outputs.is_top1 & outputs.label_mask
         outputs.log_probs = log_probs * (weights * self._scale(outputs.label_mask))
         return outputs
+
+    def check_items(self, num_items: Any, trainer: str) -> None:
+        """Raises if TRL's loss was not given the number of tokens that it should divide by."""
+        if num_items is None and self._num_items is not None:
+            raise UnsupportedError(
+                f"The compute_loss of {trainer} calls super().compute_loss without the num_items_in_batch that it was "
+                "given, so the weighted loss would be divided by the tokens of one batch, not by those of the whole "
+                "optimizer step. Hand it on: super().compute_loss(model, inputs, return_outputs, num_items_in_batch). "
+                "Or train without weights."
+            )
+
+    def check_scored(self, trainer: str) -> None:
+        """Raises if a loss was computed without the log-probabilities that were weighed."""
+        if self.log_probs is None:
+            raise UnsupportedError(
+                f"The compute_loss of {trainer} did not go through that of TRL's SFTTrainer with the model it was "
+                "given, so the weights of the tokens were ignored. Let it always call super().compute_loss(model, "
+                "inputs, return_outputs, num_items_in_batch), with this model. Or train without weights."
+            )
 
     def _scale(self, label_mask: Tensor) -> Tensor:
         """By what weights are multiplied, so that dividing by a number of tokens divides by the sum of weights."""

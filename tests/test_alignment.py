@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import AddedToken, normalizers
 
-from sft_mask.alignment import fit_to_row, token_bounds
+from sft_mask.alignment import RowFrame, fit_to_row, token_bounds
 from sft_mask.errors import DataError
 from sft_mask.spans import Turns
 from sft_mask.tokens import read_vocabulary
@@ -64,10 +65,11 @@ def turns(*spans: tuple[int, int]) -> Turns:
 
 
 WHOLE = np.arange(10)
+FRAME = RowFrame(leads=((77,),), tails=((88,),), is_blank=lambda ids: not set(ids.tolist()) - {9})
 
 
 def spans_of(row: list[int], opens: bool = False) -> list[tuple[int, int]]:
-    found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, np.array(row), lambda ids: opens and len(ids) > 0, 77)
+    found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, np.array(row), lambda ids: opens and len(ids) > 0, FRAME)
     return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))
 
 
@@ -86,6 +88,8 @@ def spans_of(row: list[int], opens: bool = False) -> list[tuple[int, int]]:
         ([0, 1, 2, 3, 50, 51, 52, 6, 7, 8, 9], [(2, 4), (7, 10)]),
         ([0, 1, 2, 3, 5, 6, 7, 8, 9], [(2, 4), (5, 8)]),
         ([*range(10), 50], [(2, 4), (6, 9)]),
+        ([77, *range(10), 88], [(3, 5), (7, 10)]),
+        ([77, 50, 51, *range(1, 10), 88], [(4, 6), (8, 11)]),
         ([], []),
         ([77], []),
     ],
@@ -111,3 +115,21 @@ def test_a_stop_that_was_cut_off_is_no_stop() -> None:
     assert found.has_stop.tolist() == [True, False]
     assert found.cut.tolist() == [False, True]
     assert found.stop_at.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([*range(10), 88], [(2, 4), (6, 11)]),  # the whitespace between the answer and its end is the model's to say
+        ([*range(9), 88], [(2, 4), (6, 10)]),
+        ([77, *range(10), 88], [(3, 5), (7, 12)]),
+        ([*range(10), 50, 88], [(2, 4), (6, 9)]),
+        (list(range(10)), [(2, 4), (6, 9)]),
+    ],
+)
+def test_an_appended_end_is_the_stop_of_an_answer_that_has_none(row: list[int], expected: Any) -> None:
+    spans = turns((2, 4), (6, 9))
+    without = replace(spans, has_stop=spans.start < 0, stop_at=spans.stop)
+    found = fit_to_row(without, WHOLE, np.array(row), lambda ids: False, FRAME)
+    assert list(zip(found.start.tolist(), found.stop.tolist(), strict=True)) == expected
+    assert found.has_stop.tolist() == [False, expected[1][1] > 9 and row[-1] == 88 and 50 not in row]

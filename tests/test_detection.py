@@ -170,7 +170,7 @@ REFUSED = {
     "{% for %}": "TemplateSyntaxError",
     "{{ messages[0].content }}": "drops the words of message 1",
     "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
-    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}": "nothing between",
+    "{% for m in messages %}{{ '> ' + m.content + '\n' }}{% endfor %}": "the same as the response marker",
 }
 
 TWO_SPEAKERS = (
@@ -207,7 +207,7 @@ def test_a_template_that_shows_nothing_is_refused_with_the_reason(source: str, r
 
 def test_markers_that_lose_words_are_not_proven() -> None:
     tokenizer, vocabulary, template = prepared(CHATML)
-    wrong = replace(candidate_markers(template), response=("<|im_start|>assistant\nIt",))
+    wrong = replace(candidate_markers(template)[0], response=("<|im_start|>assistant\nIt",))
     with pytest.raises(DetectionError, match=r"of the model's words .* would not be trained"):
         prove(wrong, template, vocabulary, tokenizer)
 
@@ -222,9 +222,9 @@ def test_markers_that_train_a_users_words_are_not_proven() -> None:
 def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
-    unaware = replace(candidate_markers(template), like_the_model=())
+    unaware = replace(candidate_markers(template)[0], like_the_model=())
     assert not prove(unaware, template, vocabulary, tokenizer).complete
-    assert prove(candidate_markers(chat("chatml")[2]), chat("chatml")[2], *chat("chatml")[1::-1]).complete
+    assert prove(candidate_markers(chat("chatml")[2])[0], chat("chatml")[2], *chat("chatml")[1::-1]).complete
 
 
 def test_the_probes_cover_what_templates_do_differently() -> None:

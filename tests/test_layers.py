@@ -36,7 +36,7 @@ ALLOWED = {
     "sft_mask.offline": {"trl"},
     "sft_mask.preview.gradient": {"torch"},
     "sft_mask.preview.source": {"datasets"},
-    "sft_mask.reading": {"datasets", "trl"},
+    "sft_mask.reading": {"datasets"},
     "sft_mask.sandbox": {"transformers"},
     "sft_mask.tracing": {"transformers"},
     "sft_mask.weighted": {"torch"},

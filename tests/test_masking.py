@@ -165,7 +165,7 @@ def test_a_row_whose_conversation_is_null_is_left_to_markers() -> None:
 
 def test_rows_of_another_template_say_so_with_the_first_difference() -> None:
     rows = [conversation("Hi", "Yes"), conversation("So", "No")]
-    tokens = [[*ids(row)[:14], 7, *ids(row)[14:-2], 8] for row in rows]
+    tokens = [ids(conversation(row[0]["content"], "Never")) for row in rows]
     with pytest.raises(AmbiguousRowError) as caught:
         masker().mask(table(rows, tokens), Decoder(), first_row=40)
     said = str(caught.value)
@@ -174,6 +174,14 @@ def test_rows_of_another_template_say_so_with_the_first_difference() -> None:
     assert "another chat template" in said
     assert "chat_template=" in said
     assert "on_ambiguous='drop'" in said
+
+
+def test_a_row_that_differs_twice_from_what_the_template_writes_is_decided_by_its_words() -> None:
+    rows = [conversation("Hi", "Yes"), conversation("So <|im_start|>assistant\nno", "No")]
+    tokens = [[7, *ids(row)[:-1], 8] for row in rows]
+    batch = masker().mask(table(rows, tokens), Decoder())
+    assert [spoken(batch, row) for row in (0, 1)] == [["Yes<|im_end|>"], ["No<|im_end|>"]]
+    assert batch.report.rows_exact == 2
 
 
 def test_one_edited_row_among_good_ones_is_named() -> None:

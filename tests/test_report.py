@@ -28,9 +28,15 @@ CHATML = MarkerSummary("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_e
 
 
 def test_addition_sums_every_field():
-    numbers = {f.name: index + 1 for index, f in enumerate(fields(SplitReport)) if f.name != "dropped_reasons"}
+    numbers = {f.name: index + 1 for index, f in enumerate(fields(SplitReport)) if not f.name.endswith("_reasons")}
     total = SplitReport(**numbers) + SplitReport(**numbers) + SplitReport()
     assert {name: getattr(total, name) for name in numbers} == {name: 2 * value for name, value in numbers.items()}
+
+
+def test_rows_with_messages_that_markers_alone_decided_are_a_warning_with_the_reasons():
+    split = replace(HEALTHY, unchecked_reasons={"packed": 2}) + SplitReport(unchecked_reasons={"packed": 1, "cut": 1})
+    assert split.unchecked_reasons == {"cut": 1, "packed": 3}
+    assert [warning for warning in warnings_for(split) if "markers alone (1 cut, 3 packed)" in warning]
 
 
 def test_dropped_reasons_add_and_are_ordered():
@@ -95,7 +101,7 @@ def test_to_dict_is_json_with_the_derived_numbers():
 
 
 def test_no_split_takes_more_than_six_lines():
-    full = SplitReport(**{f.name: 7 for f in fields(SplitReport) if f.name != "dropped_reasons"})
+    full = SplitReport(**{f.name: 7 for f in fields(SplitReport) if not f.name.endswith("_reasons")})
     lines = split_lines("train", replace(full, dropped_reasons={"cut": 3, "no answer": 4}))
     assert len(lines) == 6
     assert "7 rows: 3 cut, 4 no answer" in lines[4]
