@@ -42,15 +42,13 @@ def mask_split(
     else:
         labelled, tally = label_stream(dataset, masker, name, keep_all_rows=keep_all_rows)
     if not tally.report.trained_tokens:
-        known_by = (dataset if source is None else source) if masker.road is not None else None
-        raise _nothing(dataset, name, tally.report, masker, max_length, known_by)
+        raise _nothing(dataset, name, tally.report, masker, max_length, dataset if source is None else source)
     return labelled, tally
 
 
 def _nothing(
-    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None, speakers: Any
+    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None, source: Any
 ) -> NothingToTrainError:
-    """The error; ``speakers`` is the dataset whose messages decided, if any."""
     rows = sample_rows(dataset, _LOOKED_AT)
     first = rows[0] if rows else np.zeros(0, np.int64)
     full = sum(len(row) >= max_length for row in rows) if max_length else 0
@@ -58,7 +56,7 @@ def _nothing(
     count = f"{report.rows_seen} row{'' if report.rows_seen == 1 else 's'}"
     of = f"All {count}" if hasattr(dataset, "__len__") else f"The first {count}"
     seen = f"{of} of the {name} dataset would be masked completely: nothing would be trained."
-    found = without_answers(speakers, f"the {name} dataset") if speakers is not None else None
+    found = without_answers(source, f"the {name} dataset")
     if found is not None:
         return NothingToTrainError(f"{seen} {found}")
     if full * 2 > len(rows):
