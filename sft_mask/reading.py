@@ -128,7 +128,7 @@ def masker_for(
 def _are_the_templates(toolkit: Toolkit, settings: Mapping[str, Any]) -> bool:
     """Whether markers are those of the chat template, so that they would be found if somebody spoke for the model."""
     try:
-        return build_masker(toolkit, [], **settings)[0].road is not None
+        return build_masker(toolkit, [], **settings)[0].from_template
     except MarkerError:
         return False
 

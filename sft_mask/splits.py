@@ -42,13 +42,12 @@ def mask_split(
     else:
         labelled, tally = label_stream(dataset, masker, name, keep_all_rows=keep_all_rows)
     if not tally.report.trained_tokens:
-        found = without_answers(dataset if source is None else source, f"the {name} dataset") if masker.road else None
-        raise found or _nothing(dataset, name, tally.report, masker, max_length)
+        raise _nothing(dataset, name, tally.report, masker, max_length, dataset if source is None else source)
     return labelled, tally
 
 
 def _nothing(
-    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None
+    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None, source: Any
 ) -> NothingToTrainError:
     rows = sample_rows(dataset, _LOOKED_AT)
     first = rows[0] if rows else np.zeros(0, np.int64)
@@ -57,6 +56,9 @@ def _nothing(
     count = f"{report.rows_seen} row{'' if report.rows_seen == 1 else 's'}"
     of = f"All {count}" if hasattr(dataset, "__len__") else f"The first {count}"
     seen = f"{of} of the {name} dataset would be masked completely: nothing would be trained."
+    found = without_answers(source, f"the {name} dataset")
+    if found is not None:
+        return NothingToTrainError(f"{seen} {found}")
     if full * 2 > len(rows):
         why = (
             f"{full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "

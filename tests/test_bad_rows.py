@@ -311,11 +311,10 @@ def test_an_undecidable_row_names_the_column_of_its_messages() -> None:
 
 
 def test_a_policy_that_needs_messages_names_the_column_that_is_there() -> None:
-    rows = Dataset.from_list(
-        [{"conversations": CHAT, "input_ids": tiny.tokenizer()("### Q: a\n### A: b")["input_ids"]}]
-    )
-    with pytest.raises(UnsupportedError, match="Keep conversations, or mask before"):
-        mask_dataset(rows, tiny.tokenizer(), "### Q:", "### A:", policy=Policy(turns="flagged"))
+    ids = tiny.tokenized(CHAT)
+    packed = {"conversations": CHAT, "input_ids": ids * 2, "seq_lengths": [len(ids)] * 2}
+    with pytest.raises(UnsupportedError, match=r"but the rows are packed\. Keep conversations, or mask before"):
+        mask_dataset(Dataset.from_list([packed]), tiny.tokenizer(), policy=Policy(turns="flagged"))
 
 
 # roles
@@ -392,14 +391,20 @@ def test_a_split_without_the_assistant_is_named() -> None:
         mask_dataset(both, tiny.tokenizer())
 
 
-def test_markers_of_the_callers_own_need_no_role_of_the_assistant() -> None:
+def test_markers_that_are_wrong_themselves_are_named_first() -> None:
     dataset = Dataset.from_list([{"conversations": SHAREGPT}])
-    masked = mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>human\n", "<|im_start|>gpt\n")
-    assert trained(masked) == ["Yo<|im_end|>"]
     with pytest.raises(MarkerError, match="opens a"):
         mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>human\n", "### Answer:")
     with pytest.raises(MarkerError, match="both roles"):
         mask_dataset(dataset, tiny.tokenizer(), tiny.USER, tiny.USER)
+
+
+def test_markers_of_the_callers_own_make_no_role_the_models() -> None:
+    """Rows with messages are checked against them, and these say that nobody is the model."""
+    dataset = Dataset.from_list([{"conversations": SHAREGPT}])
+    with pytest.raises(NothingToTrainError, match=r"All 1 row .*No message in the conversations column") as caught:
+        mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>human\n", "<|im_start|>gpt\n")
+    assert trained(mask_dataset(followed(str(caught.value), dataset), tiny.tokenizer())) == ["Yo<|im_end|>"]
 
 
 def test_given_markers_are_not_blamed_where_they_are_the_templates() -> None:
