@@ -104,6 +104,7 @@ class Masker:
         on_ambiguous: what happens to a row that no road can decide.
         bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
+        prompt_answers: whether answers in the prompt of a prompt/completion row count too.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Masker:
         bos_token_id: int | None = None,
         *,
         from_template: bool = True,
+        prompt_answers: bool = False,
     ) -> None:
         self.finder = finder
         self.markers = markers
@@ -127,6 +129,7 @@ class Masker:
         self._bos = bos_token_id
         self.needles = marker_needles(finder)
         self.from_template = from_template
+        self.prompt_answers = prompt_answers
         self._words = WordsRoad(finder, markers)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
@@ -292,7 +295,8 @@ class Masker:
         seen = decode.shapes(table, self.needles)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
-        doubtful |= decode.answered_before(table)  # which markers alone cannot tell from an answer of the completion
+        if not self.prompt_answers:
+            doubtful |= decode.answered_before(table)  # markers alone cannot tell these from answers of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
@@ -305,17 +309,9 @@ class Masker:
             shape = int(seen.shape[row])
             if not doubtful[row] and self._trusts(shape):
                 continue
-            given_up = not doubtful[row] and self._unmatched.get(shape, 0) >= _PROOFS
             row_ids = ids[offsets[row] : offsets[row + 1]]
-            decided.checked[row] = False
-            try:
-                exact = _NOT_IN_ROW if given_up else self._exact_turns(table, decode, row, row_ids)
-            except LostWordsError as error:
-                decided.ambiguous[row] = str(error)
-                decided.lost.add(row)
-                continue
-            if isinstance(exact, str):
-                self._undecidable(decided, row, exact, doubtful=bool(doubtful[row]), shape=shape)
+            exact = self._by_messages(decided, table, decode, (row, shape, row_ids), doubtful=bool(doubtful[row]))
+            if exact is None:
                 continue
             if not doubtful[row]:
                 self._compare(shape, exact, turns, row, int(offsets[row]))
@@ -323,6 +319,32 @@ class Masker:
             decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, offsets)
         return decided
+
+    def _by_messages(
+        self,
+        decided: Decided,
+        table: pa.Table,
+        decode: Decoder,
+        row_data: tuple[int, int, NDArray[np.integer]],
+        *,
+        doubtful: bool,
+    ) -> Turns | None:
+        """The turns of a row by its messages; notes why where these decide nothing."""
+        row, shape, ids = row_data
+        decided.checked[row] = False
+        if not doubtful and self._unmatched.get(shape, 0) >= _PROOFS:
+            exact: Turns | str = _NOT_IN_ROW
+        else:
+            try:
+                exact = self._exact_turns(table, decode, row, ids)
+            except LostWordsError as error:
+                decided.ambiguous[row] = str(error)
+                decided.lost.add(row)
+                return None
+        if not isinstance(exact, str):
+            return exact
+        self._undecidable(decided, row, exact, doubtful=doubtful, shape=shape)
+        return None
 
     def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, shape: int) -> None:
         """Notes a row whose messages decide nothing: ambiguous, or by markers where nothing speaks against them."""
@@ -369,7 +391,8 @@ class Masker:
         """The turns by messages, or why there are none."""
         conversation = decode.row(table, row)
         weights = self.policy.message_weights(conversation.messages)
-        weights[: conversation.prompt] = [0.0] * conversation.prompt
+        given = 0 if self.prompt_answers else conversation.prompt
+        weights[:given] = [0.0] * given
         roles = [str(message.get("role")) for message in conversation.messages]
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
         found = self._rendered_turns(conversation, ids, others) if self.road is not None else ""
@@ -378,7 +401,7 @@ class Masker:
             if isinstance(spoken, str):
                 return found if self.from_template else spoken
             found = spoken
-        return _of_messages(found, weights, roles, conversation.prompt)
+        return _of_messages(found, weights, roles, given)
 
     def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
         """The turns by the chat template, or why there are none."""

@@ -74,6 +74,7 @@ def build_masker(
     policy: Policy,
     on_ambiguous: OnAmbiguous,
     max_length: int | None = None,
+    prompt_answers: bool = False,
 ) -> tuple[Masker, tuple[object, ...]]:
     """The masker for some settings, and the key that stands for it in fingerprints."""
     if on_ambiguous not in ("error", "drop", "mask"):
@@ -90,11 +91,18 @@ def build_masker(
     bos = getattr(toolkit.tokenizer, "bos_token_id", None)
     road = _road(toolkit, resolved)
     masker = Masker(
-        resolved.finder, resolved.markers, policy, road, on_ambiguous, bos, from_template=resolved.from_template
+        resolved.finder,
+        resolved.markers,
+        policy,
+        road,
+        on_ambiguous,
+        bos,
+        from_template=resolved.from_template,
+        prompt_answers=prompt_answers,
     )
     chat = toolkit.template
     template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
-    key = (_VERSION, resolved.markers, policy, on_ambiguous, template, _digest(toolkit))
+    key = (_VERSION, resolved.markers, policy, on_ambiguous, prompt_answers, template, _digest(toolkit))
     return masker, key
 
 
@@ -194,6 +202,7 @@ class Plan:
         max_length: where TRL truncated the rows, for errors.
         pieces: how TRL cut the train rows where it may have cut inside an answer.
         eval_pieces: likewise of the rows to evaluate on.
+        prompt_answers: whether answers in a prompt count like those of its completion (``completion_only_loss=False``).
     """
 
     toolkit: Toolkit
@@ -201,6 +210,7 @@ class Plan:
     max_length: int | None
     pieces: Pieces | None
     eval_pieces: Pieces | None
+    prompt_answers: bool
 
 
 def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Plan:
@@ -233,7 +243,8 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Pla
             check_columns(split, name)
     packs_evals = built.args.packing if built.args.eval_packing is None else built.args.eval_packing
     pieces, eval_pieces = (_pieces(built, packing) for packing in (built.args.packing, packs_evals))
-    return Plan(toolkit, splits, getattr(built.args, "max_length", None), pieces, eval_pieces)
+    length = getattr(built.args, "max_length", None)
+    return Plan(toolkit, splits, length, pieces, eval_pieces, built.args.completion_only_loss is False)
 
 
 def _pieces(trainer: Any, packing: bool) -> Pieces | None:

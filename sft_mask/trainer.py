@@ -168,7 +168,7 @@ class _Way:
 
 def _way(plan: Plan, settings: Mapping[str, Any]) -> _Way:
     train = plan.splits["train"]
-    limited = {**settings, "max_length": plan.max_length}
+    limited = {**settings, "max_length": plan.max_length, "prompt_answers": plan.prompt_answers}
     try:
         return _Way(plan, *masker_for(plan.toolkit, sample_rows(train), train, "the train dataset", **limited))
     except (MarkerError, DataError) as error:

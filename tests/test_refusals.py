@@ -18,7 +18,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_mask import Policy, Region, mask_dataset, train_on_responses_only
-from sft_mask.errors import DataError, LabelsChangedError, SftMaskError, UnsupportedError
+from sft_mask.errors import AmbiguousRowError, DataError, LabelsChangedError, SftMaskError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning")
 
@@ -251,12 +251,12 @@ def test_a_policy_that_needs_messages_is_refused_on_rows_without_them(shape: str
     refused(trainer, UnsupportedError, match, policy=policy)
 
 
-def test_markers_that_are_not_the_templates_cannot_answer_either() -> None:
+def test_messages_that_are_not_those_of_the_row_cannot_answer_either() -> None:
     rows = [{"messages": chat, "text": f"### Q: a\n### A: b{n}"} for n, chat in enumerate(CHATS)]
     data = Dataset.from_list(rows).map(lambda row: {"input_ids": tokenizer()(row["text"])["input_ids"]})
     trainer = build("out", data, dataset_kwargs={"skip_prepare_dataset": True})
     before = state_of(trainer)
-    with pytest.raises(UnsupportedError, match="the markers are not those of the chat template"):
+    with pytest.raises(AmbiguousRowError, match=r"words of message 0 .* do not follow a header in the row"):
         train_on_responses_only(trainer, "### Q:", "### A:", policy=Policy(turns="flagged"))
     assert state_of(trainer) == before
 
