@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sft_mask import detect_markers, mask_dataset
 from sft_mask.errors import AmbiguousRowError
+from sft_mask.template import ChatTemplate
+from sft_mask.tokens import read_vocabulary
 
 NO_PROMPT = CHATML.split("{% if add_generation_prompt")[0]
 ROLES = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\\n' }}{% endfor %}"
@@ -25,6 +27,10 @@ STOP_AFTER_LAST_ANSWER = (
     "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n"
     "{% else %}<|im_start|>assistant\n{{ m.content + (eos_token if loop.last else '\n') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STOP_AFTER_PROMPT = (
+    "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content }}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% if loop.last %}</s>{% endif %}{% endfor %}"
 )
 TWO_STOPS = (
     "{% for m in messages %}<|open|>{{ m.role }}<|sep|>{{ m.content }}<|eot|>{% if m.role == 'assistant' %}</s>"
@@ -75,6 +81,9 @@ FORMATS = {
     "a stop at the very end": (STOP_AT_END, "user: ", "assistant: ", "one", "dos</s>"),
     "a stop after the last answer": (
         STOP_AFTER_LAST_ANSWER, "<|im_start|>user\n", "<|im_start|>assistant\n", "one", "dos</s>",
+    ),
+    "a stop behind what a prompt adds": (
+        STOP_AFTER_PROMPT, "### user:\n", "### assistant:\n", "one", "dos</s>",
     ),
     "two stops": (TWO_STOPS, "<|open|>user<|sep|>", "<|open|>assistant<|sep|>", "one<|eot|>", "dos<|eot|>"),
     "a stop of two tokens": (
@@ -144,6 +153,15 @@ def test_each_row_is_read_by_the_template_that_transformers_renders_it_by(parts:
         assert ids == tokenizer.apply_chat_template(talk, tools=row["tools"], return_dict=True)["input_ids"]
 
 
+def test_a_conversation_is_rendered_by_the_template_of_its_tools() -> None:
+    tokenizer = two_templates()
+    template = ChatTemplate.of(tokenizer, read_vocabulary(tokenizer))
+    assert template is not None
+    for tools in (None, [], CLOCK):
+        expected = tokenizer.apply_chat_template(conversation("hi", "yes"), tools=tools, tokenize=False)
+        assert template.render(conversation("hi", "yes"), tools=tools).text == expected
+
+
 def test_rows_that_all_have_tools_need_no_other_template() -> None:
     rows = [{"messages": conversation("hi", "yes"), "tools": CLOCK}] * 2
     assert masked(two_templates(), rows) == [["yes<|im_end|>"]] * 2
@@ -180,6 +198,7 @@ def test_text_with_an_added_bos_and_an_appended_eos_is_read(system: str | None, 
 @pytest.mark.parametrize("parts", [(), ("Q: ", "A:")])
 def test_an_appended_eos_ends_an_answer_that_the_template_leaves_open(has_messages: bool, parts: Any) -> None:
     tokenizer = tokenizer_for(QUESTIONS)
+    tokenizer.pad_token = tokenizer.eos_token
     more = {"conversations": conversation("hi", "one", "ho", "dos")} if has_messages else {}
     row = {"text": "Q: hi\nA: one\nQ: ho\nA: dos", **more}
     assert masked(tokenizer, [row, row], *parts) == [[" one", " dos</s>"]] * 2
@@ -221,8 +240,7 @@ def test_an_answer_of_the_prompt_is_never_trained() -> None:
 
 
 def test_an_answer_of_the_prompt_is_not_trained_where_the_prompt_alone_is_rendered_otherwise() -> None:
-    forgets = CHATML.replace("{{ message['content'] }}", "{{ '' if loop.last else '~' }}{{ message['content'] }}")
-    tokenizer = tokenizer_for(forgets)
+    tokenizer = tokenizer_for("{{ messages | length }} messages" + CHATML)
     row = {"prompt": conversation("hi", "one", "ho"), "completion": [{"role": "assistant", "content": "dos"}]}
     plain = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
