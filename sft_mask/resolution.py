@@ -327,10 +327,9 @@ def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[list[int], str]
             run.insert(0, token_id)
             continue
         text = vocabulary.text([token_id])
-        if text.strip():
-            tail = text + tail if not run else ""
-            break
         tail = text + tail
+        if text.strip():
+            break
     return run, "" if run else tail[len(tail.rstrip()) :]
 
 

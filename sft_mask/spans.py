@@ -11,7 +11,6 @@ one byte of the answer), ``stop`` is one past the last, the stop token included.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -249,37 +248,24 @@ class SpanFinder:
         size = len(self.separator)
         end, left = stop.copy(), np.full(len(stop), size, np.int64)
         for _ in range(size if len(stop) else 0):
-            last = ids[np.maximum(end - 1, 0)]
-            taken = np.zeros(len(end), np.int64)
-            for length in np.unique(left[left > 0]).tolist():
-                tokens = self._separator_tokens[length]
-                for count, held in tokens.items():
-                    taken[(left == length) & (end > 0) & np.isin(last, held)] = count
+            taken = self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=True) * (end > 0)
             end, left = end - (taken > 0), left - taken
-        for index in np.flatnonzero(left > 0).tolist():
-            token = int(ids[end[index] - 1]) if end[index] else -1
-            is_text = token >= 0 and not self.vocabulary.is_special(token)
-            if not is_text or not self.vocabulary.piece(token).endswith(self.separator[: left[index]]):
-                end[index] = stop[index]
-        return end
+        own = (left > 0) & (self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=False) < left)
+        return np.where(own, stop, end)
 
-    @cached_property
-    def _separator_tokens(self) -> dict[int, dict[int, Ints]]:
-        """For each beginning of the separator, by its length: the tokens that hold its last bytes and no more."""
-        held = self.vocabulary.ids_holding(frozenset(self.separator)) if self.vocabulary.kind != "opaque" else ()
-        pieces = {
-            int(token): self.vocabulary.piece(int(token)) for token in held if not self.vocabulary.is_special(token)
-        }
-        lengths = range(1, len(self.separator) + 1)
-        table: dict[int, dict[int, Ints]] = {}
-        for length in lengths:
+    def _of_separator(self, tokens: NDArray[np.integer], left: Ints, *, whole: bool) -> Ints:
+        """How many bytes each token holds of the end of what is left of the separator, as all of it or as its end."""
+        taken = np.zeros(len(tokens), np.int64)
+        found, place = np.unique(tokens, return_inverse=True)
+        pieces = [
+            b"" if self.vocabulary.is_special(token) else self.vocabulary.piece(token) for token in found.tolist()
+        ]
+        for length in np.unique(left[left > 0]).tolist():
             begun = self.separator[:length]
-            ends = {count: begun[length - count :] for count in range(1, length + 1)}
-            table[length] = {
-                count: np.array([token for token, piece in pieces.items() if piece == text], np.int64)
-                for count, text in ends.items()
-            }
-        return table
+            fits = [begun.endswith(piece) if whole else piece.endswith(begun) for piece in pieces]
+            held = [min(len(piece), length) if fit else 0 for piece, fit in zip(pieces, fits, strict=True)]
+            taken = np.where(left == length, np.array(held, np.int64)[place], taken)
+        return taken
 
     def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
         """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.

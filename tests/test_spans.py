@@ -597,3 +597,24 @@ def test_rows_of_nothing_but_padding_between_others_have_no_turn():
     assert turns.document.tolist() == [0, 3]
     assert spans(turns.select(turns.document == 0)) == spans(one)
     assert finder.content_ends(np.array(padding * 2), np.array([0, 4, 8])).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A:Bye.\n\n", ["Bye."]),
+        ("A:Bye.\n", ["Bye.\n"]),  # half a separator is the answer's own
+        ("A:Bye\n\n\n", ["Bye\n\n"]),  # one token holds the answer's line break and half of the separator
+        ("A:\n\n", []),
+        ("A:Bye\n\nQ:?\n\nA:So\n\n", ["Bye", "So"]),
+    ],
+)
+def test_the_separator_after_an_answer_is_not_trained_at_the_end_of_a_row(text: str, expected: list[str]) -> None:
+    tokenizer = byte_level(["\n\n", ".\n"])
+    vocabulary = read_vocabulary(tokenizer)
+    markers = Markers(response=("A:",), instruction=("Q:",), separator="\n\n")
+    finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), open_end=True, separator="\n\n")
+    ids = np.array(encode(tokenizer, text))
+    turns = finder.find(ids, np.array([0, len(ids)]))
+    assert [tokenizer.decode(ids[a:b]) for a, b in zip(turns.start, turns.stop, strict=True)] == expected
+    assert not turns.cut.any()
