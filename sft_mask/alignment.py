@@ -90,25 +90,32 @@ def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints,
         added = vocabulary.added.get(token_id)
         if added is not None and not raw.startswith(piece, position):
             position = _skip_blanks(raw, position, added.lstrip, piece)
-        if glued and not raw.startswith(piece, position) and piece.startswith(b" "):
+        if glued and piece.startswith(b" ") and _begins_with_glue(raw, position, ids, index, vocabulary):
             piece = piece[1:]
         if not raw.startswith(piece, position):
             return None
         first[index], last[index] = position, position + len(piece)
-        if glued and not piece and _follows_blank_of_text(ids, index, vocabulary):
-            last[index - 1] = first[index] = first[index - 1]
         position += len(piece)
         if added is not None:
             position = _after_swallowed(raw, position, added)
     return (first, last) if not raw[position:].strip() else None
 
 
-def _follows_blank_of_text(ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
-    """Whether two blanks follow a control token: the first is glued to it, the second is the text's.
+def _begins_with_glue(raw: bytes, position: int, ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
+    """Whether a token begins with a blank that the text does not have: the tokens hold one blank more than the text.
 
-    Of ``<|assistant|>`` ``▁`` ``▁`` the second blank is the header's own, which the answer does not begin with.
+    Of ``<|assistant|>`` ``▁`` ``▁`` for ``"<|assistant|> "`` the first blank is glued, and the second the header's own.
     """
-    return index > 1 and ids[index - 2] in vocabulary.added and vocabulary.piece(ids[index - 1]) == b" "
+    if index and ids[index - 1] not in vocabulary.added:
+        return False
+    blanks = 0
+    for token in ids[index:]:
+        piece = b"" if token in vocabulary.added else vocabulary.piece(token)
+        blanks += len(piece) - len(piece.lstrip(b" "))
+        if not piece or piece.strip(b" "):
+            break
+    rest = raw[position : position + blanks]
+    return blanks == len(rest) - len(rest.lstrip(b" ")) + 1
 
 
 def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
