@@ -465,8 +465,9 @@ class Masker:
         if not self._rendered:
             return AmbiguousRowError(
                 f"Row {row} cannot be decided, nor can any row before it: {why} So the rows were rendered by another "
-                "chat template, or with other template arguments. Give the one that was used as chat_template=, remove "
-                "the column of messages to trust the markers alone, or choose on_ambiguous='drop' or 'mask'."
+                "chat template, or with other template arguments. Give the one that was used as chat_template=, or "
+                "the headers of their format as instruction_part and response_part, or choose on_ambiguous='drop' or "
+                "'mask'."
             )
         return AmbiguousRowError(
             f"Row {row} cannot be decided: {why} Other rows are what the template renders ({self._rendered} so far), "

@@ -188,11 +188,13 @@ class Probe:
         name: for messages to a person.
         messages: the conversation.
         optional: whether markers may fail here: such rows then take the exact road.
+        plain: whether it shows what the template writes before an answer, for which prompts are rendered.
     """
 
     name: str
     messages: list[dict[str, Any]]
     optional: bool = False
+    plain: bool = False
 
 
 def _in_other_words(change: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -203,7 +205,7 @@ def probes() -> list[Probe]:
     """Every probe; a template may refuse some of them."""
     two = two_turns()
     return [
-        Probe("two turns", two),
+        Probe("two turns", two, plain=True),
         Probe("a system message", [system(), *two]),
         Probe("one turn", two[:2]),
         Probe("answers that begin with a newline", _in_other_words({"user": "{}", "assistant": "\n\n{}"})),

@@ -113,7 +113,8 @@ class _Prover:
         answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
         if len(seen.turns) != answers:
             return f"{len(seen.turns)} turns were found for {answers} answers."
-        return (self._trained_header(probe, seen) or self._untrained_stop(seen)) if answers else None
+        header = self._trained_header(probe, seen) if probe.plain else None
+        return header or self._untrained_stop(seen)
 
     def _see(self, rendered: Rendered) -> _Seen:
         ids = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)

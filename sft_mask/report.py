@@ -94,6 +94,11 @@ class SplitReport:
         return self.rows + self.rows_dropped
 
     @property
+    def turns_without_stop(self) -> int:
+        """Assistant turns that no stop follows, although their row does not end in them."""
+        return max(self.turns - self.turns_with_stop - self.turns_cut, 0)
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens that are read but not trained: ``tokens - trained_tokens``."""
         return self.tokens - self.trained_tokens
@@ -247,7 +252,9 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     lines = [_head(name, split)]
     if split.turns:
         answers = f"{split.turns:,} found, {split.turns_trained:,} trained"
-        lines.append(f"  answers  {answers} · stops {split.stops_trained:,} of {split.turns_with_stop:,} trained")
+        stops = f"stops {split.stops_trained:,} of {split.turns_with_stop:,} trained"
+        without = f" · {split.turns_without_stop:,} without a stop" if split.turns_without_stop else ""
+        lines.append(f"  answers  {answers} · {stops}{without}")
     if split.prompt_trained_tokens:
         lines.append(f"  prompt   {split.prompt_trained_tokens:,} of its tokens are trained too, with their own weight")
     if split.turns_cut:
@@ -354,10 +361,10 @@ def _stops(split: SplitReport) -> Iterable[str]:
             f"only {split.stops_trained:,} stop tokens are trained for {split.turns_trained:,} trained answers: "
             "the model may run on. Check which token ends a turn, and whether its label was hidden (pad equal to eos)."
         )
-    elif split.turns > split.turns_cut and not split.turns_with_stop:
+    elif split.turns_without_stop > split.turns_with_stop:
         yield (
-            f"0 of {split.turns:,} answers are followed by a stop token: the model never learns to stop. "
-            "End each answer with the eos token, or name the template's stop token."
+            f"{split.turns_with_stop:,} of {split.turns:,} answers are followed by a stop token: after the others the "
+            "model never learns to stop. End each answer with the eos token, or use a template that does."
         )
 
 

@@ -381,8 +381,15 @@ def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, 
         bare = text.strip() if isinstance(text, str) else ""
         if isinstance(text, str) and bare != text and bare in vocabulary.text(row.tolist()):
             hint = f" {bare!r}, without the blanks around it, does occur: give that."
+    way_out = (
+        "The markers were read from the chat template, so the rows are in another format: give its template as "
+        "chat_template=, or the texts that stand before the user's and the model's words there as instruction_part and "
+        "response_part."
+        if markers.detected
+        else "Give the text that stands before the model's words there as response_part, or leave both markers out to "
+        "have them read from the chat template."
+    )
     return MarkerError(
         f"The response marker {texts} opens an answer in none of the rows looked at.{hint} The first row begins\n"
-        f"    {shown!r}\nwith ids {row[:24].tolist()}. Give the text that stands before the model's words there as "
-        "response_part, or leave both markers out to have them read from the chat template."
+        f"    {shown!r}\nwith ids {row[:24].tolist()}. {way_out}"
     )

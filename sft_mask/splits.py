@@ -64,6 +64,11 @@ def _nothing(
             f"{full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "
             "ate the answers. Raise max_length, shorten the prompts, or use truncation_mode='keep_end'."
         )
+    elif report.rows_ambiguous * 2 > report.rows_seen:
+        why = (
+            f"{report.rows_ambiguous} of them are ambiguous, and on_ambiguous={masker.on_ambiguous!r} leaves them out. "
+            "Call again with on_ambiguous='error' to read why."
+        )
     else:
         why = (
             "No row holds an answer that is not masked already (labels that were IGNORE_INDEX stay so). Compare the "

@@ -95,10 +95,6 @@ class _RowText:
         """One past the last token that holds a byte before this one."""
         return int(np.searchsorted(self.bounds[:-1], byte, side="left"))
 
-    def is_blank(self, start: int, stop: int) -> bool:
-        """Whether nothing but whitespace lies between two bytes."""
-        return not self.raw[start:stop].strip()
-
 
 class WordsRoad:
     """Turns of the model in rows whose messages are known and whose format is told by markers only.
@@ -189,10 +185,13 @@ class WordsRoad:
 
     def _built(self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText) -> Turns:
         rows: list[tuple[int, int, bool, bool, int, int, int]] = []
-        for words in placed:
+        is_whole = len(placed) == len(messages)  # else the row ends in the next message's header, or in a part of it
+        bounds = [*(_begin(words) for words in placed[1:]), *(words.stop for words in placed[-1:])]
+        bounds[-1:] = [len(text.raw)] if is_whole else bounds[-1:]
+        for words, bound in zip(placed, bounds, strict=False):
             if messages[words.message].get("role") not in MODEL_ROLES or words.header is None:
                 continue
-            stop_at, stop = self._closed(words, text)
+            stop_at, stop = self._closed(words, bound, _blank_end(messages[words.message]), text)
             start = max(text.first_token(words.start), rows[-1][1] if rows else 0)
             end = text.tokens_until(stop)
             if end > start:
@@ -205,18 +204,23 @@ class WordsRoad:
         turns = Turns.of_model(start_, stop_, has_stop, cut, start_ * 0, header_, stop_at_)
         return replace(turns, message=message)
 
-    def _closed(self, words: _Placed, text: _RowText) -> tuple[int, int]:
-        """The bytes of the stop that follows an answer directly; both are its end where there is none."""
+    def _closed(self, words: _Placed, bound: int, own: bytes, text: _RowText) -> tuple[int, int]:
+        """The bytes of the stop of an answer; both are the answer's end where it has none.
+
+        What a row has between the words of the answer and its stop, or the next header, belongs to the answer too (an
+        end of text that is no control token, words that the message lacks), but for whitespace that is not its ``own``.
+        """
         if words.cut:
             return words.stop, words.stop
-        following = next((mark for mark in text.marks if mark.start >= words.stop), None)
-        if following is None or not text.is_blank(words.stop, following.start):
-            return words.stop, words.stop
-        if following.kind is Kind.STOP:
+        following = next((mark for mark in text.marks if words.stop <= mark.start < bound), None)
+        if following is not None and following.kind is Kind.STOP:
             return following.start, following.stop
-        if following.is_stop_header:
+        if following is not None and following.is_stop_header:
             return following.start, int(text.bounds[text.first_token(following.start) + 1])
-        return words.stop, words.stop
+        end = bound if following is None else following.start
+        between = text.raw[words.stop : end]
+        more = between.rstrip() or (own if between.startswith(own) else b"")
+        return words.stop + len(more), words.stop + len(more)
 
     def _verified(
         self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText, row: NDArray[np.integer]
@@ -254,6 +258,17 @@ def _text(message: Message) -> str | None:
 def _words(message: Message) -> bytes:
     """The words of a message as a format would write them, without the whitespace around them."""
     return (_text(message) or "").strip().encode()
+
+
+def _blank_end(message: Message) -> bytes:
+    """The whitespace that the content of a message ends with."""
+    content = _text(message) or ""
+    return content[len(content.rstrip()) :].encode()
+
+
+def _begin(words: _Placed) -> int:
+    """Where the header of a message begins, or its words where it has none."""
+    return words.start if words.header is None else words.header.start
 
 
 def _shown(message: Message) -> str:

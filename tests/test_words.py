@@ -139,3 +139,24 @@ def test_flags_of_messages_are_read_without_a_template() -> None:
     text, messages = PLAIN
     flagged = [{**message, "train": at != 1} for at, message in enumerate(messages)]
     assert masked([(text, flagged)], policy=Policy(turns="flagged"))[0] == [["dos</s>"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("Yes. Sources: [1] x.</s>", "Yes.", "Yes. Sources: [1] x.</s>"),
+        ("Hello.<end></s>", "Hello.", "Hello.<end></s>"),  # an end of text that is no control token
+        ("Hello.\n### End\n\n\n</s>", "Hello.", "Hello.\n### End\n\n\n</s>"),
+    ],
+)
+def test_what_follows_the_words_of_an_answer_is_the_answers_up_to_its_stop(
+    text: str, words: str, expected: str
+) -> None:
+    rows = [(f"### Question:\nhi\n\n### Answer:\n{text}", conversation("hi", words)), PLAIN]
+    assert masked(rows)[0] == [[expected], ["one", "dos</s>"]]
+
+
+def test_whitespace_at_the_end_of_an_answer_is_its_own_where_the_message_has_it() -> None:
+    messages = conversation("hi", "one\n", "ho", "dos")
+    found, _ = masked([(written(messages) + "</s>", messages), PLAIN])
+    assert found == [["one\n\n", "dos</s>"], ["one", "dos</s>"]], "one token holds it and half of the separator"
