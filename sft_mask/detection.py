@@ -194,8 +194,9 @@ def _user_header(template: ChatTemplate, gaps: Gaps) -> str:
     if gaps.ending.strip() and gaps.to_user.startswith(gaps.ending):
         header = min(header, gaps.to_user[len(gaps.ending) :], key=len)
     opener = _first_opener(template, gaps)
-    at = header.rfind(opener) if opener not in gaps.ending else -1
-    return header[max(at, 0) :].lstrip()
+    at = max(header.rfind(opener) if opener not in gaps.ending else 0, 0)
+    closes = template.first_special(header[:at]) is not None  # plain text before a control token is the header's own
+    return header[at if closes else 0 :].lstrip()
 
 
 def _can_open(gaps: Gaps, core: str) -> bool:

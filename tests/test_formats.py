@@ -40,6 +40,10 @@ STOP_OF_TWO_TOKENS = TWO_STOPS.replace(
     "{{ m.content }}<|eot|>{% if m.role == 'assistant' %}</s>{% endif %}",
     "{{ m.content }}{% if m.role == 'assistant' %}<|said|>{% endif %}<|eot|>",
 )
+WORDS_BEFORE_A_TOKEN = (
+    "{% for m in messages %}{{ '**<|' + m.role + '|>: ' + m.content }}{{ '</s>' if loop.last }}\n{% endfor %}"
+    "{# <|user|> <|assistant|> <|system|> #}"
+)
 NEXT_ROLE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
     "{% endif %}{# <|user|> <|assistant|> <|system|> #}"
@@ -90,6 +94,7 @@ FORMATS = {
         STOP_OF_TWO_TOKENS, "<|open|>user<|sep|>", "<|open|>assistant<|sep|>",
         "one<|said|><|eot|>", "dos<|said|><|eot|>",
     ),
+    "words before a control token": (WORDS_BEFORE_A_TOKEN, "**<|user|>: ", "**<|assistant|>: ", "one", "dos</s>"),
     "the next role": (NEXT_ROLE, "<|user|>", "<|assistant|>", "one<|user|>", "dos"),
     "questions": (QUESTIONS, "Q: ", "A:", " one", " dos"),
 }  # fmt: skip
