@@ -72,11 +72,11 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from sft_mask import mask_dataset  # noqa: E402
 from sft_mask.constants import IGNORE_INDEX  # noqa: E402
-from sft_mask.dataset import _ROWS_AT_ONCE, _TOKENS_AT_ONCE  # noqa: E402
-from sft_mask.labels import paint  # noqa: E402
-from sft_mask.policy import Policy  # noqa: E402
-from sft_mask.reading import build_masker, read_tokenizer  # noqa: E402
-from sft_mask.spans import SpanFinder  # noqa: E402
+from sft_mask.core.labels import paint  # noqa: E402
+from sft_mask.core.policy import Policy  # noqa: E402
+from sft_mask.core.spans import SpanFinder  # noqa: E402
+from sft_mask.data.dataset import _ROWS_AT_ONCE, _TOKENS_AT_ONCE  # noqa: E402
+from sft_mask.data.setup import build_masker, read_tokenizer  # noqa: E402
 
 CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
 IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"

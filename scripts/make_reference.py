@@ -23,9 +23,9 @@ SECTIONS = {
     ],
     "What is wrong": ["sft_mask.doctor.diagnose", "sft_mask.doctor.Diagnosis", "sft_mask.doctor.Finding"],
     "Weights inside labels": [
-        "sft_mask.weights.encode_labels",
-        "sft_mask.weights.label_ids",
-        "sft_mask.weights.label_weights",
+        "sft_mask.core.label_codec.encode_labels",
+        "sft_mask.core.label_codec.label_ids",
+        "sft_mask.core.label_codec.label_weights",
     ],
     "On plain tensors": [
         f"sft_mask.functional.{name}"

@@ -11,37 +11,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sft_mask.compare import compare_masks, compare_roads
     from sft_mask.constants import IGNORE_INDEX
-    from sft_mask.detection import detect_markers
+    from sft_mask.core.markers import Markers
+    from sft_mask.core.policy import Policy
+    from sft_mask.core.regions import Region
+    from sft_mask.data.mask_dataset import mask_dataset
     from sft_mask.errors import SftMaskError
-    from sft_mask.markers import Markers
-    from sft_mask.offline import mask_dataset
-    from sft_mask.policy import Policy
+    from sft_mask.preview.compare import compare_masks, compare_roads
+    from sft_mask.preview.rows import explain
+    from sft_mask.preview.snapshot import verify_snapshot, write_snapshot
     from sft_mask.preview.source import preview_rows
-    from sft_mask.regions import Region
     from sft_mask.report import MaskReport, SplitReport
-    from sft_mask.snapshot import verify_snapshot, write_snapshot
-    from sft_mask.story import explain
-    from sft_mask.trainer import train_on_responses_only
+    from sft_mask.templates.detect import detect_markers
+    from sft_mask.trainer.entry import train_on_responses_only
 
 _HOME = {
     "IGNORE_INDEX": "sft_mask.constants",
-    "Markers": "sft_mask.markers",
+    "Markers": "sft_mask.core.markers",
     "MaskReport": "sft_mask.report",
-    "Policy": "sft_mask.policy",
-    "Region": "sft_mask.regions",
+    "Policy": "sft_mask.core.policy",
+    "Region": "sft_mask.core.regions",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
-    "compare_masks": "sft_mask.compare",
-    "compare_roads": "sft_mask.compare",
-    "detect_markers": "sft_mask.detection",
-    "explain": "sft_mask.story",
-    "mask_dataset": "sft_mask.offline",
+    "compare_masks": "sft_mask.preview.compare",
+    "compare_roads": "sft_mask.preview.compare",
+    "detect_markers": "sft_mask.templates.detect",
+    "explain": "sft_mask.preview.rows",
+    "mask_dataset": "sft_mask.data.mask_dataset",
     "preview_rows": "sft_mask.preview.source",
-    "train_on_responses_only": "sft_mask.trainer",
-    "verify_snapshot": "sft_mask.snapshot",
-    "write_snapshot": "sft_mask.snapshot",
+    "train_on_responses_only": "sft_mask.trainer.entry",
+    "verify_snapshot": "sft_mask.preview.snapshot",
+    "write_snapshot": "sft_mask.preview.snapshot",
 }
 
 __all__ = [

@@ -125,7 +125,7 @@ class ChunkedHead:
 
     Attributes:
         module: which looks the other two up on each call.
-        apply: projects and scores; its arguments are those of :class:`sft_mask.head._Head`.
+        apply: projects and scores; its arguments are those of :class:`sft_mask.trainer.lm_head._Head`.
         is_compact: whether supervised positions only are scored on a device.
     """
 

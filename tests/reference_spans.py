@@ -8,8 +8,8 @@ from itertools import zip_longest
 from typing import Any
 
 from sft_mask.constants import MODEL
-from sft_mask.markers import Kind, Pattern
-from sft_mask.tokens import Vocabulary
+from sft_mask.core.markers import Kind, Pattern
+from sft_mask.core.vocabulary import Vocabulary
 
 BARRIER = -1  # a token without text, such as an id outside the vocabulary: nothing goes across it
 
@@ -115,7 +115,7 @@ def reference_turns(
     open_end: bool = False,
     pad: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Turns of one document, with the fields of :class:`sft_mask.spans.Turns`."""
+    """Turns of one document, with the fields of :class:`sft_mask.core.spans.Turns`."""
     row = read_row(ids, patterns, vocabulary, pad)
     headers = [marker for marker in row.markers if marker[2].kind is not Kind.STOP]
     turns: list[dict[str, Any]] = []

@@ -8,10 +8,10 @@ import pytest
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import AddedToken, normalizers
 
-from sft_mask.alignment import RowFrame, fit_to_row, token_bounds
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DataError
-from sft_mask.spans import Turns
-from sft_mask.tokens import read_vocabulary
+from sft_mask.templates.align import RowFrame, fit_to_row, token_bounds
 
 SWALLOWING = AddedToken("<|end|>", special=True, rstrip=True, normalized=False)
 

@@ -15,9 +15,9 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, List
 from trl import SFTConfig
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
+from sft_mask.data.wellformed import check_row
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError, SftMaskError, UnsupportedError
 from sft_mask.preview import preview_rows
-from sft_mask.wellformed import check_row
 
 U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
 CHAT = [U, A]

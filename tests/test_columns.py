@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from tiny_chat import Messages, conversation
 
-from sft_mask.columns import holds_any, is_conversation, list_values, shapes
-from sft_mask.conversations import Decoder, read_tools
+from sft_mask.data.columns import holds_any, is_conversation, list_values, shapes
+from sft_mask.data.conversations import Decoder, read_tools
 from sft_mask.errors import DataError
 
 MARK = "<|im_start|>"

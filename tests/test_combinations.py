@@ -205,11 +205,11 @@ def test_a_run_that_was_killed_in_the_middle_of_the_map_starts_again_as_if_it_ha
     script = f"""
         import os, signal, sys
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
-        import sft_mask.dataset
+        import sft_mask.data.dataset
         from datasets import load_from_disk
-        from sft_mask.masking import Masker
+        from sft_mask.data.masker import Masker
         from test_combinations import masked_from
-        sft_mask.dataset._ROWS_AT_ONCE = 3
+        sft_mask.data.dataset._ROWS_AT_ONCE = 3
         whole = Masker.mask
         def dies(self, *arguments, **named):
             if named["first_row"] >= 3:

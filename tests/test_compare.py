@@ -15,9 +15,9 @@ from tiny import chats, expected, messages_dataset, tokenized, tokenizer
 from tiny_chat import chat, prepared
 
 from sft_mask import Policy, compare_masks, compare_roads, preview_rows
-from sft_mask.compare import CAUSES, agreement_of, diff_rows
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.preview import build_row
+from sft_mask.preview.compare import CAUSES, agreement_of, diff_rows
 from sft_mask.preview.side_by_side import DiffView
 
 

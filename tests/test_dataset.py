@@ -17,15 +17,16 @@ import pytest
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from tiny import ASSISTANT, USER, chats, expected, messages_dataset, tokenized, tokenizer
 
-import sft_mask.dataset
-from sft_mask import Policy, labelfile, mask_dataset
-from sft_mask.batches import Tally
-from sft_mask.dataset import fingerprint_of, label_dataset
+import sft_mask.data.dataset
+from sft_mask import Policy, mask_dataset
+from sft_mask.data import cache as labelfile
+from sft_mask.data.batches import Tally
+from sft_mask.data.dataset import fingerprint_of, label_dataset
+from sft_mask.data.masker import Masker
+from sft_mask.data.setup import build_masker, read_tokenizer
+from sft_mask.data.stream import LabelBatch, label_stream
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError, UnsupportedError
-from sft_mask.masking import Masker
-from sft_mask.reading import build_masker, read_tokenizer
 from sft_mask.report import SplitReport
-from sft_mask.stream import LabelBatch, label_stream
 
 CHATS = chats(40, seed=3)
 
@@ -157,29 +158,31 @@ def test_batches_of_any_size_give_the_same_labels(monkeypatch: pytest.MonkeyPatc
     shuffled = tokenized_dataset().shuffle(seed=5).select(range(31))
     whole, tally = label_dataset(shuffled, *masker_and_key())
     for rows, tokens in ((1, 1 << 20), (7, 1 << 20), (1000, 90), (1000, 1)):
-        monkeypatch.setattr(sft_mask.dataset, "_ROWS_AT_ONCE", rows)
-        monkeypatch.setattr(sft_mask.dataset, "_TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(sft_mask.data.dataset, "_TOKENS_AT_ONCE", tokens)
         again, tally_again = label_dataset(shuffled, *masker_and_key())
         assert list(again["labels"]) == list(whole["labels"])
         assert tally_again.report == tally.report
 
 
 def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft_mask.dataset, "_TOKENS_AT_ONCE", 200)
+    monkeypatch.setattr(sft_mask.data.dataset, "_TOKENS_AT_ONCE", 200)
     dataset = tokenized_dataset()
-    sizes = [batch.table["input_ids"].combine_chunks().flatten() for batch in sft_mask.dataset._batches(dataset, None)]
+    sizes = [
+        batch.table["input_ids"].combine_chunks().flatten() for batch in sft_mask.data.dataset._batches(dataset, None)
+    ]
     assert sum(map(len, sizes)) == sum(map(len, dataset["input_ids"]))
     assert len(sizes) > 5
     assert max(map(len, sizes)) <= 200
 
 
 def test_batches_take_every_row_once_and_end_where_a_chunk_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft_mask.dataset, "_TOKENS_AT_ONCE", 100)
-    monkeypatch.setattr(sft_mask.dataset, "_ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(sft_mask.data.dataset, "_TOKENS_AT_ONCE", 100)
+    monkeypatch.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 6)
     tokens = [[30, 30, 30], [], [250, 10], [9] * 20, [20, 20], [70, 0, 30]]
     chunks = [pa.array([[7] * length for length in chunk], pa.list_(pa.int64())) for chunk in tokens]
     lengths = [length for chunk in tokens for length in chunk]
-    bounds = list(sft_mask.dataset._row_ranges(pa.chunked_array(chunks)))
+    bounds = list(sft_mask.data.dataset._row_ranges(pa.chunked_array(chunks)))
     assert [row for first, last in bounds for row in range(first, last)] == list(range(len(lengths)))
     assert bounds[:3] == [(0, 3), (3, 4), (4, 10)]
     assert all(last - first == 1 or sum(lengths[first:last]) <= 100 for first, last in bounds)
@@ -189,7 +192,7 @@ def test_batches_take_every_row_once_and_end_where_a_chunk_does(monkeypatch: pyt
 @pytest.mark.parametrize("places", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [1, 1, 2, 3, 4, 5], [0, 2, 4], [3], []])
 def test_rows_are_taken_by_runs_or_one_by_one(places: list[int]) -> None:
     table = pa.table({"n": pa.chunked_array([[0, 1], [2, 3, 4, 5]]), "input_ids": [[n] * n for n in range(6)]})
-    taken = sft_mask.dataset._taken(table, np.array(places, np.int64))
+    taken = sft_mask.data.dataset._taken(table, np.array(places, np.int64))
     assert taken["n"].to_pylist() == places
     assert taken["input_ids"].to_pylist() == [[n] * n for n in places]
 
@@ -398,7 +401,7 @@ def test_the_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
         import sys
         from datasets import load_from_disk
         from test_dataset import masker_and_key
-        from sft_mask.dataset import label_dataset
+        from sft_mask.data.dataset import label_dataset
         made, _ = label_dataset(load_from_disk(sys.argv[1]).select(range(3, 30)).shuffle(seed=1), *masker_and_key())
         print("name", made._fingerprint)
     """
@@ -425,7 +428,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         return whole(self, *arguments, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sft_mask.dataset, "_ROWS_AT_ONCE", 8)
+        patched.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 8)
         patched.setattr(Masker, "mask", stops)
         with pytest.raises(Interrupted):
             labelled(dataset)
@@ -437,18 +440,18 @@ def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> 
     on_disk(tokenized_dataset(), tmp_path / "data")
     script = """
         import os, sys
-        import sft_mask.dataset
+        import sft_mask.data.dataset
         from datasets import load_from_disk
-        from sft_mask.masking import Masker
+        from sft_mask.data.masker import Masker
         from test_dataset import masker_and_key
-        sft_mask.dataset._ROWS_AT_ONCE = 8
+        sft_mask.data.dataset._ROWS_AT_ONCE = 8
         whole = Masker.mask
         def dies(self, *arguments, **named):
             if named["first_row"] > 20:
                 os._exit(9)
             return whole(self, *arguments, **named)
         Masker.mask = dies
-        sft_mask.dataset.label_dataset(load_from_disk(sys.argv[1]), *masker_and_key())
+        sft_mask.data.dataset.label_dataset(load_from_disk(sys.argv[1]), *masker_and_key())
     """
     paths = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}"
     command = [sys.executable, "-c", f"{paths}\n{textwrap.dedent(script)}", str(tmp_path / "data")]
@@ -490,7 +493,7 @@ def test_with_caching_off_nothing_is_written_beside_the_data(tmp_path: Path) -> 
 
 def test_a_folder_that_may_not_be_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
-    monkeypatch.setattr(sft_mask.dataset.os, "access", lambda *_: False)
+    monkeypatch.setattr(sft_mask.data.dataset.os, "access", lambda *_: False)
     agrees(labelled(dataset))
     assert not list((tmp_path / "data").glob("cache-sft-mask-*"))
 

@@ -8,11 +8,11 @@ from datasets import Dataset
 from tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
 
 from sft_mask import mask_dataset
-from sft_mask.detection import candidate_markers, detect_markers
+from sft_mask.core.markers import Markers
 from sft_mask.errors import DetectionError
-from sft_mask.markers import Markers
-from sft_mask.probing import probes
-from sft_mask.proof import prove
+from sft_mask.templates.detect import candidate_markers, detect_markers
+from sft_mask.templates.probes import probes
+from sft_mask.templates.verify import prove
 
 EXPECTED = {
     "chatml": ("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",)),

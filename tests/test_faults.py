@@ -22,21 +22,22 @@ from datasets import Dataset, load_from_disk
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-import sft_mask.dataset
-from sft_mask import labelfile, mask_dataset, train_on_responses_only
+import sft_mask.data.dataset
+from sft_mask import mask_dataset, train_on_responses_only
+from sft_mask.data import cache as labelfile
+from sft_mask.data.masker import Masker
 from sft_mask.errors import DataError
-from sft_mask.masking import Masker
 
 CHATS = tiny.chats(60, seed=5)
 HEAD = f"""
 import os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path]!r}
 import tiny
-import sft_mask.dataset
+import sft_mask.data.dataset
 from datasets import load_from_disk
 from sft_mask import mask_dataset, train_on_responses_only
-from sft_mask.masking import Masker
-sft_mask.dataset._ROWS_AT_ONCE = 8
+from sft_mask.data.masker import Masker
+sft_mask.data.dataset._ROWS_AT_ONCE = 8
 """
 
 
@@ -109,7 +110,7 @@ def test_a_file_that_is_half_written_is_not_read(tmp_path: Path, monkeypatch: py
         found.append([path.suffix for path in folder.glob("cache-sft-mask-*")])
         return whole(self, *arguments, **named)
 
-    monkeypatch.setattr(sft_mask.dataset, "_ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 8)
     monkeypatch.setattr(Masker, "mask", looks)
     is_right(masked(folder))
     assert len(found) > 3

@@ -14,9 +14,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from sft_mask import detect_markers, mask_dataset
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import AmbiguousRowError
-from sft_mask.template import ChatTemplate
-from sft_mask.tokens import read_vocabulary
+from sft_mask.templates.chat_template import ChatTemplate
 
 NO_PROMPT = CHATML.split("{% if add_generation_prompt")[0]
 ROLES = "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\\n' }}{% endfor %}"

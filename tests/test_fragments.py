@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tiny import ASSISTANT, STOP, USER, build, chats, expected, messages_dataset, tokenized, tokenizer
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
+from sft_mask.core.markers import Markers, compile_patterns
+from sft_mask.core.packing import Pieces, chained
+from sft_mask.core.spans import SpanFinder
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import AmbiguousRowError, LabelsChangedError, UnsupportedError
-from sft_mask.fragments import Pieces, chained
-from sft_mask.markers import Markers, compile_patterns
-from sft_mask.spans import SpanFinder
-from sft_mask.tokens import read_vocabulary
 
 CHATS = chats(24)
 
@@ -47,7 +47,7 @@ def test_a_piece_that_goes_on_in_the_next_row_is_not_cut_off() -> None:
 
 def test_wrapped_rows_of_several_packed_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thousand conversations the packing begins anew; the library's own batches end elsewhere."""
-    monkeypatch.setattr("sft_mask.dataset._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("sft_mask.data.dataset._ROWS_AT_ONCE", 7)
     many = chats(2100, seed=9)
     data = Dataset.from_list([{"messages": messages} for messages in many])
     trainer = train_on_responses_only(build("out", data, packing=True, packing_strategy="wrapped", max_length=64))
@@ -151,7 +151,7 @@ def test_a_chain_ends_with_each_row_that_is_not_full(lengths: list[int], full: i
 @given(st.integers(0, 10_000), st.integers(3, 80))
 def test_no_piece_of_a_conversation_is_trained_that_is_not_the_model_s(seed: int, length: int) -> None:
     """Every piece of every conversation: what is decided is right; the rest is named."""
-    from sft_mask.fragments import FragmentReader
+    from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
     markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
@@ -209,7 +209,7 @@ def test_what_needs_the_end_of_a_conversation_is_refused_where_packing_hides_it(
 
 
 def fragment_reader(length: int) -> Any:
-    from sft_mask.fragments import FragmentReader
+    from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
     markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
@@ -247,7 +247,7 @@ def test_the_rest_of_an_answer_in_a_later_batch_than_its_beginning_is_decided_al
 
 def test_labels_of_pieces_do_not_depend_on_where_batches_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def masked(rows_at_once: int) -> Any:
-        monkeypatch.setattr("sft_mask.dataset._ROWS_AT_ONCE", rows_at_once)
+        monkeypatch.setattr("sft_mask.data.dataset._ROWS_AT_ONCE", rows_at_once)
         trainer = build("out", messages_dataset(40, seed=5), packing=True, packing_strategy="bfd_split", max_length=40)
         made = train_on_responses_only(trainer, on_ambiguous="drop")
         return list(made.train_dataset["labels"]), made.mask_report.splits["train"].rows_ambiguous

@@ -15,9 +15,10 @@ from tiny import build, chats, model
 from torch import Tensor
 from trl.trainer import utils
 
-from sft_mask import head, train_on_responses_only
+from sft_mask import train_on_responses_only
 from sft_mask._compat import chunked_head
-from sft_mask.head import supervised_positions_only
+from sft_mask.trainer import lm_head as head
+from sft_mask.trainer.lm_head import supervised_positions_only
 
 pytestmark = pytest.mark.newest
 NEVER = 1 << 40

@@ -17,10 +17,11 @@ import tiny
 from datasets import Dataset, load_from_disk
 from tiny_tokenizers import byte_level, sentencepiece
 
-from sft_mask import budget, mask_dataset
+from sft_mask import mask_dataset
 from sft_mask.errors import DataError, SftMaskError, UnsupportedError
 from sft_mask.preview import preview_rows
-from sft_mask.tracing import Rendered, render
+from sft_mask.templates import budget
+from sft_mask.templates.render import Rendered, render
 
 ROOT = Path(__file__).parents[1]
 

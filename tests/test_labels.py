@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_mask.labels import paint, trained_mask
-from sft_mask.spans import Turns
+from sft_mask.core.labels import paint, trained_mask
+from sft_mask.core.spans import Turns
 
 
 def turns_at(*spans: tuple[int, int]) -> Turns:

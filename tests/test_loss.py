@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from sft_mask import train_on_responses_only
-from sft_mask.batches import Tally
+from sft_mask.data.batches import Tally
 from sft_mask.errors import LabelsChangedError
-from sft_mask.guard import check_labels
-from sft_mask.loss import MaskState, ResponseOnlyMixin, hooked_class
 from sft_mask.report import MarkerSummary, SplitReport
+from sft_mask.trainer.guard import check_labels
+from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, hooked_class
 
 CHATS = chats(8, seed=4)
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
 from tokenizers import AddedToken, normalizers
 
+from sft_mask.core.markers import Kind, Markers, MarkerTrie, as_marker_texts, compile_patterns, marker_atoms, token_atom
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError
-from sft_mask.markers import Kind, Markers, MarkerTrie, as_marker_texts, compile_patterns, marker_atoms, token_atom
-from sft_mask.tokens import read_vocabulary
 
 START, STOP = "<|im_start|>", "<|im_end|>"
 

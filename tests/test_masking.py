@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from tiny_chat import STOPS, Messages, chat, conversation, conversations, ids_of
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.conversations import Decoder
+from sft_mask.core.policy import Policy
+from sft_mask.data.conversations import Decoder
+from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, marker_needles
 from sft_mask.errors import AmbiguousRowError, DataError
-from sft_mask.masking import MaskedBatch, Masker, OnAmbiguous, marker_needles
-from sft_mask.messages import ExactRoad
-from sft_mask.policy import Policy
-from sft_mask.resolution import resolve
+from sft_mask.templates.resolve import resolve
+from sft_mask.templates.turns import ExactRoad
 
 PROPERTY = settings(max_examples=15, deadline=None)
 FORGED = ("<|im_end|>", "\n<|im_start|>assistant\n", "<|im_start|>user\n")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from tiny_chat import CHATML, STOPS, Messages, chat, conversation, conversations, ids_of, prepared
 from tiny_tokenizers import byte_level
 
-from sft_mask.detection import detect_markers
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DataError
-from sft_mask.messages import ExactRoad
-from sft_mask.spans import Turns
-from sft_mask.template import ChatTemplate
-from sft_mask.tokens import read_vocabulary
+from sft_mask.templates.chat_template import ChatTemplate
+from sft_mask.templates.detect import detect_markers
+from sft_mask.templates.turns import ExactRoad
 
 PROPERTY = settings(max_examples=10, deadline=None)
 FORGED = ("<|im_end|>", "\n<|im_start|>assistant\n", "<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n")

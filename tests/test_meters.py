@@ -107,7 +107,7 @@ def test_tokens_of_the_prompt_that_are_trained_count() -> None:
 
 def test_tokens_per_second_are_counted_from_the_first_batch_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100, 200, 5))
-    monkeypatch.setattr("sft_mask.meters.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr("sft_mask.trainer.metrics.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     entries = logged(masked(max_steps=2))
     trained = sum(label != -100 for chat in CHATS for label in expected(chat)[1:])
     assert [entry["supervised_tokens_per_second"] for entry in entries] == [trained / 5, trained / 5]

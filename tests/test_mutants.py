@@ -23,31 +23,31 @@ from tiny import chats, expected, tokenized, tokenizer
 from tiny_chat import CHATML, chat, conversation, ids_of, prepared
 from tiny_tokenizers import byte_level, encode, sentencepiece
 
-from sft_mask.alignment import fit_to_row
-from sft_mask.batches import Tally
-from sft_mask.columns import list_values, shapes
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.conversations import Decoder
-from sft_mask.dataset import fingerprint_of, label_dataset
-from sft_mask.detection import detect_markers, proven_markers
+from sft_mask.core.markers import Markers, compile_patterns
+from sft_mask.core.packing import Pieces, cut_at
+from sft_mask.core.policy import Policy
+from sft_mask.core.regions import Region, in_regions
+from sft_mask.core.spans import SpanFinder, Turns
+from sft_mask.core.token_weights import Graded, grade, group_names
+from sft_mask.core.vocabulary import read_vocabulary
+from sft_mask.data.batches import Tally
+from sft_mask.data.cache import schema, store, stored
+from sft_mask.data.columns import list_values, shapes
+from sft_mask.data.conversations import Decoder
+from sft_mask.data.dataset import fingerprint_of, label_dataset
+from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous
+from sft_mask.data.prelabelled import keep_labels
+from sft_mask.data.setup import build_masker, read_tokenizer, sample_rows
 from sft_mask.errors import AmbiguousRowError, DataError
-from sft_mask.fragments import Pieces, cut_at
-from sft_mask.grading import Graded, grade, group_names
-from sft_mask.labelfile import schema, store, stored
-from sft_mask.loss import MaskState, _weight_of_step, without_repeats
-from sft_mask.markers import Markers, compile_patterns
-from sft_mask.masking import MaskedBatch, Masker, OnAmbiguous
-from sft_mask.messages import ExactRoad
-from sft_mask.policy import Policy
-from sft_mask.premasked import keep_labels
-from sft_mask.reading import build_masker, read_tokenizer, sample_rows
-from sft_mask.regions import Region, in_regions
-from sft_mask.resolution import resolve
-from sft_mask.spans import SpanFinder, Turns
-from sft_mask.template import ChatTemplate
-from sft_mask.tokens import read_vocabulary
-from sft_mask.tracing import render
-from sft_mask.weighted import WeighedModel
+from sft_mask.templates.align import fit_to_row
+from sft_mask.templates.chat_template import ChatTemplate
+from sft_mask.templates.detect import detect_markers, proven_markers
+from sft_mask.templates.render import render
+from sft_mask.templates.resolve import resolve
+from sft_mask.templates.turns import ExactRoad
+from sft_mask.trainer.hook import MaskState, _weight_of_step, without_repeats
+from sft_mask.trainer.weighted_loss import WeighedModel
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "mutate.py"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sft_mask.needles
-from sft_mask.needles import Haystack
+import sft_mask.data.needles
+from sft_mask.data.needles import Haystack
 
 LETTERS = "ab<|é東\0"
 TEXTS = st.lists(st.none() | st.text(LETTERS, max_size=8), max_size=12)
@@ -25,7 +25,7 @@ def test_the_same_texts_hold_it_as_arrow_says(texts: list[str | None], needle: s
 
 
 def test_a_needle_is_found_wherever_it_stands_in_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft_mask.needles, "_AT_ONCE", 5)
+    monkeypatch.setattr(sft_mask.data.needles, "_AT_ONCE", 5)
     for place in range(40):
         text = "." * place + "<|im|>" + "." * (34 - place)
         assert Haystack(pa.array([".", text, "."])).holds("<|im|>").tolist() == [False, True, False]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sft_mask.constants import MODEL
+from sft_mask.core.policy import Policy, is_last_of_document
+from sft_mask.core.spans import Turns
 from sft_mask.errors import SftMaskError
-from sft_mask.policy import Policy, is_last_of_document
-from sft_mask.spans import Turns
 
 
 def turns() -> Turns:

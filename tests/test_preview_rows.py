@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sft_mask.core.vocabulary import gpt2_byte_alphabet
 from sft_mask.errors import DataError
 from sft_mask.preview import Note, build_row, visible
 from sft_mask.preview.cells import cells_of
-from sft_mask.tokens import gpt2_byte_alphabet
 
 SPECIALS = ["<|start|>", "<|end|>"]
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_chat import CHATML, STOPS, Messages, chat, conversation, ids_of, prepared
 
-from sft_mask.detection import detect_markers
+from sft_mask.core.markers import Markers
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.markers import Markers
-from sft_mask.resolution import Resolved, combine, learn_closings, resolve
-from sft_mask.tokens import read_vocabulary
+from sft_mask.templates.detect import detect_markers
+from sft_mask.templates.resolve import Resolved, combine, learn_closings, resolve
 
 TURN = "<|im_start|>{}\n{}<|im_end|>\n"
 
@@ -213,7 +213,7 @@ def test_a_tokenizer_of_words_is_detected_too() -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft_mask.probing import probes
+    from sft_mask.templates.probes import probes
 
     letters = {"[UNK]": 0}
     for probe in probes():

@@ -13,7 +13,7 @@ from tiny_tokenizers import byte_level
 
 from sft_mask import Policy, Region, verify_snapshot, write_snapshot
 from sft_mask.errors import DataError, MaskChangedError
-from sft_mask.snapshot import check_snapshot, read_snapshot
+from sft_mask.preview.snapshot import check_snapshot, read_snapshot
 
 
 @pytest.fixture

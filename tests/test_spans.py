@@ -17,10 +17,10 @@ from reference_spans import reference_turns
 from tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
 from transformers import AutoTokenizer
 
+from sft_mask.core.markers import Markers, MarkerTrie, compile_patterns
+from sft_mask.core.spans import SpanFinder, Turns
+from sft_mask.core.vocabulary import AddedPiece, Vocabulary, gpt2_byte_alphabet, read_vocabulary
 from sft_mask.errors import MarkerError
-from sft_mask.markers import Markers, MarkerTrie, compile_patterns
-from sft_mask.spans import SpanFinder, Turns
-from sft_mask.tokens import AddedPiece, Vocabulary, gpt2_byte_alphabet, read_vocabulary
 
 START, STOP, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 CHATML = Markers(

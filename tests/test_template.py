@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from tiny_chat import CHATML, conversation, prepared, tokenizer_for
 
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError
-from sft_mask.template import EMPTY_BLOCK, ChatTemplate, common_prefix, common_suffix
-from sft_mask.tokens import read_vocabulary
+from sft_mask.templates.chat_template import EMPTY_BLOCK, ChatTemplate, common_prefix, common_suffix
 
 
 def test_a_tokenizer_without_a_template_has_none() -> None:

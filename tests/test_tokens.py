@@ -9,7 +9,7 @@ from tiny_tokenizers import SPECIALS, byte_level, encode, sentencepiece, swallow
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sft_mask.tokens import Vocabulary, gpt2_byte_alphabet, read_vocabulary
+from sft_mask.core.vocabulary import Vocabulary, gpt2_byte_alphabet, read_vocabulary
 
 TEXT = "Hi  東京 🙂!\r\n\tx=1 é"
 

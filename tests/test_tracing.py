@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from tiny_chat import CHATML, chat, conversation, conversations, in_shape, trl_templates
 
 from sft_mask.errors import DataError
-from sft_mask.tracing import NOBODY, TOOLS, Rendered, render
+from sft_mask.templates.render import NOBODY, TOOLS, Rendered, render
 
 PROPERTY = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "look", "arguments": {"city": "Oslo", "days": 3}}}

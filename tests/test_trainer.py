@@ -33,8 +33,8 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_mask import MaskReport, Policy, mask_dataset, train_on_responses_only
-from sft_mask.checks import check_collator
 from sft_mask.errors import DataError, LabelsChangedError, MarkerError, NothingToTrainError, UnsupportedError
+from sft_mask.trainer.checks import check_collator
 
 CHATS = chats(24)
 
@@ -860,7 +860,7 @@ def test_nothing_is_assigned_before_everything_succeeded(monkeypatch: pytest.Mon
     def fails(*_: Any) -> Iterator[Any]:
         raise LabelsChangedError("late")
 
-    monkeypatch.setattr("sft_mask.trainer.check_collator", fails)
+    monkeypatch.setattr("sft_mask.trainer.entry.check_collator", fails)
     refused(build("out", evals={"a": messages_dataset(4)}), LabelsChangedError, "late", USER, ASSISTANT)
 
 

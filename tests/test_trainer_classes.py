@@ -24,11 +24,12 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 from trl import SFTTrainer
 from trl.trainer import sft_trainer, utils
 
-from sft_mask import Policy, head, mask_dataset, train_on_responses_only
+from sft_mask import Policy, mask_dataset, train_on_responses_only
 from sft_mask._compat import LossPath
 from sft_mask.errors import UnsupportedError
-from sft_mask.loss import hooked_class
-from sft_mask.refusals import normalizes_by_tokens
+from sft_mask.trainer import lm_head as head
+from sft_mask.trainer.hook import hooked_class
+from sft_mask.trainer.refusals import normalizes_by_tokens
 
 CHATS = chats(8, seed=4)
 PROMPT = 0.25

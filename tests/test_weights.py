@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiny import STOP, chats, expected, messages_dataset, tokenized, tokenizer
 
 from sft_mask import IGNORE_INDEX, Policy, Region, mask_dataset
+from sft_mask.core.label_codec import encode_labels, has_weights, label_ids, label_weights, mean_within
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError, SftMaskError
-from sft_mask.weighted import split_labels
-from sft_mask.weights import encode_labels, has_weights, label_ids, label_weights, mean_within
+from sft_mask.trainer.weighted_loss import split_labels
 
 CHATS = chats(12)
 entries = st.tuples(

@@ -11,8 +11,8 @@ from tiny_chat import CHATML, Messages, conversation, tokenizer_for
 from tiny_tokenizers import sentencepiece
 
 from sft_mask import mask_dataset
+from sft_mask.core.policy import Policy
 from sft_mask.errors import AmbiguousRowError
-from sft_mask.policy import Policy
 
 PARTS = ("### Question:\n", "### Answer:\n")
 HEADS = {"user": PARTS[0], "assistant": PARTS[1], "system": "", "tool": "### Result:\n"}

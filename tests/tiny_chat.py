@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_tokenizers import byte_level
 from transformers import PreTrainedTokenizerFast
 
-from sft_mask.template import ChatTemplate
-from sft_mask.tokens import Vocabulary, read_vocabulary
+from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
+from sft_mask.templates.chat_template import ChatTemplate
 
 Messages = list[dict[str, Any]]
 

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sft_mask.tokens import gpt2_byte_alphabet
+from sft_mask.core.vocabulary import gpt2_byte_alphabet
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 _CHARACTER = {byte: character for character, byte in gpt2_byte_alphabet().items()}

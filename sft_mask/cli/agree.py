@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Shows the agreement."""
     from sft_mask.cli.inputs import load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.compare import CAUSES, ROADS, compare_roads
+    from sft_mask.preview.compare import CAUSES, ROADS, compare_roads
     from sft_mask.preview.side_by_side import DiffView
 
     tokenizer = load_tokenizer(args.model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft_mask.cli.options import add_command, add_json, add_model, add_template, template_of
 
 if TYPE_CHECKING:
-    from sft_mask.markers import Markers
+    from sft_mask.core.markers import Markers
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the markers."""
     from sft_mask.cli.inputs import load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.detection import detect_markers
+    from sft_mask.templates.detect import detect_markers
 
     tokenizer = load_tokenizer(args.model)
     template = template_of(args.chat_template)
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
     """What the template adds behind a user's words to make the model speak."""
-    from sft_mask.probing import try_render, two_turns
-    from sft_mask.reading import read_tokenizer
+    from sft_mask.data.setup import read_tokenizer
+    from sft_mask.templates.probes import try_render, two_turns
 
     template = read_tokenizer(tokenizer, chat_template).template
     assert template is not None, "markers were detected without a chat template"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from sft_mask.policy import Policy
+    from sft_mask.core.policy import Policy
 
 
 def add_command(
@@ -127,8 +127,8 @@ _POLICY = ("turns", "roles", "tool_calls", "prompt_weight", "stop", "cut_answers
 
 
 def _policy(given: dict[str, Any], regions: list[list[str]] | None) -> Policy:
-    from sft_mask.policy import Policy
-    from sft_mask.regions import Region
+    from sft_mask.core.policy import Policy
+    from sft_mask.core.regions import Region
 
     chosen = {name: value for name, value in given.items() if value is not None}
     if "roles" in chosen:

@@ -61,7 +61,7 @@ def run_write(args: argparse.Namespace) -> int:
     """Writes a snapshot."""
     from sft_mask.cli.inputs import load_data, load_tokenizer
     from sft_mask.cli.output import console
-    from sft_mask.snapshot import write_snapshot
+    from sft_mask.preview.snapshot import write_snapshot
 
     tokenizer = load_tokenizer(args.model)
     count = write_snapshot(args.file, load_data(args), tokenizer, rows=args.rows, **settings_of(args))
@@ -73,7 +73,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Checks a snapshot."""
     from sft_mask.cli.inputs import load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.snapshot import check_snapshot
+    from sft_mask.preview.snapshot import check_snapshot
 
     tokenizer = load_tokenizer(args.model)
     found = check_snapshot(args.file, load_data(args), tokenizer, chat_template=template_of(args.chat_template))

@@ -14,8 +14,8 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
 from sft_mask.errors import LabelsChangedError
 from sft_mask.functional import compute_sft_loss
-from sft_mask.meters import Meter
-from sft_mask.weighted import split_labels
+from sft_mask.trainer.metrics import Meter
+from sft_mask.trainer.weighted_loss import split_labels
 
 _CLOSE = 2e-3
 """Relative difference that half precision and another order of sums can make."""

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import sft_mask.doctor.findings as symptom
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.policy import Policy
+from sft_mask.data.setup import masker_for, sample_rows
 from sft_mask.doctor.findings import Diagnosis, Finding
 from sft_mask.doctor.labels import examine_labels, measure, share
 from sft_mask.doctor.samples import Sample, take_sample
 from sft_mask.errors import LabelsChangedError
-from sft_mask.inspection import lenient
-from sft_mask.policy import Policy
-from sft_mask.reading import Plan, masker_for, read_trainer, sample_rows
+from sft_mask.explanations.reasons import Storyteller
+from sft_mask.explanations.rows import lenient
 from sft_mask.report import SHARE_FACTOR
-from sft_mask.story import Storyteller
+from sft_mask.trainer.read import Plan, read_trainer
 
 if TYPE_CHECKING:
-    from sft_mask.masking import Masker
+    from sft_mask.data.masker import Masker
 
 
 _NO_ROWS = Finding(
@@ -44,8 +45,8 @@ def diagnose(
 
     Args:
         trainer: built, trained or not.
-        instruction_part: see :func:`~sft_mask.trainer.train_on_responses_only`; not needed for a trainer that it was
-            called on, or where the chat template shows its markers. So are ``response_part``, ``tokenizer`` and
+        instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; not needed for a trainer that it
+            was called on, or where the chat template shows its markers. So are ``response_part``, ``tokenizer`` and
             ``chat_template``.
 
     Returns:

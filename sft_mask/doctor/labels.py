@@ -9,10 +9,10 @@ import numpy as np
 
 import sft_mask.doctor.findings as symptom
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES
+from sft_mask.core.policy import Policy
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Sample, Seen
-from sft_mask.policy import Policy
-from sft_mask.story import Part
+from sft_mask.explanations.reasons import Part
 
 _FEW = 0.5
 """Below this share of the answers' tokens the mask is taken for wrong, and not for somebody's choice."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.inspection import InspectedRow, inspect_rows
-from sft_mask.masking import Masker
-from sft_mask.policy import Policy
-from sft_mask.premasked import is_masked, masked_by
-from sft_mask.weights import label_ids, label_weights
+from sft_mask.core.label_codec import label_ids, label_weights
+from sft_mask.core.policy import Policy
+from sft_mask.data.masker import Masker
+from sft_mask.data.prelabelled import is_masked, masked_by
+from sft_mask.explanations.rows import InspectedRow, inspect_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from sft_mask.story import Part
+    from sft_mask.explanations.reasons import Part
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
@@ -77,7 +77,7 @@ def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str, tell: Any
         dataset: the split as the trainer holds it.
         masker: decides how rows should be masked.
         name: of the split.
-        tell: :meth:`sft_mask.story.Storyteller.parts`.
+        tell: :meth:`sft_mask.explanations.reasons.Storyteller.parts`.
     """
     chosen = _some_rows(dataset)
     stored = [label_ids(np.asarray(labels)) for labels in chosen.with_format(None)["labels"]]

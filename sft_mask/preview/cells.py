@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sft_mask.tokens import Vocabulary, read_vocabulary
+from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
 
 _UNSEEN = (
     *range(0x80, 0xA0),  # C1 controls: 0x9B alone starts a terminal sequence

@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.errors import DataError
 from sft_mask.preview.cells import Cell, read_cells, visible
-from sft_mask.weights import label_ids, label_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +223,27 @@ def _segment(cells: list[Cell]) -> Segment:
     if cells[0].special:
         return Segment(cells[0].text, special=True, count=len(cells))
     return Segment("".join(cell.text for cell in cells))
+
+
+def explain(row: PreviewRow, token: int) -> str:
+    """Why token number ``token`` of a row is trained or not.
+
+    ``row`` is one of :func:`sft_mask.preview.preview_rows`, and ``token`` counts from 0 (from the end if negative).
+
+    Returns:
+        ``"masked: inside the user turn that starts at token 14, marker '<|im_start|>user\\n' at 11-13"`` and the like.
+
+    Raises:
+        DataError: the row has no such token, or nothing is known about it (a row of ``build_row`` without ``spans``).
+    """
+    size = len(row.input_ids)
+    if not -size <= token < size:
+        raise DataError(f"The row has the tokens 0 to {size - 1}, so there is no token {token}.")
+    at = token % size
+    told = [note.reason for note in row.notes if note.start <= at < note.stop and note.reason]
+    if not told:
+        raise DataError(
+            f"Nothing is known about token {token} of this row: it was built without spans. Take the row from "
+            "preview_rows(dataset, tokenizer) or preview_rows(trainer)."
+        )
+    return told[-1]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.label_codec import label_weights
 from sft_mask.errors import DataError
 from sft_mask.preview.figure import INK, MASKED, TRAINED, new_figure
 from sft_mask.preview.rows import PreviewRow
-from sft_mask.weights import label_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
+from sft_mask.core.policy import Policy
+from sft_mask.data.mask_dataset import tokenized
+from sft_mask.data.setup import masker_for, read_tokenizer, sample_rows
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.inspection import InspectedRow, inspect_rows, lenient
-from sft_mask.offline import tokenized
-from sft_mask.policy import Policy
+from sft_mask.explanations.reasons import Storyteller
+from sft_mask.explanations.rows import InspectedRow, inspect_rows, lenient
 from sft_mask.preview.rows import Note, PreviewRow, build_row
-from sft_mask.reading import masker_for, read_tokenizer, sample_rows
-from sft_mask.story import Storyteller
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sft_mask.masking import Masker
+    from sft_mask.data.masker import Masker
 
 _OF_A_STREAM = 1000
 

@@ -13,9 +13,9 @@ from conformance.alignment import byte_decoder
 from reference_spans import reference_turns
 
 from fuzzing.outcome import Outcome, Subject
-from sft_mask.markers import Markers, MarkerTrie, compile_patterns
-from sft_mask.spans import Turns
-from sft_mask.tokens import AddedPiece, Vocabulary
+from sft_mask.core.markers import Markers, MarkerTrie, compile_patterns
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import AddedPiece, Vocabulary
 
 CONTROL = ("<c0>", "<c1>", "<c2>")
 CHARACTERS = "ab .*(\n#é東[\\$|?+🙂"

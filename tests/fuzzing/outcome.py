@@ -67,7 +67,7 @@ class Subject:
     train: Callable[..., Any]
     """:func:`sft_mask.train_on_responses_only`."""
     finder: Callable[..., Any]
-    """:class:`sft_mask.spans.SpanFinder`."""
+    """:class:`sft_mask.core.spans.SpanFinder`."""
     refusal: type[Exception]
     """The parent of all errors that name a reason."""
 
@@ -78,8 +78,8 @@ Part = Callable[[random.Random, Subject], Outcome]
 def library() -> Subject:
     """The library as it is."""
     from sft_mask import mask_dataset, train_on_responses_only
+    from sft_mask.core.spans import SpanFinder
     from sft_mask.errors import SftMaskError
-    from sft_mask.spans import SpanFinder
 
     return Subject(mask_dataset, train_on_responses_only, SpanFinder, SftMaskError)
 

@@ -1,0 +1,1 @@
+"""Token ids and markers in, labels out: NumPy only."""

@@ -1,0 +1,145 @@
+"""Parts of an answer that are not trained, or count less: reasoning blocks, identifiers, anything with a shape.
+
+Regions are looked for in the bytes of each answer, so ids never change; a token is in a region if every byte of it is.
+What a token holds besides a region is still the answer's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_mask.errors import MarkerError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.core.spans import Turns
+    from sft_mask.core.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an answer, by the texts around it, by a regular expression, or by its own text.
+
+    Attributes:
+        start: text that opens the region; part of it.
+        end: text that closes it; part of it. A region that is never closed runs to the end of the answer.
+        pattern: a regular expression over the answer's text instead; ``^`` and ``$`` are the answer's ends.
+        text: a text instead, wherever it stands in an answer; the stop token too, which the other two never reach.
+        weight: how much the region counts: 0 leaves it out, 1 changes nothing.
+
+    Raises:
+        MarkerError: none of ``start`` and ``end``, ``pattern`` and ``text``, more than one of them, a pattern that does
+            not compile, or a weight that is negative or no number.
+
+    >>> thinking = Region("<think>", "</think>")
+    >>> list(thinking.find(b"<think>a</think>b<think>c"))
+    [(0, 16), (17, 25)]
+    >>> list(Region(pattern=r"call_\\w+").find(b"id: call_1_0, name: f"))
+    [(4, 12)]
+    """
+
+    start: str = ""
+    end: str = ""
+    pattern: str = ""
+    text: str = ""
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        ways = (self.start and self.end, self.pattern, self.text)
+        if sum(map(bool, ways)) != 1 or bool(self.start) != bool(self.end):
+            raise MarkerError(
+                f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}, text={self.text!r}): give "
+                "both start and end, or a pattern, or a text."
+            )
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not number or not 0 <= self.weight < math.inf:
+            raise MarkerError(f"Region(weight={self.weight!r}): a weight must be a finite number, 0 or more.")
+        if not all(isinstance(text, str) for text in (self.start, self.end, self.pattern, self.text)):
+            raise MarkerError(f"{self!r} holds what is no text. Give strings: Region('<think>', '</think>').")
+        try:
+            self._expression  # noqa: B018  compiled once, and refused here rather than at the first row
+        except re.error as error:
+            raise MarkerError(f"Region(pattern={self.pattern!r}) is no regular expression: {error}.") from error
+
+    @cached_property
+    def _expression(self) -> re.Pattern[bytes]:
+        if self.pattern:
+            return re.compile(self.pattern.encode())
+        if self.text:
+            return re.compile(re.escape(self.text.encode()))
+        opening, closing = re.escape(self.start.encode()), re.escape(self.end.encode())
+        return re.compile(opening + rb".*?(?:" + closing + rb"|\Z)", re.DOTALL)
+
+    def find(self, answer: bytes) -> Iterator[tuple[int, int]]:
+        """The region's places in an answer, as half-open ranges of bytes."""
+        return (found.span() for found in self._expression.finditer(answer) if found.end() > found.start())
+
+    def find_after(self, prefilled: bytes, answer: bytes) -> Iterator[tuple[int, int]]:
+        """The same behind a header that may have opened the region already: a prefilled ``<think>``.
+
+        >>> list(Region("<think>", "</think>").find_after(b"assistant: <think>", b"a</think>b"))
+        [(0, 9)]
+        """
+        opened = prefilled.rfind(self.start.encode()) if self.start else -1
+        if opened < 0 or self.end.encode() in prefilled[opened + len(self.start.encode()) :]:
+            yield from self.find(answer)
+            return
+        before = len(prefilled) - opened
+        for low, high in self.find(prefilled[opened:] + answer):
+            if high > before:
+                yield max(low - before, 0), high - before
+
+
+def in_regions(
+    ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Which tokens of the turns lie in a region with every byte.
+
+    Returns:
+        ``(tokens,)`` the product of the weights of the regions that each token lies in, and ``(tokens,)`` the number,
+        from 1, of the last of them, or 0.
+    """
+    factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
+    bounds = (turns.header, turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
+    for header, start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+        prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
+        pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
+        begins = [0, *accumulate(map(len, pieces))]
+        answer = b"".join(pieces)
+        for index, region in enumerate(regions, start=1):
+            within = answer if region.text else answer[: begins[said - start]]
+            for low, high in _merged(region.find_after(prefilled, within)):
+                inside = _tokens_inside(begins, low, high)
+                factor[start + inside.start : start + inside.stop] *= region.weight
+                number[start + inside.start : start + inside.stop] = index
+    return factor, number
+
+
+def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Places in order, those that touch as one."""
+    low, high = -1, -1
+    for start, stop in places:
+        if start > high and high >= 0:
+            yield low, high
+        if start > high:
+            low = start
+        high = stop
+    if high >= 0:
+        yield low, high
+
+
+def _tokens_inside(begins: Sequence[int], low: int, high: int) -> slice:
+    """The tokens that lie between two bytes with all of theirs."""
+    first = bisect_left(begins, low)
+    last = bisect_right(begins, high) - 1
+    return slice(first, max(first, last))

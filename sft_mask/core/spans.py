@@ -1,0 +1,355 @@
+"""Token ids to the turns of the model, as half-open spans; the heart of the library.
+
+Everything works on one flat array of ids and the offsets of its documents (a row, or a document of a packed row), never
+on a Python list of tokens. :mod:`sft_mask.core.search` finds the markers; here each response header opens a turn, and
+its stop, the next header or the end of the document closes it.
+
+Spans are tokens of the unshifted sequence; ``start`` is the first token the model has to sample (it holds at least
+one byte of the answer), ``stop`` is one past the last, the stop token included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_mask.constants import MODEL
+from sft_mask.core.markers import Kind, MarkerTrie, token_atom
+from sft_mask.core.search import Found, MarkerSearch, position_of, token_holding, tokens_before
+from sft_mask.core.vocabulary import greatest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from sft_mask.core.vocabulary import Vocabulary
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+_UNREAD, _TEXT, _BLANK, _CONTROL = -1, 0, 1, 2
+_LONGEST_FILLER = 8
+"""Tokens between a stop and the next header; templates write one newline, rarely two tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Turns of the model in one flat array, in order.
+
+    Attributes:
+        start: ``(n,)`` first token of the answer.
+        stop: ``(n,)`` one past the last token, the stop token included.
+        has_stop: ``(n,)`` whether the turn ends with a stop that the model must sample.
+        cut: ``(n,)`` whether the document ends before the turn does.
+        document: ``(n,)`` index of the document the turn lies in.
+        header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
+        stop_at: ``(n,)`` first token that holds nothing but the stop, ``stop`` where the turn has none.
+        message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
+        role: ``(n,)`` who speaks: index into :data:`sft_mask.constants.ROLES`.
+        weight: ``(n,)`` how much the turn counts in the loss; 0 where it is not trained.
+    """
+
+    start: Ints
+    stop: Ints
+    has_stop: Bools
+    cut: Bools
+    document: Ints
+    header: Ints
+    stop_at: Ints
+    message: Ints
+    role: Ints
+    weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @classmethod
+    def empty(cls) -> Turns:
+        """No turns."""
+        none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        return cls.of_model(none, none, no, no, none, none, none)
+
+    @classmethod
+    def of_model(
+        cls, start: Ints, stop: Ints, has_stop: Bools, cut: Bools, document: Ints, header: Ints, stop_at: Ints
+    ) -> Turns:
+        """Turns of the model of weight 1, in no known message."""
+        count = len(start)
+        role = np.full(count, MODEL, np.int64)
+        return cls(
+            start, stop, has_stop, cut, document, header, stop_at, np.full(count, -1, np.int64), role, np.ones(count)
+        )
+
+    def select(self, keep: Bools | Ints) -> Turns:
+        """The turns that ``keep`` points at."""
+        if keep.dtype == np.bool_:
+            if keep.all():
+                return self
+            keep = np.flatnonzero(keep)
+        return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
+
+    def moved(self, by: int | Ints) -> Turns:
+        """The turns so many tokens further on; a header that would begin before the first token begins there."""
+        return replace(
+            self,
+            start=self.start + by,
+            stop=self.stop + by,
+            header=np.maximum(self.header + by, 0),
+            stop_at=self.stop_at + by,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Turns]) -> Turns:
+        """The turns of several, one after the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+
+class SpanFinder:
+    """Finds the turns of the model in flat arrays of ids; reusable, and cheap to call again.
+
+    Args:
+        trie: the compiled markers.
+        complete: see :class:`~sft_mask.core.markers.Markers`.
+        open_end: see :class:`~sft_mask.core.markers.Markers`; such an answer at the end of a document is not a cut one.
+        separator: see :class:`~sft_mask.core.markers.Markers`; it is not trained at the end of a document either.
+        pad_token_id: a trailing run of this id in a document is padding.
+    """
+
+    def __init__(
+        self,
+        trie: MarkerTrie,
+        *,
+        complete: bool = False,
+        open_end: bool = False,
+        separator: str = "",
+        pad_token_id: int | None = None,
+    ) -> None:
+        self.trie = trie
+        self.complete = complete
+        self.open_end = open_end
+        self.separator = separator.encode()
+        self.pad_token_id = pad_token_id
+        self._search = MarkerSearch(trie)
+        kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
+        self._is_stop = kinds == Kind.STOP
+        self._is_response = kinds == Kind.RESPONSE
+        self._first_token_stops = np.array([pattern.first_token_stops for pattern in trie.patterns], np.bool_)
+        self._looks = np.full(trie.vocabulary.size + 1, _UNREAD, np.int8)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the markers."""
+        return self.trie.vocabulary
+
+    def find(self, ids: NDArray[np.integer], offsets: Ints) -> Turns:
+        """The turns of the model, disjoint and in order.
+
+        Args:
+            ids: ``(tokens,)`` flat token ids of any integer type; ids outside the vocabulary stand for no text.
+            offsets: ``(documents + 1,)`` where each document begins and ends in ``ids``, ascending.
+        """
+        safe = self.in_vocabulary(ids)
+        ends = self.content_ends(safe, offsets)
+        found, cut_headers = self._search.find(safe, offsets, ends)
+        is_stop = self._is_stop[found.pattern]
+        headers = Found.joined([found.select(~is_stop), cut_headers])
+        stopping = self._first_token_stops[headers.pattern]
+        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), stopping, offsets, ends)
+        if not len(answers.start):
+            return Turns.empty()
+        stop, stop_at, has_stop = self._closings(safe, answers, headers, found.select(is_stop))
+        ends_open = np.flatnonzero((answers.closer < 0) & ~has_stop)
+        stop[ends_open] = stop_at[ends_open] = self._before_separator(safe, stop[ends_open])
+        start = token_holding(answers.start)
+        start[1:] = np.maximum(start[1:], stop[:-1])  # one token can hold an answer's end, a header and a beginning
+        cut = ~has_stop & (answers.closer < 0) & (not self.open_end)
+        header = token_holding(headers.start[answers.opener])
+        turns = Turns.of_model(start, stop, has_stop, cut, answers.document, header, stop_at)
+        return turns.select(stop > start)
+
+    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> Found:
+        """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
+        return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
+
+    def is_filler(self, ids: NDArray[np.integer], start: int, stop: int) -> bool:
+        """Whether only blanks and control tokens, and few of them, stand between two tokens of ``ids``."""
+        return bool(self._only_filler(ids, np.array([start]), np.array([stop]))[0])
+
+    def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The ids, those that the vocabulary does not have as one that stands for no text."""
+        size = self.vocabulary.size
+        if greatest(ids) >= size:
+            return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
+        return ids
+
+    # padding
+
+    def content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
+        """Where each document ends, its trailing padding left out.
+
+        Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.
+        """
+        end = offsets[1:].copy()
+        pad = self.pad_token_id
+        if pad is None or not len(ids):
+            return end
+        first = offsets[:-1]
+        padded = np.flatnonzero((end > first) & (ids[np.maximum(end - 1, 0)] == pad))
+        content = end[padded] - 1
+        longer = np.flatnonzero((content > first[padded]) & (ids[np.maximum(content - 1, 0)] == pad))
+        if len(longer):
+            others = np.append(-1, np.flatnonzero(ids != pad))
+            last = others[np.searchsorted(others, content[longer]) - 1]
+            content[longer] = np.maximum(last + 1, first[padded[longer]])
+        end[padded] = content + self._pad_can_stop
+        return end
+
+    @property
+    def _pad_can_stop(self) -> bool:
+        """Whether the padding token is also a stop."""
+        stops = (pattern.atoms for pattern in self.trie.patterns if pattern.kind is Kind.STOP)
+        return self.pad_token_id is not None and token_atom(self.pad_token_id) in {atoms[0] for atoms in stops}
+
+    # what ends an answer
+
+    def _closings(
+        self, ids: NDArray[np.integer], answers: _Answers, headers: Found, stops: Found
+    ) -> tuple[Ints, Ints, Bools]:
+        """One past the last token of each turn, where its stop begins, and whether it has one."""
+        closed = answers.closer >= 0
+        stop = tokens_before(answers.stop)
+        stop_at, has_stop = stop.copy(), np.zeros(len(stop), np.bool_)
+        chosen, last = self._chosen_stops(ids, answers, stops)
+        turns = np.flatnonzero(chosen >= 0)
+        # Where all markers are known, words between the last stop and the row's end show that the stop was quoted.
+        nothing_follows = self._only_filler(ids, tokens_before(stops.stop[last[turns]]), stop[turns])
+        turns = turns[closed[turns] | (not self.complete) | nothing_follows]
+        chosen = chosen[turns]
+        stop[turns], stop_at[turns] = tokens_before(stops.stop[chosen]), tokens_before(stops.start[chosen])
+        has_stop[turns] = True
+        # The model ends its turn by sampling the next role's control token.
+        turns = np.flatnonzero(closed & ~has_stop & self._first_token_stops[headers.pattern[answers.closer]])
+        stop_at[turns] = token_holding(headers.start[answers.closer[turns]])
+        stop[turns], has_stop[turns] = stop_at[turns] + 1, True
+        return stop, stop_at, has_stop
+
+    def _before_separator(self, ids: NDArray[np.integer], stop: Ints) -> Ints:
+        """Ends of answers without the separator that the template wrote after each of them.
+
+        The separator is taken off byte by byte from its end. A token that also holds a byte of the answer stays::
+
+            separator "\\n\\n"    tokens  "Bye" "." "\\n\\n"    ->  "Bye" "."
+                                        "Bye" ".\\n" "\\n"    ->  "Bye" ".\\n"
+                                        "Bye" "." "\\n"      ->  all of them: that line break is the answer's own
+        """
+        size = len(self.separator)
+        end, left = stop.copy(), np.full(len(stop), size, np.int64)
+        for _ in range(size if len(stop) else 0):
+            taken = self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=True) * (end > 0)
+            end, left = end - (taken > 0), left - taken
+        own = (left > 0) & (self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=False) < left)
+        return np.where(own, stop, end)
+
+    def _of_separator(self, tokens: NDArray[np.integer], left: Ints, *, whole: bool) -> Ints:
+        """How many bytes each token holds of the end of what is left of the separator, as all of it or as its end."""
+        taken = np.zeros(len(tokens), np.int64)
+        found, place = np.unique(tokens, return_inverse=True)
+        pieces = [
+            b"" if self.vocabulary.is_special(token) else self.vocabulary.piece(token) for token in found.tolist()
+        ]
+        for length in np.unique(left[left > 0]).tolist():
+            begun = self.separator[:length]
+            fits = [begun.endswith(piece) if whole else piece.endswith(begun) for piece in pieces]
+            held = [min(len(piece), length) if fit else 0 for piece, fit in zip(pieces, fits, strict=True)]
+            taken = np.where(left == length, np.array(held, np.int64)[place], taken)
+        return taken
+
+    def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
+        """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
+
+        What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of
+        several with nothing but blanks and control tokens between them the first (padding with the stop token). Where
+        headers of other roles may be unknown, a control token behind a stop is taken for one.
+        """
+        if not len(stops):
+            none = np.full(len(answers.start), -1, np.int64)
+            return none, none
+        first_inside = np.searchsorted(stops.start, answers.start)
+        last = np.searchsorted(stops.start, answers.stop) - 1
+        end = tokens_before(stops.stop)
+        linked = np.zeros(len(stops), np.bool_)
+        linked[1:] = self._only_filler(ids, end[:-1], token_holding(stops.start[1:]))
+        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(stops))))
+        chosen = np.maximum(first_of_run[last], first_inside)
+        if not self.complete:
+            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(stops))
+            chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
+        return np.where(last >= first_inside, chosen, -1), last
+
+    def _only_filler(self, ids: NDArray[np.integer], start: Ints, stop: Ints) -> Bools:
+        """Whether only blanks and control tokens, and few of them, stand between two tokens."""
+        answer = stop - start <= _LONGEST_FILLER
+        for ahead in range(_LONGEST_FILLER):
+            inside = np.flatnonzero(answer & (start + ahead < stop))
+            if not len(inside):
+                break
+            answer[inside] = self._look_of(ids[start[inside] + ahead]) != _TEXT
+        return answer
+
+    def _control_follows(self, ids: NDArray[np.integer], start: Ints) -> Bools:
+        """Whether a control token follows, blanks passed over."""
+        answer = np.zeros(len(start), np.bool_)
+        live = np.arange(len(start))
+        for ahead in range(_LONGEST_FILLER):
+            live = live[start[live] + ahead < len(ids)]
+            looks = self._look_of(ids[start[live] + ahead])
+            answer[live[looks == _CONTROL]] = True
+            live = live[looks == _BLANK]
+        return answer
+
+    def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
+        unread = tokens[self._looks[tokens] == _UNREAD]
+        for token_id in np.unique(unread).tolist() if len(unread) else ():
+            if not self.vocabulary.piece(token_id).strip() and not self.vocabulary.is_special(token_id):
+                self._looks[token_id] = _BLANK
+            else:
+                self._looks[token_id] = _CONTROL if token_id in self.vocabulary.added else _TEXT
+        looks: NDArray[np.int8] = self._looks[tokens]
+        return looks
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What stands between a response header and what closes it; positions are those of :mod:`sft_mask.core.search`.
+
+    Attributes:
+        opener: ``(n,)`` index of the header that opens it.
+        closer: ``(n,)`` index of the header that closes it, ``-1`` for the document's end.
+        start: ``(n,)`` position of the first byte.
+        stop: ``(n,)`` position one past the last byte, the turn's stop included.
+        document: ``(n,)`` index of the document it lies in.
+    """
+
+    opener: Ints
+    closer: Ints
+    start: Ints
+    stop: Ints
+    document: Ints
+
+
+def _answers(headers: Found, opens: Ints, stopping: Bools, offsets: Ints, ends: Ints) -> _Answers:
+    """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does.
+
+    An empty answer counts where the next header is its stop; ``stopping`` are such headers.
+    """
+    document = np.searchsorted(offsets, token_holding(headers.start[opens]), side="right") - 1
+    start, end = headers.stop[opens], position_of(ends[document])
+    following = np.append(headers.start, np.iinfo(np.int64).max)[opens + 1]
+    closed = following < end
+    stop = np.where(closed, following, end)
+    some = np.flatnonzero((stop > start) | (closed & np.append(stopping, False)[opens + 1]))
+    closer = np.where(closed, opens + 1, -1)
+    return _Answers(opens[some], closer[some], start[some], stop[some], document[some])

@@ -1,0 +1,1 @@
+"""Arrow tables and datasets in, labelled datasets out."""

@@ -1,0 +1,179 @@
+"""What every road to labels shares: the columns that are read, errors that name their row, and the running counts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.label_codec import label_ids
+from sft_mask.core.vocabulary import cache_slices
+from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
+from sft_mask.report import SplitReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.data.conversations import Decoder
+    from sft_mask.data.masker import MaskedBatch, Masker
+
+    Ints = NDArray[np.int64]
+
+CONVERSATION = ("messages", "conversations", "prompt", "completion")
+READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
+"""Columns that decide labels; no other is looked at."""
+
+
+_BEFORE: Final = -IGNORE_INDEX
+"""Entries of a table over labels that stand before that of id 0."""
+
+
+class Tally:
+    """Counts of one split, and which ids it trains; a stream's grows while the stream is read.
+
+    Args:
+        vocabulary_size: ids to expect; the table grows where a row holds a larger one.
+    """
+
+    def __init__(self, vocabulary_size: int = 0) -> None:
+        self.report = SplitReport()
+        self._known = _table_of(np.zeros(vocabulary_size, np.bool_))
+
+    @property
+    def trained_ids(self) -> NDArray[np.bool_]:
+        """``(vocabulary,)`` whether any label is this id."""
+        return self._known[_BEFORE:-1]
+
+    def add(self, batch: MaskedBatch) -> None:
+        """Counts a batch."""
+        self.report += batch.report
+        self.know(batch.labels)
+
+    def know(self, labels: NDArray[np.integer]) -> None:
+        """Remembers which ids labels train."""
+        for part in cache_slices(len(labels)):
+            places = label_ids(labels[part]).astype(np.intp)
+            places += _BEFORE
+            known = self._known.take(places, mode="clip")
+            if not known.all():
+                self._learn(places[~known] - _BEFORE)
+
+    def _learn(self, ids: NDArray[np.integer]) -> None:
+        missing = int(ids.max()) + 1 - len(self.trained_ids)
+        if missing > 0:
+            self._known = _table_of(np.append(self.trained_ids, np.zeros(missing, np.bool_)))
+        self.trained_ids[ids] = True
+
+    def to_dict(self) -> dict[str, object]:
+        """Ready for ``json.dumps``; small whatever the number of rows.
+
+        >>> Tally.from_dict(Tally(9).to_dict()).report == SplitReport()
+        True
+        """
+        bits = base64.b64encode(np.packbits(self.trained_ids).tobytes()).decode()
+        return {"report": asdict(self.report), "trained_ids": bits, "vocabulary_size": len(self.trained_ids)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Tally:
+        """What :meth:`to_dict` wrote."""
+        tally = cls()
+        tally.report = SplitReport(**stored["report"])
+        bits = np.frombuffer(base64.b64decode(stored["trained_ids"]), np.uint8)
+        tally._known = _table_of(np.unpackbits(bits, count=stored["vocabulary_size"]).astype(np.bool_))
+        return tally
+
+
+def _table_of(trained_ids: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A table over labels: no label below 0 is anything new, and one behind the last id always is."""
+    table = np.zeros(_BEFORE + len(trained_ids) + 1, np.bool_)
+    table[:_BEFORE] = True
+    table[_BEFORE:-1] = trained_ids
+    return table
+
+
+def mask_rows(
+    masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, name: str, *, adjacent: bool = False
+) -> MaskedBatch:
+    """Labels of a batch; an error names the row by its number in the dataset.
+
+    Args:
+        masker: decides the labels.
+        table: the columns of :data:`READ` that are there.
+        decode: reads conversations.
+        numbers: ``(rows,)`` numbers of the rows in their dataset.
+        name: of what the rows belong to (``"the train dataset"``), for errors.
+        adjacent: see :meth:`sft_mask.data.masker.Masker.mask`.
+
+    Raises:
+        SftMaskError: whatever the masker raises, of the same class.
+        DataError: labels that do not fit their ids.
+    """
+    outcome = _attempt(masker, table, decode, numbers, adjacent)
+    if isinstance(outcome, Exception):
+        error, number = _narrowed(outcome, masker, table, decode, numbers)
+        raise _named(error, name, number, decode.columns(table)) from error
+    return outcome
+
+
+def _attempt(
+    masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
+) -> MaskedBatch | Exception:
+    learnt = masker.learnt()
+    try:
+        first_row = int(numbers[0]) if len(numbers) else 0
+        return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
+    except (SftMaskError, ValueError) as error:
+        masker.forget(learnt)
+        return error
+
+
+def _narrowed(
+    error: Exception, masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints
+) -> tuple[Exception, int | None]:
+    """The error of one row alone, and its number: the half that fails is halved until one row is left."""
+    while len(numbers) > 1:
+        half = len(numbers) // 2
+        for part in (slice(0, half), slice(half, len(numbers))):
+            piece = table.slice(part.start, part.stop - part.start)
+            outcome = _attempt(masker, piece, decode, numbers[part])
+            if isinstance(outcome, Exception):
+                error, table, numbers = outcome, piece, numbers[part]
+                break
+        else:
+            return error, None
+    return error, int(numbers[0]) if len(numbers) else None
+
+
+def _named(error: Exception, name: str, number: int | None, columns: tuple[str, ...]) -> SftMaskError:
+    kind = type(error) if isinstance(error, SftMaskError) else DataError
+    text = str(error)
+    if kind is AmbiguousRowError and columns and columns != ("messages",):
+        text = f"{text} (Its messages are in {' and '.join(columns)}.)"
+    row = "" if number is None or text.startswith(f"Row {number} ") else f"row {number}: "
+    return kind(f"In {name}: {row}{text}")
+
+
+def list_column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    """A column that must hold lists.
+
+    Raises:
+        DataError: it is not there, or holds something else.
+    """
+    if name not in table.column_names:
+        there = ", ".join(table.column_names) or "no columns"
+        raise DataError(
+            f"There is no {name} column in {where} (it has {there}). Let SFTTrainer prepare the dataset (no "
+            "skip_prepare_dataset), tokenize it first, or call mask_dataset(dataset, tokenizer), which tokenizes."
+        )
+    kind = table.schema.field(name).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"The {name} column of {where} holds {kind}, not a list of token ids a row. Tokenize it first.")
+    if not (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)):
+        raise DataError(f"The {name} column of {where} holds lists of {kind.value_type}, not of token ids.")
+    return table[name]

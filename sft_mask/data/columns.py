@@ -1,0 +1,277 @@
+"""What an Arrow column of messages says about its rows without touching a Python object.
+
+Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any
+message holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are
+filled). Rows of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+from sft_mask.data.needles import Haystack
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+_ROLES = ROLES[:-1]
+_INSIDE = "[]"
+_THINKING = ("think", "[THINK]", "channel")
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What is known about each row of a batch.
+
+    Attributes:
+        answers: ``(rows,)`` messages of the model.
+        quotes: ``(rows,)`` whether any text of the conversation holds a piece of a marker.
+        shape: ``(rows,)`` a key; rows with equal keys have the same shape.
+    """
+
+    answers: Ints
+    quotes: Bools
+    shape: Ints
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of a column type are lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Whether values of a column type are kept as JSON text."""
+    return getattr(kind, "extension_name", "") == "arrow.json"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string inside a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _spoken(content: Any) -> str:
+    """The strings of a content; the texts of its parts also joined, as a template joins them."""
+    parts = content if isinstance(content, list) else []
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return "\0".join([*_strings(content), "".join(texts)] if parts else _strings(content))
+
+
+def _from_json(array: pa.Array) -> pa.Array:
+    """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
+    roles, contents, others, keys = [], [], [], []
+    flags: dict[str, list[bool | None]] = {name: [] for name in FLAGS}
+    for text in array.storage.to_pylist():
+        message = json.loads(text) if text is not None else {}
+        fields = message if isinstance(message, dict) else {"content": message}
+        roles.append(fields.get("role") if isinstance(fields.get("role"), str) else None)
+        contents.append(_spoken(fields.get("content")))
+        rest = {name: value for name, value in fields.items() if name not in ("role", "content") and value is not None}
+        others.append("\0".join(_strings(rest)) if rest else None)
+        for name, values in flags.items():
+            values.append(True if name in rest else None)
+        keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
+    columns = [pa.array(roles, pa.string()), pa.array(contents, pa.string()), pa.array(others, pa.string())]
+    marks = [pa.array(values, pa.bool_()) for values in flags.values()]
+    names = ["role", "content", "other", "keys", *flags]
+    return pa.StructArray.from_arrays([*columns, pa.array(keys, pa.int64()), *marks], names)
+
+
+def _leaves(
+    array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
+    """Every leaf array below ``array``, with the row that each of its values belongs to; ``[]`` is a list inside."""
+    kind = array.type
+    if is_json(kind):
+        yield from _leaves(_from_json(array), rows, path)
+    elif isinstance(kind, pa.BaseExtensionType):
+        yield from _leaves(array.storage, rows, path)
+    elif is_list(kind):
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
+        yield from _leaves(array.flatten(), np.repeat(rows, lengths), (*path, _INSIDE) if path else path)
+    elif pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            field = kind.field(index)
+            yield from _leaves(pc.struct_field(array, index), rows, (*path, field.name))
+    else:
+        yield path, array, rows
+
+
+def is_conversation(kind: pa.DataType) -> bool:
+    """Whether a column type is a list of messages: structs with a role, or JSON objects."""
+    if is_list(kind) and is_json(kind.value_type):
+        return True
+    return is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0
+
+
+def _rows_where(found: Bools, rows: Ints, count: int) -> Bools:
+    answer = np.zeros(count, np.bool_)
+    answer[rows[found]] = True
+    return answer
+
+
+def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Bools:
+    """Rows in which any text of a (nested) column holds any of the needles.
+
+    Roles that are known are passed over. Parts of one content are also read joined, as a template joins them: half a
+    marker in each of two parts is a marker.
+    """
+    array = _flat(column)
+    answer = np.zeros(len(array), np.bool_)
+    for path, leaf, rows in _texts(array):
+        answer[rows[Haystack(leaf).holds_any(needles)]] = True
+        if _INSIDE in path:
+            answer |= Haystack(_joined(leaf, rows, len(array))).holds_any(needles)
+    return answer
+
+
+def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
+    """Rows in which a column of lists holds anything; none where it is no column of lists."""
+    array = _flat(column)
+    if not is_list(array.type):
+        return np.zeros(len(array), np.bool_)
+    return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
+
+
+def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
+    """Rows with a message that has any of the fields."""
+    array = _flat(column)
+    answer = np.zeros(len(array), np.bool_)
+    for path, leaf, rows in _leaves(array, np.arange(len(array))):
+        if len(path) == 1 and path[0] in fields:
+            answer |= _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
+    return answer
+
+
+def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
+    """Leaves that hold text; of the roles those that are not known."""
+    for path, leaf, rows in _leaves(array, np.arange(len(array))):
+        if not _is_text(leaf.type):
+            continue
+        if path == ("role",):
+            strange = _role_codes(leaf) == len(_ROLES)
+            yield path, leaf.filter(pa.array(strange)), rows[strange]
+        else:
+            yield path, leaf, rows
+
+
+def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
+    """The texts of each row as one."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
+    texts = pc.fill_null(leaf.cast(pa.string()), "")
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "")
+
+
+def _role_codes(roles: pa.Array) -> Ints:
+    if not _is_text(roles.type):
+        return np.full(len(roles), len(_ROLES), np.int64)
+    index = pc.index_in(roles, value_set=pa.array(_ROLES, roles.type))
+    return np.asarray(pc.fill_null(index, len(_ROLES)), np.int64)
+
+
+def _role_bits(codes: Ints, rows: Ints, count: int) -> NDArray[np.uint64]:
+    """Which pairs of roles follow each other in each row, as a bit set."""
+    bits = np.zeros(count, np.uint64)
+    if not len(codes):
+        return bits
+    first = np.append(True, rows[1:] != rows[:-1])
+    before = np.where(first, len(_ROLES) + 1, np.append(0, codes[:-1]))
+    pair = np.uint64(1) << (before * (len(_ROLES) + 1) + codes).astype(np.uint64)
+    np.bitwise_or.at(bits, rows, pair)
+    return bits
+
+
+def _filled(leaf: pa.Array) -> Bools:
+    if _is_text(leaf.type):
+        return np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(leaf), ""), False), np.bool_)
+    return np.asarray(leaf.is_valid(), np.bool_)
+
+
+def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes:
+    """Reads a batch of conversations; see :class:`Shapes`."""
+    array = _flat(column)
+    count = len(array)
+    answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+    flags: list[Bools] = []
+    for path, leaf, rows in _leaves(array, np.arange(count)):
+        if path == ("role",):
+            codes = _role_codes(leaf)
+            model = np.isin(codes, [_ROLES.index(role) for role in MODEL_ROLES])
+            answers = np.bincount(rows[model], minlength=count).astype(np.int64)
+            key = _role_bits(codes, rows, count)
+            continue
+        if path == ("keys",):
+            sums = np.bincount(rows, weights=np.asarray(leaf, np.float64), minlength=count)
+            key = key * np.uint64(31) + (sums.astype(np.uint64) if len(rows) else np.uint64(0))
+            continue
+        filled = _filled(leaf)
+        flags.append(_rows_where(filled, rows, count))
+        flags.append(_rows_where(~filled, rows, count))
+        if _is_text(leaf.type):
+            texts = Haystack(leaf)
+            flags.extend(_rows_where(texts.holds(word), rows, count) for word in _THINKING)
+    for flag in flags:
+        key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
+    return Shapes(answers, holds_any(array, needles), key.view(np.int64))
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _values_between(array: pa.Array) -> tuple[pa.Array, Ints]:
+    bounds = np.asarray(array.offsets, np.int64)
+    return array.values.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0]
+
+
+def _values_of_one_size(array: pa.Array) -> tuple[pa.Array, Ints]:
+    lengths = np.asarray(pc.list_value_length(array), np.int64)
+    return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]:
+    """Flat values and ``(rows + 1,)`` offsets of a list column, without a copy where Arrow allows it.
+
+    Raises:
+        ValueError: a row, or a value in a row, is null.
+    """
+    array = _flat(column)
+    if array.null_count:
+        row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
+        raise ValueError(f"row {row} is null" if len(array) > 1 else "it is null")
+    values, offsets = _values_between(array) if _has_offsets(array.type) else _values_of_one_size(array)
+    if values.null_count:
+        at = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+        row = int(np.searchsorted(offsets, at, side="right") - 1)
+        what = f"row {row}" if len(array) > 1 else "it"
+        raise ValueError(f"{what} holds a null at position {at - int(offsets[row])}")
+    return values.to_numpy(zero_copy_only=False), offsets

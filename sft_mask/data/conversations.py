@@ -1,0 +1,175 @@
+"""Conversations out of the columns of an Arrow table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.constants import FLAGS
+from sft_mask.data.columns import Shapes, has_items, holds_any, is_conversation, rows_with, shapes
+from sft_mask.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_EXTRAS = ("tools", "chat_template_kwargs")
+_JSON_ESCAPE = "\\u"
+"""In JSON text any character, a marker's too, can be written as an escape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row as a chat template is given it.
+
+    Attributes:
+        messages: of prompt and completion, those of both.
+        tools: tool definitions.
+        variables: ``chat_template_kwargs``.
+        prompt: how many of the messages are the prompt's; they are never trained.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Any = None
+    variables: Mapping[str, Any] | None = None
+    prompt: int = 0
+
+
+class Decoder:
+    """Reads conversations out of Arrow tables.
+
+    Args:
+        features: the dataset's features; they know how to decode values that Arrow stores in another form.
+    """
+
+    def __init__(self, features: Any = None) -> None:
+        self.features = features
+
+    @staticmethod
+    def columns(table: pa.Table) -> tuple[str, ...]:
+        """The columns that make up the conversation: ``messages``, ``conversations``, or prompt and completion."""
+        kinds = {name: table.schema.field(name).type for name in table.column_names}
+        for name in ("messages", "conversations"):
+            if name in kinds and is_conversation(kinds[name]):
+                return (name,)
+        pair = ("prompt", "completion")
+        if all(name in kinds and is_conversation(kinds[name]) for name in pair):
+            return pair
+        return ()
+
+    def has_conversation(self, table: pa.Table) -> bool:
+        """Whether the rows still hold their messages."""
+        return bool(self.columns(table))
+
+    def unknown(self, table: pa.Table) -> NDArray[np.bool_]:
+        """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
+        flags = np.zeros(table.num_rows, np.bool_)
+        for name in self.columns(table):
+            flags |= np.asarray(table[name].is_null(), np.bool_)
+        return flags
+
+    def flagged(self, table: pa.Table) -> NDArray[np.bool_]:
+        """``(rows,)`` rows with a message that says itself whether, or how much, it is trained."""
+        flags = np.zeros(table.num_rows, np.bool_)
+        for name in self.columns(table):
+            flags |= rows_with(table[name], FLAGS)
+        return flags
+
+    def answered_before(self, table: pa.Table) -> NDArray[np.bool_]:
+        """``(rows,)`` rows whose prompt holds an answer already."""
+        columns = self.columns(table)
+        if len(columns) < 2:
+            return np.zeros(table.num_rows, np.bool_)
+        return shapes(table[columns[0]], ()).answers > 0
+
+    def shapes(self, table: pa.Table, needles: Sequence[str]) -> Shapes:
+        """Shapes of the rows; see :func:`sft_mask.data.columns.shapes`."""
+        parts = [shapes(table[name], needles) for name in self.columns(table)]
+        answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
+        quotes = np.zeros(table.num_rows, np.bool_)
+        key = np.zeros(table.num_rows, np.int64)
+        for part in parts:
+            quotes |= part.quotes
+            key = key * np.int64(31) + part.shape
+        for extra in _EXTRAS:
+            if extra in table.column_names:
+                filled = np.asarray(table[extra].is_valid(), np.bool_)
+                quotes |= holds_any(table[extra], (*needles, _JSON_ESCAPE))
+                quotes |= filled & (extra == "chat_template_kwargs")
+                key = key * np.int64(31) + filled + has_items(table[extra])
+        return Shapes(answers, quotes, key)
+
+    def row(self, table: pa.Table, row: int) -> Conversation:
+        """The conversation of one row, decoded.
+
+        Raises:
+            DataError: a message is no mapping, its tools are text that is no JSON, or its variables no mapping.
+        """
+        names = [*self.columns(table), *(name for name in _EXTRAS if name in table.column_names)]
+        values = {name: table[name][row].as_py() for name in names}
+        if self.features is not None:
+            kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
+            values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
+        parts = [mappings(name, values[name]) for name in self.columns(table)]
+        messages = [message for part in parts for message in part]
+        prompt = len(parts[0]) if len(parts) > 1 else 0
+        variables = read_variables(values.get("chat_template_kwargs"))
+        return Conversation(messages, read_tools(values.get("tools")), variables, prompt)
+
+
+def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
+    """The messages of a row, each of which must be a mapping.
+
+    Raises:
+        DataError: one is not.
+    """
+    for at, message in enumerate(messages or ()):
+        if not isinstance(message, Mapping):
+            seen = "null" if message is None else f"{message!r:.80}, of type {type(message).__name__}"
+            raise DataError(
+                f"message {at} of {column} is {seen}, not a mapping with a role and a content. Repair or remove it."
+            )
+    return messages or ()
+
+
+def read_tools(tools: Any) -> Any:
+    """Tool definitions as TRL gives them to a template: JSON text is read, and an empty list stays one.
+
+    >>> read_tools('[{"name": "clock"}]'), read_tools([]), read_tools("")
+    ([{'name': 'clock'}], [], None)
+    """
+    read = _tools_of_text(tools) if isinstance(tools, str) else tools
+    if read is None or isinstance(read, (Sequence, Mapping)):
+        return read
+    raise DataError(f"The tools column holds {tools!r:.80}, which is no list of tool definitions. Give JSON or a list.")
+
+
+def _tools_of_text(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f"The tools column holds {text[:80]!r}, which is no JSON: {error}. Give JSON or a list."
+        ) from error
+
+
+def read_variables(variables: Any) -> Mapping[str, Any] | None:
+    """Variables of a template, as a row gives them.
+
+    Raises:
+        DataError: they are no mapping.
+    """
+    if variables is None or isinstance(variables, Mapping):
+        return variables
+    read = '{"chat_template_kwargs": json.loads(row["chat_template_kwargs"])}'
+    raise DataError(
+        f"The chat_template_kwargs column holds {variables!r:.80}, of type {type(variables).__name__}, not a mapping. "
+        "Give a mapping of names to values; if it is JSON text, read it:\n\n"
+        f"    import json\n    dataset = dataset.map(lambda row: {read})"
+    )

@@ -1,0 +1,260 @@
+"""``mask_dataset``: response-only labels before there is a trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from sft_mask._compat import is_main_process
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.policy import Policy, Reduction, combined
+from sft_mask.data.conversations import read_tools, read_variables
+from sft_mask.data.dataset import check_columns
+from sft_mask.data.masker import OnAmbiguous
+from sft_mask.data.prelabelled import note_masked
+from sft_mask.data.roles import without_answers
+from sft_mask.data.setup import (
+    Toolkit,
+    column_names,
+    in_format_of,
+    marker_summary,
+    masker_for,
+    plain,
+    read_tokenizer,
+    sample_rows,
+)
+from sft_mask.data.splits import mask_split
+from sft_mask.data.wellformed import PAIR, check_row, oddities
+from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.report import MaskReport
+
+logger = logging.getLogger(__name__)
+
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template's own mistakes raise, beside the errors of Jinja."""
+
+
+def mask_dataset(
+    dataset: Any,
+    tokenizer: Any,
+    instruction_part: object = None,
+    response_part: object = None,
+    *,
+    last_response_only: bool = False,
+    mask_out_tokens: str | Sequence[str] | None = None,
+    policy: Policy | None = None,
+    prompt_weight: float | None = None,
+    reduction: Reduction | None = None,
+    on_ambiguous: OnAmbiguous = "error",
+    chat_template: str | None = None,
+    return_report: bool = False,
+) -> Any:
+    """Response-only labels before there is a trainer: exact under any packing and truncation that follows.
+
+    Args:
+        dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
+            ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
+        tokenizer: a fast tokenizer.
+        instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
+            Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
+            the trainer that is built on them puts them into the loss.
+        return_report: also return the :class:`~sft_mask.report.MaskReport` (of a stream: of its first rows).
+
+    Returns:
+        The dataset with ``input_ids`` and ``labels``, ready for ``SFTTrainer``, which keeps them under truncation and
+        packing.
+
+    Raises:
+        DataError: there is nothing to tokenize, a split is empty, or a row is malformed. Further errors as in
+            :func:`~sft_mask.trainer.entry.train_on_responses_only`.
+    """
+    toolkit = read_tokenizer(tokenizer, chat_template)
+    is_dict = isinstance(dataset, dict)
+    splits = dict(dataset) if is_dict else {"train": dataset}
+    _refuse_other_data(splits)
+    ready = {name: tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
+    first = next(iter(ready))
+    masker, key = masker_for(
+        toolkit,
+        sample_rows(ready[first]),
+        splits[first],
+        f"the {first} dataset",
+        instruction_part=instruction_part,
+        response_part=response_part,
+        policy=combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction),
+        on_ambiguous=on_ambiguous,
+    )
+    masked = {name: mask_split(split, masker, key, name, source=splits[name]) for name, split in ready.items()}
+    reports = {name: tally.report for name, (_, tally) in masked.items()}
+    report = MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
+    weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
+    if weighted and is_main_process():
+        logger.warning(
+            "Labels of %s carry weights. Call train_on_responses_only(trainer) on the trainer that is built on them: "
+            "without it the loss is wrong, and nothing says so.",
+            ", ".join(weighted),
+        )
+    made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
+    answer = type(dataset)(made) if is_dict else made["train"]
+    return (answer, report) if return_report else answer
+
+
+def _refuse_other_data(splits: Mapping[str, Any]) -> None:
+    for name, split in splits.items():
+        if not hasattr(split, "column_names"):
+            raise DataError(
+                f"The {name} dataset is a {type(split).__name__}, not a datasets.Dataset. Make it one: "
+                "Dataset.from_list(rows), or load_dataset('json', data_files=...)."
+            )
+
+
+def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
+    """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
+    columns = column_names(dataset)
+    if "input_ids" not in columns:
+        if not {"messages", "conversations", "text"} & set(columns) and not {"prompt", "completion"} <= set(columns):
+            there = ", ".join(columns) or "no columns"
+            raise DataError(
+                f"The {name} dataset has no input_ids, messages, conversations, prompt and completion, or text (it has "
+                f"{there}). Give it one of these."
+            )
+        if hasattr(dataset, "__len__") and not len(dataset):
+            raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
+        read = plain(dataset)
+        _render_once(read, toolkit)
+        arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
+        keeps = "conversations" not in columns or _reads_text(next(iter(read)))
+        renamed = None if keeps else "conversations"
+        dataset = in_format_of(dataset, _mapped(read, arguments, renamed, name))
+    if hasattr(dataset, "__len__"):
+        check_columns(dataset, name)
+    return dataset
+
+
+class _RefusedError(DataError):
+    """The chat template refuses a conversation."""
+
+
+def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, name: str) -> Any:
+    """The dataset with its rows tokenized; of a stream the first one at once."""
+    try:
+        made = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
+        if not hasattr(made, "__len__"):
+            next(iter(made), None)
+    except _RefusedError as error:
+        found = without_answers(dataset, f"the {name} dataset")
+        if found is None:
+            raise
+        raise found from error
+    return made
+
+
+def _render_once(dataset: Any, toolkit: Toolkit) -> None:
+    """Stops here at a chat template that goes on and on, which the tokenizer would render for ever."""
+    first: Mapping[str, Any] = next(iter(dataset), {})
+    conversation = first.get("messages") or first.get("conversations")
+    if toolkit.template is not None and isinstance(conversation, list):
+        with suppress(DataError):  # said with the number of the row where it is tokenized
+            toolkit.template.render(conversation)
+
+
+def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+    """``input_ids`` of one row as TRL's ``SFTTrainer`` makes them; of prompt and completion also ``labels``.
+
+    ``conversations`` become ``messages``, as TRL renames them.
+
+    Raises:
+        DataError: the row is malformed, or the chat template refuses it; with the row's number.
+    """
+    try:
+        check_row(row)
+        return _tokenized_row(row, tokenizer, chat_template)
+    except DataError as error:
+        raise type(error)(f"Row {number}: {error}") from error
+
+
+def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+    from trl import maybe_convert_to_chatml
+
+    if _reads_text(row):
+        return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
+    example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
+    if example.keys() >= {*PAIR}:
+        return _prompt_completion(example, tokenizer, chat_template)
+    conversation = example["messages"]
+    renamed = {"messages": conversation} if "conversations" in row else {}
+    return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
+
+
+def _reads_text(row: Mapping[str, Any]) -> bool:
+    """Whether TRL tokenizes the text of a row: ``conversations`` beside it count where they are ``from`` and ``value``.
+
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
+    True
+    >>> _reads_text({"text": "Q: Hi", "conversations": [{"from": "user", "value": "Hi"}]})
+    False
+    """
+    if row.get("text") is None or row.get("messages") is not None or row.keys() >= {*PAIR}:
+        return False
+    first = next(iter(row.get("conversations") or ()), None)
+    return not (isinstance(first, Mapping) and "from" in first)
+
+
+def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
+    prompt, completion = example["prompt"], example["completion"]
+    if isinstance(prompt, str):
+        before = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt + _with_eos(completion, tokenizer))["input_ids"]
+    else:
+        before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
+        ids = _rendered(example, prompt + completion, tokenizer, chat_template)
+    start = _shared_prefix(before, ids)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
+
+
+def _shared_prefix(before: list[int], ids: list[int]) -> int:
+    differing = (at for at, (left, right) in enumerate(zip(before, ids, strict=False)) if left != right)
+    return next(differing, min(len(before), len(ids)))
+
+
+def _with_eos(text: str, tokenizer: Any) -> str:
+    eos = tokenizer.eos_token or ""
+    return text if text.endswith(eos) else text + eos
+
+
+def _rendered(
+    example: Mapping[str, Any],
+    conversation: Any,
+    tokenizer: Any,
+    chat_template: str | None,
+    add_generation_prompt: bool = False,
+) -> list[int]:
+    from jinja2.exceptions import TemplateError
+
+    if not (chat_template or tokenizer.chat_template):
+        raise UnsupportedError(
+            f"{type(tokenizer).__name__} has no chat template, so messages cannot be rendered. Give the one that the "
+            "model speaks as chat_template=, or a dataset with text and both markers."
+        )
+    tools, variables = read_tools(example.get("tools")), read_variables(example.get("chat_template_kwargs"))
+    try:
+        encoded = tokenizer.apply_chat_template(
+            conversation,
+            tools=tools,
+            tokenize=True,
+            return_dict=True,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **(variables or {}),
+        )
+    except (TemplateError, *_TEMPLATE_FAULTS) as error:
+        roles = ", ".join(str(message.get("role")) for message in conversation[:12])
+        why = ". ".join(part for part in (str(error).rstrip("."), oddities(conversation).rstrip(".")) if part)
+        raise _RefusedError(
+            f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
+            "remove it, or give another chat_template."
+        ) from error
+    ids: list[int] = encoded["input_ids"]
+    return ids

@@ -1,0 +1,522 @@
+"""One batch of rows, as Arrow columns, to labels: markers first, messages where markers cannot know.
+
+Every row that still has its messages is checked. It is decided by them if the number of turns is not the number of the
+model's messages, if any message quotes a piece of a marker, or if its conversation has a shape that has not been
+proven: the first rows of every shape are decided both ways, and only a shape in which both agree is trusted to markers.
+
+Messages decide by the chat template where it renders them to the row (:mod:`sft_mask.templates.turns`), and otherwise
+by their own words (:mod:`sft_mask.templates.words`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.core.labels import paint
+from sft_mask.core.markers import Markers
+from sft_mask.core.packing import FragmentReader, Pieces, chained, cut_at
+from sft_mask.core.policy import Policy
+from sft_mask.core.regions import in_regions
+from sft_mask.core.spans import SpanFinder, Turns
+from sft_mask.core.token_weights import Graded, grade
+from sft_mask.data.conversations import Conversation, Decoder
+from sft_mask.data.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
+from sft_mask.data.stats import Trained, count_batch
+from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.report import SplitReport
+from sft_mask.templates.turns import ExactRoad, LostWordsError
+from sft_mask.templates.words import WordsRoad
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+OnAmbiguous = Literal["error", "drop", "mask"]
+_PROOFS = 3
+"""Rows of a shape that must agree on both roads before markers are believed for the rest."""
+_NOT_IN_ROW = "whose messages do not match their text"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedBatch:
+    """What became of a batch.
+
+    Attributes:
+        labels: ``(tokens,)`` flat labels; int64 where they carry weights (:mod:`sft_mask.core.label_codec`).
+        offsets: ``(rows + 1,)``.
+        trained: ``(rows,)`` trained tokens of each row, the prompt's aside.
+        reasons: why rows must be dropped although they may hold answers: ``{row: reason}``.
+        report: counts over the rows that count.
+        decided: the turns before the policy chose among them, and how each row was decided.
+    """
+
+    labels: NDArray[np.integer]
+    offsets: Ints
+    trained: Ints
+    reasons: dict[int, str]
+    report: SplitReport
+    decided: Decided
+
+
+@dataclass(slots=True)
+class Decided:
+    """Turns of a batch, and how each row was decided.
+
+    Attributes:
+        turns: all that were found.
+        exact: ``(rows,)`` decided by messages.
+        checked: ``(rows,)`` decided by markers, which agree with the messages.
+        unmatched: why rows with messages were decided by markers alone.
+        ambiguous: why rows could not be decided.
+        in_part: those of them of which only the first words could not.
+        lost: those of them whose chat template leaves out the words of an answer.
+        unread_flags: rows whose messages have flags that the policy does not ask for.
+    """
+
+    turns: Turns
+    exact: Bools
+    checked: Bools
+    unmatched: dict[int, str] = field(default_factory=dict)
+    ambiguous: dict[int, str] = field(default_factory=dict)
+    in_part: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+    unread_flags: int = 0
+
+
+class Masker:
+    """Everything that is needed to label rows; built once per call, used for every split.
+
+    Args:
+        finder: the marker search.
+        markers: its texts.
+        policy: what is trained of the turns found.
+        road: turns by a rendering of the messages, ``None`` where there is no chat template.
+        on_ambiguous: what happens to a row that no road can decide.
+        bos_token_id: what begins a conversation, if anything does.
+        from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
+        prompt_answers: whether answers in the prompt of a prompt/completion row count too.
+    """
+
+    def __init__(
+        self,
+        finder: SpanFinder,
+        markers: Markers,
+        policy: Policy,
+        road: ExactRoad | None,
+        on_ambiguous: OnAmbiguous = "error",
+        bos_token_id: int | None = None,
+        *,
+        from_template: bool = True,
+        prompt_answers: bool = False,
+    ) -> None:
+        self.finder = finder
+        self.markers = markers
+        self.policy = policy
+        self.road = road
+        self.on_ambiguous = on_ambiguous
+        self.pieces: Pieces | None = None
+        self._fragments: FragmentReader | None = None
+        self._bos = bos_token_id
+        self.needles = marker_needles(finder)
+        self.from_template = from_template
+        self.prompt_answers = prompt_answers
+        self._words = WordsRoad(finder, markers)
+        self._shapes: dict[int, int] = {}
+        self._unlike: set[int] = set()
+        self._unmatched: dict[int, int] = {}
+        self._rendered = 0  # rows that were what the chat template renders from their messages
+
+    def for_pieces(self, pieces: Pieces | None) -> Masker:
+        """The same masker for rows that the trainer cut, some of which may begin inside an answer.
+
+        Raises:
+            UnsupportedError: the policy asks for what is last in a conversation, or for the mean over one, and the
+                packing left no trace of where conversations end.
+        """
+        if pieces == self.pieces:
+            return self
+        if pieces is not None and pieces.cutting != "tail":
+            self._refuse_unknown_ends(pieces)
+        other = copy(self)
+        other.pieces = pieces
+        other._fragments = FragmentReader(self.finder, self.markers, pieces, self._bos) if pieces is not None else None
+        return other
+
+    def _refuse_unknown_ends(self, pieces: Pieces) -> None:
+        needs = {
+            "turns='last'": self.policy.turns == "last",
+            "stop='last'": self.policy.stop == "last",
+            "reduction='sequence'": self.policy.reduction == "sequence",
+        }
+        asked = [name for name, wanted in needs.items() if wanted]
+        if asked:
+            strategy = "wrapped" if pieces.cutting == "wrapped" else "bfd_split"
+            raise UnsupportedError(
+                f"Policy({', '.join(asked)}) needs to know where a conversation ends, which packing_strategy="
+                f"{strategy!r} does not leave behind. Mask before the trainer is built (mask_dataset), or pack with "
+                "'bfd'."
+            )
+
+    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, adjacent: bool = False) -> MaskedBatch:
+        """Labels of a batch.
+
+        Args:
+            table: columns ``input_ids``, optionally ``labels``, ``seq_lengths``, ``loss_weights``, the conversation.
+            decode: reads one row of the conversation; see :class:`Decoder`.
+            first_row: number of the batch's first row in its dataset, for messages.
+            adjacent: whether each row stands where the trainer's packing put it, after the one before it.
+
+        Raises:
+            DataError: a row holds nulls or things that are no ids.
+            AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
+        """
+        ids, offsets = token_ids(table)
+        existing = existing_labels(table, offsets)
+        documents = documents_of(table, offsets, first_row)
+        chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
+        turns = self._weighed(self._marked(ids, documents, chain))
+        decided = self._decide(table, decode, (ids, offsets, documents), turns)
+        if not chain:
+            self._decide_fragments(decided, table, decode, (ids, offsets, documents))
+        trained_turns = self.policy.apply(decided.turns)
+        labels = paint(ids, trained_turns, existing)
+        factor, region = self._regions(ids, trained_turns)
+        factor = factor * loss_weights(table, offsets, first_row)
+        counts_everywhere = bool(np.all(factor))
+        if not counts_everywhere:
+            labels[factor == 0] = IGNORE_INDEX
+        reasons = self._settle(labels, offsets, decided, first_row)
+        if existing is None and counts_everywhere and not reasons:
+            trained = Trained.of_turns(trained_turns, offsets)
+        else:
+            trained = Trained.of_labels(labels, trained_turns, offsets)
+        report = count_batch(decided, trained_turns, trained, (offsets, documents), reasons)
+        if not self.carries_weights(table.column_names):
+            return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
+        may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
+        factor, region = np.broadcast_to(factor, labels.shape), np.broadcast_to(region, labels.shape)
+        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, region, may_prompt)
+        weighted, prompt = grade(batch, self.policy)
+        report = replace(report, prompt_trained_tokens=prompt)
+        return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
+
+    def learnt(self) -> tuple[dict[int, int], set[int], dict[int, int]]:
+        """What the rows so far have shown about their shapes."""
+        return dict(self._shapes), set(self._unlike), dict(self._unmatched)
+
+    def forget(self, learnt: tuple[dict[int, int], set[int], dict[int, int]]) -> None:
+        """Goes back to what was known then, so that the same rows meet the same error."""
+        self._shapes, self._unlike, self._unmatched = learnt
+
+    def carries_weights(self, columns: Collection[str]) -> bool:
+        """Whether labels of rows with these columns are int64 and carry weights."""
+        return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
+
+    def _marked(self, ids: NDArray[np.integer], documents: Ints, chain: bool) -> Turns:
+        """The turns by markers; of rows that go on in each other, those of the text they were cut from."""
+        if not chain or self.pieces is None:
+            return self.finder.find(ids, documents)
+        return cut_at(self.finder.find(ids, chained(documents, self.pieces.length)), documents)
+
+    def look_ahead(self, table: pa.Table) -> None:
+        """Looks through the lengths of a whole dataset before its batches come one by one."""
+        if self._fragments is None:
+            return
+        packed = "seq_lengths" in table.column_names
+        for chunk in table["seq_lengths" if packed else "input_ids"].chunks:
+            lengths = chunk.flatten() if packed else pc.list_value_length(chunk)
+            self._fragments.expect(np.asarray(pc.fill_null(lengths, 0), np.int64))
+
+    def _decide_fragments(
+        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[NDArray[np.integer], Ints, Ints]
+    ) -> None:
+        """Adds the answers that documents begin in the middle of; those that nothing decides make their row ambiguous.
+
+        Rows with messages are decided by these.
+        """
+        ids, offsets, documents = row_data
+        if self._fragments is None or (self.road is not None and decode.has_conversation(table)):
+            return
+        found, undecided = self._fragments.read(ids, documents)
+        merged = Turns.joined([decided.turns, self._weighed(found)])
+        decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
+        for document, why in undecided.items():
+            row = int(np.searchsorted(offsets, documents[document], side="right")) - 1
+            decided.in_part.add(row)
+            decided.ambiguous[row] = (
+                f"{why} Mask before the trainer is built: mask_dataset(dataset, tokenizer) is exact."
+            )
+
+    def _weighed(self, turns: Turns) -> Turns:
+        """Turns that markers found, with the weight of the model's role."""
+        weight = self.policy.role_weights["assistant"]
+        return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
+
+    def _regions(self, ids: NDArray[np.integer], turns: Turns) -> tuple[NDArray[np.float64], Ints]:
+        """What regions make of each token's weight, and which region it lies in; one value for all without any."""
+        if not self.policy.regions:
+            return np.ones(1), np.zeros(1, np.int64)
+        return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
+
+    def _may_be_prompt(self, ids: NDArray[np.integer], documents: Ints, existing: NDArray[np.integer] | None) -> Bools:
+        ends = self.finder.content_ends(ids, documents)
+        inside: Bools = np.arange(len(ids)) < np.repeat(ends, np.diff(documents))
+        return inside if existing is None else inside & (existing != IGNORE_INDEX)
+
+    # which road
+
+    def _decide(
+        self,
+        table: pa.Table,
+        decode: Decoder,
+        row_data: tuple[NDArray[np.integer], Ints, Ints],
+        turns: Turns,
+    ) -> Decided:
+        ids, offsets, documents = row_data
+        count = len(offsets) - 1
+        none = np.zeros(count, np.bool_)
+        if not decode.has_conversation(table) or len(documents) != len(offsets):
+            self._refuse_without_messages(table, decode)
+            packed = range(count) if decode.has_conversation(table) else ()
+            return Decided(turns, none, none.copy(), dict.fromkeys(packed, "packed"))
+        if self.road is None:
+            self._refuse_without_messages(table, decode)
+        known = ~decode.unknown(table)
+        seen = decode.shapes(table, self.needles)
+        flagged = decode.flagged(table)
+        doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
+        if not self.prompt_answers:
+            doubtful |= decode.answered_before(table)  # markers alone cannot tell these from answers of the completion
+        doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
+        unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
+        decided = Decided(turns, none, known & ~doubtful, unmatched)
+        if self.policy.turns != "flagged":
+            decided.unread_flags = int(flagged.sum())
+        if self.policy.needs_messages:
+            decided.ambiguous.update(dict.fromkeys(decided.unmatched, "Its messages are null."))
+        replaced: dict[int, Turns] = {}
+        for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
+            shape = int(seen.shape[row])
+            if not doubtful[row] and self._trusts(shape):
+                continue
+            row_ids = ids[offsets[row] : offsets[row + 1]]
+            exact = self._by_messages(decided, table, decode, (row, shape, row_ids), doubtful=bool(doubtful[row]))
+            if exact is None:
+                continue
+            if not doubtful[row]:
+                self._compare(shape, exact, turns, row, int(offsets[row]))
+            replaced[row] = exact
+            decided.exact[row] = True
+        decided.turns = _with_replaced(turns, replaced, offsets)
+        return decided
+
+    def _by_messages(
+        self,
+        decided: Decided,
+        table: pa.Table,
+        decode: Decoder,
+        row_data: tuple[int, int, NDArray[np.integer]],
+        *,
+        doubtful: bool,
+    ) -> Turns | None:
+        """The turns of a row by its messages; notes why where these decide nothing."""
+        row, shape, ids = row_data
+        decided.checked[row] = False
+        if not doubtful and self._unmatched.get(shape, 0) >= _PROOFS:
+            exact: Turns | str = _NOT_IN_ROW
+        else:
+            try:
+                exact = self._exact_turns(table, decode, row, ids)
+            except LostWordsError as error:
+                decided.ambiguous[row] = str(error)
+                decided.lost.add(row)
+                return None
+        if not isinstance(exact, str):
+            return exact
+        self._undecidable(decided, row, exact, doubtful=doubtful, shape=shape)
+        return None
+
+    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, shape: int) -> None:
+        """Notes a row whose messages decide nothing: ambiguous, or by markers where nothing speaks against them."""
+        if doubtful or self.from_template:
+            decided.ambiguous[row] = why
+            return
+        decided.unmatched[row] = _NOT_IN_ROW
+        self._unmatched[shape] = self._unmatched.get(shape, 0) + 1
+
+    def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
+        """Refuses a policy that only messages can answer, for rows that have none (or none that can be laid along)."""
+        if not self.policy.needs_messages and self.policy.turns != "flagged":
+            return
+        if not decode.has_conversation(table):
+            why = f"the rows have no messages (they have {', '.join(table.column_names)})"
+        elif self.road is None:
+            if not self.policy.needs_messages:
+                return
+            why = "there is no chat template that the messages could be rendered by"
+        else:
+            why = "the rows are packed"
+        kept = " and ".join(decode.columns(table)) or "messages (conversations, or prompt and completion)"
+        raise UnsupportedError(
+            f"The policy asks for roles, tool calls or flags of messages, but {why}. Keep {kept}, or mask before the "
+            "trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
+        )
+
+    def _trusts(self, shape: int) -> bool:
+        return self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike
+
+    def _trusted(self, shape: Ints) -> Bools:
+        trusted = [key for key in self._shapes if self._trusts(key)]
+        return np.isin(shape, np.array(trusted, np.int64))
+
+    def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
+        marked = turns.select(turns.document == row)
+        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.stop - offset, exact.stop)
+        if same:
+            self._shapes[shape] = self._shapes.get(shape, 0) + 1
+        else:
+            self._unlike.add(shape)
+
+    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
+        """The turns by messages, or why there are none."""
+        conversation = decode.row(table, row)
+        weights = self.policy.message_weights(conversation.messages)
+        given = 0 if self.prompt_answers else conversation.prompt
+        weights[:given] = [0.0] * given
+        roles = [str(message.get("role")) for message in conversation.messages]
+        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
+        found = self._rendered_turns(conversation, ids, others) if self.road is not None else ""
+        if isinstance(found, str):
+            spoken = self._spoken_turns(conversation, ids)
+            if isinstance(spoken, str):
+                return found if self.from_template else spoken
+            found = spoken
+        return _of_messages(found, weights, roles, given)
+
+    def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
+        """The turns by the chat template, or why there are none."""
+        assert self.road is not None, "nothing is rendered without a template"
+        try:
+            found = self.road.turns(
+                conversation.messages,
+                ids,
+                tools=conversation.tools,
+                variables=conversation.variables,
+                others=others,
+                tool_calls=self.policy.tool_calls,
+            )
+        except LostWordsError:
+            raise
+        except DataError as error:
+            return str(error)
+        self._rendered += 1
+        return found
+
+    def _spoken_turns(self, conversation: Conversation, ids: NDArray[np.integer]) -> Turns | str:
+        """The turns by the words of the messages, or why there are none."""
+        if self.policy.needs_messages:
+            return "The policy asks for roles or tool calls, which only a rendering of the messages shows."
+        try:
+            return self._words.turns(conversation.messages, ids)
+        except DataError as error:
+            return str(error)
+
+    # what became of it
+
+    def _settle(self, labels: NDArray[np.int32], offsets: Ints, decided: Decided, first_row: int) -> dict[int, str]:
+        """Applies ``on_ambiguous``: raises, or masks the rows (and gives the reason for dropping them)."""
+        reasons: dict[int, str] = {}
+        for row, why in decided.ambiguous.items():
+            if self.on_ambiguous == "error":
+                raise self._undecided(first_row + row, why, lost=row in decided.lost)
+            if self.on_ambiguous == "mask" and row in decided.in_part:
+                continue  # what nothing decided is no turn, so it is masked already
+            labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
+            reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
+        return reasons
+
+    def _undecided(self, row: int, why: str, *, lost: bool) -> AmbiguousRowError:
+        if lost:
+            return AmbiguousRowError(
+                f"Row {row} has an answer without its words: {why} Or leave such rows out (on_ambiguous='drop' or "
+                "'mask')."
+            )
+        if not self.from_template:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided: {why} A message of it quotes a marker, or its markers open another "
+                "number of answers than its messages hold. Repair or remove the row, give the markers of its format, "
+                "or choose on_ambiguous='drop' or 'mask'."
+            )
+        if self._fragments is not None and not self._rendered:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided: {why} Or leave such rows out (on_ambiguous='drop'), or only those words "
+                "(on_ambiguous='mask')."
+            )
+        if not self._rendered:
+            return AmbiguousRowError(
+                f"Row {row} cannot be decided, nor can any row before it: {why} So the rows were rendered by another "
+                "chat template, or with other template arguments. Give the one that was used as chat_template=, or "
+                "the headers of their format as instruction_part and response_part, or choose on_ambiguous='drop' or "
+                "'mask'."
+            )
+        return AmbiguousRowError(
+            f"Row {row} cannot be decided: {why} Other rows are what the template renders ({self._rendered} so far), "
+            "so this one was edited, or has other template arguments. Repair or remove it, or choose "
+            "on_ambiguous='drop' or 'mask'."
+        )
+
+
+def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
+    """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
+    needles: dict[str, None] = {}
+    vocabulary = finder.vocabulary
+    for pattern in finder.trie.patterns:
+        tokens = [atom - 256 for atom in pattern.atoms if atom >= 256]
+        for token in tokens:
+            needles.update(dict.fromkeys(_halves(vocabulary.text([token]))))
+        if tokens:
+            continue
+        if isinstance(pattern.text, str) and pattern.text.strip():
+            needles[pattern.text.strip()] = None
+    return tuple(needle for needle in needles if needle.strip())
+
+
+def _halves(text: str) -> tuple[str, ...]:
+    """Of a control token in two pieces, which a template may put together, one holds a half; a short one is whole."""
+    middle = len(text) // 2
+    return (text[:middle], text[middle:]) if middle > 2 else (text,)
+
+
+def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str], prompt: int) -> Turns:
+    """Turns with the weights and the roles of their messages, the first ``prompt`` of which are given."""
+    codes = [ROLES.index(role) if role in ROLES else len(ROLES) - 1 for role in roles]
+    known = turns.message >= 0
+    at = np.where(known, turns.message, 0)
+    spoken = zip(weights[prompt:], roles[prompt:], strict=True)
+    own = next((weight for weight, role in spoken if role in MODEL_ROLES), 1.0)
+    return replace(
+        turns,
+        weight=np.where(known, np.array([*weights, own])[at], own),
+        role=np.where(known, np.array([*codes, 0])[at], turns.role),
+    )
+
+
+def _with_replaced(turns: Turns, replaced: Mapping[int, Turns], offsets: Ints) -> Turns:
+    """The turns of a batch with those of some rows exchanged."""
+    if not replaced:
+        return turns
+    rows = sorted(replaced)
+    kept = turns.select(~np.isin(turns.document, rows))
+    moved = [replace(replaced[row].moved(offsets[row]), document=np.full(len(replaced[row]), row)) for row in rows]
+    merged = Turns.joined([kept, *moved])
+    return merged.select(np.argsort(merged.start, kind="stable"))

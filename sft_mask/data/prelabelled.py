@@ -1,0 +1,109 @@
+"""Datasets that ``mask_dataset`` made: their labels are done, whatever was truncated or packed since.
+
+Such a dataset says so in its description, which stays with it through maps, packing and disk. A stream has none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
+from sft_mask.data.batches import Tally
+from sft_mask.data.columns import list_values
+from sft_mask.errors import LabelsChangedError, UnsupportedError
+from sft_mask.report import SplitReport
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sft_mask.core.policy import Policy
+
+_NOTE: Final = "Labels are response-only (sft_mask)."
+_ROWS_AT_ONCE = 4000
+
+
+def note_masked(dataset: Any, policy: Policy) -> Any:
+    """The dataset, which now says that its labels are done, and by which policy."""
+    if hasattr(dataset, "__len__") and not is_masked(dataset):
+        dataset.info.description = f"{dataset.info.description}\n{_NOTE} {policy!r}".strip()
+    return dataset
+
+
+def refuse_late_policy(dataset: Any, policy: Policy) -> None:
+    """Refuses a policy that is not the one that made the labels; saying nothing, or the same again, is fine.
+
+    Raises:
+        UnsupportedError: the labels are done, and this policy would not reach them.
+    """
+    if is_masked(dataset) and policy != type(policy)() and masked_by(dataset) != repr(policy):
+        raise UnsupportedError(
+            "The train dataset was masked by mask_dataset before the trainer was built: its labels are done, and this "
+            "policy would not reach them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same "
+            "or none."
+        )
+
+
+def is_masked(dataset: Any) -> bool:
+    """Whether the labels of a dataset are done.
+
+    A dataset can say so and have got other labels since (tokenized anew, for one): those that a trainer makes are int64
+    and carry no weights.
+    """
+    if _NOTE not in (dataset.info.description or "") or "labels" not in (dataset.column_names or ()):
+        return False
+    return dataset.features["labels"].feature.dtype == "int32" or is_weighted(dataset)
+
+
+def masked_by(dataset: Any) -> str:
+    """The policy that made the labels of a masked dataset, as it is written."""
+    return str(dataset.info.description).partition(_NOTE)[2].strip().partition("\n")[0]
+
+
+def is_weighted(dataset: Any) -> bool:
+    """Whether labels of a dataset carry weights, as none but this library's do; of a stream nobody can say."""
+    if not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
+        return False
+    highest = pc.max(pc.list_flatten(dataset.data.column("labels"))).as_py()
+    return highest is not None and highest >= PLAIN_BELOW
+
+
+def keep_labels(dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool = False) -> tuple[Dataset, Tally, bool]:
+    """The dataset without rows that train nothing (unless ``keep_all_rows``), its counts, and whether its labels carry
+    weights.
+
+    Raises:
+        LabelsChangedError: every token is trained, so these are no longer the labels that were made.
+    """
+    tally, weighted, trained = Tally(vocabulary_size), False, []
+    for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
+        labels, offsets = list_values(batch["labels"])
+        weighted = weighted or has_weights(labels)
+        graded = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        counts = np.diff(graded[offsets])
+        trained.append(counts)
+        kept = counts > 0
+        lengths = batch["seq_lengths"] if "seq_lengths" in batch.column_names else None
+        documents = np.diff(list_values(lengths)[1]) if lengths is not None else np.ones(len(counts), np.int64)
+        dropped = int((~kept).sum())
+        tally.report += SplitReport(
+            rows=int(kept.sum()),
+            documents=int(documents[kept].sum()),
+            tokens=int(np.diff(offsets)[kept].sum()),
+            trained_tokens=int(counts.sum()),
+            rows_dropped=dropped,
+            dropped_reasons={"with nothing left to train": dropped} if dropped else {},
+            rows_masked_before=int(kept.sum()),
+        )
+        tally.know(labels)
+    if not weighted and tally.report.trained_tokens == tally.report.tokens > 0:
+        raise LabelsChangedError(
+            "The dataset was masked by mask_dataset, but now every one of its tokens is trained: its labels were "
+            "exchanged since. Mask it again before the trainer is built."
+        )
+    keep = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, np.int64)
+    whole = keep_all_rows or len(keep) == len(dataset)
+    return (dataset if whole else dataset.select(keep)), tally, weighted

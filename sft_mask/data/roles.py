@@ -1,0 +1,302 @@
+"""Who speaks in a dataset, and the error for one in which nobody speaks for the model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_mask.constants import MODEL_ROLES, ROLES
+from sft_mask.data.columns import is_json, is_list
+from sft_mask.errors import DataError, NothingToTrainError
+
+Role = str | int | None
+
+_KEYS = ("role", "from")
+_PAIR = ("prompt", "completion")
+_ROWS_AT_ONCE = 1000
+_OF_A_STREAM = 1000
+_LOOKED_AT = 100
+_SHOWN = 8
+_LONGEST = 64
+
+_MODELS = MODEL_ROLES | {"gpt", "chatgpt", "bot", "chatbot", "ai", "llm", "agent"}
+_USERS = {"user", "human", "prompter", "customer"}
+_OTHERS = {"system", "developer", "tool", "function", "ipython", "observation", "environment", "other"}
+
+
+@dataclass
+class _Speakers:
+    """Who speaks in the conversations of some rows.
+
+    Attributes:
+        columns: the columns of messages; the last one has the answers.
+        key: the field of a message that names who speaks.
+        counts: messages by role, those of all columns.
+        last: how often each role has the last word in the rows that were looked at.
+        rows: conversations.
+        answers: whether a message of the last column is the model's.
+    """
+
+    columns: tuple[str, ...]
+    key: str = "role"
+    counts: Counter[Role] = field(default_factory=Counter)
+    last: Counter[Role] = field(default_factory=Counter)
+    rows: int = 0
+    answers: bool = False
+
+    def add(self, name: str, roles: Counter[Role], last: Iterable[Role], rows: int) -> None:
+        """Counts some rows of a column."""
+        self.counts.update(roles)
+        if name == self.columns[-1]:
+            self.rows += rows
+            self.last.update(last)
+            self.answers |= any(role in MODEL_ROLES for role in roles)
+
+
+def without_answers(data: Any, where: str) -> NothingToTrainError | None:
+    """The error for a dataset in which no message is the model's; ``None`` where one is, or where no messages are.
+
+    Args:
+        data: a ``Dataset`` (of one without rows those that a filter took out are read), a stream, or rows.
+        where: what to call it (``"the train dataset"``).
+    """
+    speakers = _speakers(data)
+    if speakers is None or speakers.answers or not speakers.counts:
+        return None
+    own, last = " or ".join(map(repr, sorted(MODEL_ROLES))), speakers.columns[-1]
+    stream = not hasattr(data, "__len__")
+    seen = f"{'the first ' if stream else ''}{speakers.rows} conversation{'' if speakers.rows == 1 else 's'}"
+    named = "" if speakers.key == "role" else f" (under the key {speakers.key!r})"
+    return NothingToTrainError(
+        f"No message in the {last} column of {where} is the assistant's, so there is nothing to train. The roles of "
+        f"{seen} are {_listed(speakers.counts)}{named}; the assistant's messages have the role {own}. "
+        f"{_way_out(speakers, _columns_of(data))}"
+    )
+
+
+def no_rows(dataset: Any, where: str) -> DataError:
+    """The error for a dataset without rows; it says whether a filter took them out, and which roles they had."""
+    behind = dataset._data.num_rows
+    if not behind:
+        return DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
+    taken = (
+        f"There are no rows left in {where}: all {behind} of them were taken out. SFTTrainer does that with rows that "
+        "have no token to train."
+    )
+    found = without_answers(dataset, where)
+    if found is not None:
+        return NothingToTrainError(f"{taken} {found}")
+    why = "If truncation ate the answers, raise max_length, or use truncation_mode='keep_end'; else give it other rows."
+    return NothingToTrainError(f"{taken} {why}")
+
+
+# who speaks
+
+
+def _speakers(data: Any) -> _Speakers | None:
+    rows = None if hasattr(data, "_data") else list(islice(data, _OF_A_STREAM))
+    kinds = _kinds_of_rows(rows) if rows is not None else _kinds_of_table(data._data)
+    columns = next((names for names in (("conversations",), ("messages",), _PAIR) if kinds.keys() >= {*names}), None)
+    if columns is None:
+        return None
+    found = _Speakers(columns, kinds[columns[-1]])
+    for name in columns:
+        parts = _of_rows(rows, name) if rows is not None else _of_dataset(data, name)
+        for roles, last, count in parts:
+            found.add(name, roles, last, count)
+            if found.answers:
+                return found
+    return found
+
+
+def _kinds_of_table(table: Any) -> dict[str, str]:
+    """The columns of messages, with the field that names who speaks."""
+    kinds = {}
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        if not is_list(kind):
+            continue
+        inside = kind.value_type
+        if is_json(inside):
+            kinds[name] = _key_of(message for row in _first(table[name]) for message in row)
+        elif pa.types.is_struct(inside):
+            kinds[name] = next((key for key in _KEYS if inside.get_field_index(key) >= 0), "")
+    return {name: key for name, key in kinds.items() if key}
+
+
+def _kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    kinds: dict[str, str] = {}
+    for row in rows:
+        for name in ("conversations", "messages", *_PAIR):
+            if name not in kinds and isinstance(row.get(name), (list, tuple)):
+                kinds[name] = _key_of(row[name])
+    return {name: key for name, key in kinds.items() if key}
+
+
+def _key_of(messages: Iterable[Any]) -> str:
+    there = {key for message in messages if isinstance(message, Mapping) for key in message}
+    return next((key for key in _KEYS if key in there), "")
+
+
+def _role(message: Any) -> Role:
+    fields = message if isinstance(message, Mapping) else {}
+    role = next((fields[key] for key in _KEYS if fields.get(key) is not None), None)
+    return role if role is None or isinstance(role, (str, int)) else repr(role)
+
+
+def _of_rows(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[tuple[Counter[Role], list[Role], int]]:
+    for row in rows:
+        messages = row.get(name)
+        if isinstance(messages, (list, tuple)):
+            roles = [_role(message) for message in messages]
+            yield Counter(roles), roles[-1:], 1
+
+
+def _of_dataset(dataset: Any, name: str) -> Iterator[tuple[Counter[Role], list[Role], int]]:
+    if len(dataset):
+        parts = dataset.select_columns([name]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    else:
+        parts = iter([dataset._data])
+    for part in parts:
+        column = part[name]
+        last = [_role(row[-1]) for row in _first(column)]
+        yield _counted(column), last, len(column) - column.null_count
+
+
+def _first(column: pa.ChunkedArray) -> list[list[Any]]:
+    """The first conversations of a column that hold messages."""
+    rows = [row for row in column.slice(0, _LOOKED_AT).to_pylist() if row]
+    return [[_read(message) for message in row] for row in rows] if is_json(column.type.value_type) else rows
+
+
+def _read(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _counted(column: pa.ChunkedArray) -> Counter[Role]:
+    counts: Counter[Role] = Counter()
+    for chunk in column.chunks:
+        messages = chunk.flatten()
+        if is_json(messages.type):
+            counts.update(_role(_read(text)) for text in messages.storage.to_pylist())
+            continue
+        key = next(key for key in _KEYS if messages.type.get_field_index(key) >= 0)
+        for pair in pc.struct_field(messages, key).value_counts().to_pylist():
+            counts[_role({key: pair["values"]})] += pair["counts"]
+    return counts
+
+
+# what to say
+
+
+def _listed(counts: Counter[Role]) -> str:
+    parts = [f"{_spelled(role)} ({count} message{'' if count == 1 else 's'})" for role, count in counts.most_common()]
+    more = len(parts) - _SHOWN
+    return ", ".join(parts[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _spelled(role: Role) -> str:
+    return "null" if role is None else repr(role[:_LONGEST] if isinstance(role, str) else role)
+
+
+def _columns_of(data: Any) -> dict[str, Any]:
+    """The columns, with the features of those that have any."""
+    features = getattr(data, "features", None)
+    return dict(features) if features is not None else dict.fromkeys(next(iter(data), {}))
+
+
+def _way_out(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
+    renaming, is_guessed = _renaming(speakers)
+    if not renaming:
+        return _without_a_model(speakers, columns)
+    names = ", ".join(f"{json.dumps(old, ensure_ascii=False)}: {json.dumps(new)}" for old, new in renaming.items())
+    before = " before it is tokenized, and build the trainer on that" if "input_ids" in columns else ""
+    guessed = ", with the right names where these are guessed wrong" if is_guessed else ""
+    snippet = _of_prepared(speakers) if "input_ids" in columns else _of_given(speakers)
+    lines = "\n    ".join([f"roles = {{{names}}}", *snippet])
+    return f"Rename the roles of your dataset{before}{guessed}:\n\n    {lines}"
+
+
+def _renaming(speakers: _Speakers) -> tuple[dict[Role, str], bool]:
+    """New names for roles, and whether they are guessed; nothing where no role can be the model's."""
+    roles = [role for role in speakers.counts if role is not None and len(str(role)) <= _LONGEST]
+    targets = {role: _target(str(role)) for role in roles}
+    strange = [role for role in roles if targets[role] is None]
+    strange.sort(key=lambda role: -speakers.last[role])
+    is_guessed = "assistant" not in targets.values() and bool(strange)
+    if is_guessed:
+        targets[strange[0]] = "assistant"
+        if "user" not in targets.values() and len(strange) > 1:
+            targets[max(strange[1:], key=lambda role: speakers.counts[role])] = "user"
+    renaming: dict[Role, str] = {
+        role: target for role, target in targets.items() if target is not None and target != role
+    }
+    return (renaming if "assistant" in renaming.values() else {}), is_guessed
+
+
+def _target(role: str) -> str | None:
+    """What templates call a role of a well-known name; ``None`` of another one."""
+    bare = role.strip().lower()
+    if bare in _MODELS:
+        return "assistant"
+    if bare in _USERS:
+        return "user"
+    if bare in _OTHERS:
+        return bare if bare in ROLES else role
+    return None
+
+
+def _renamed(key: str) -> str:
+    if key == "from":
+        return '{"role": roles.get(message["from"], message["from"]), "content": message["value"]}'
+    return '{**message, "role": roles.get(message["role"], message["role"])}'
+
+
+def _of_given(speakers: _Speakers) -> list[str]:
+    """Lines that rename the roles of the dataset as it was given."""
+    name, renamed = speakers.columns[-1], _renamed(speakers.key)
+    if speakers.columns == _PAIR:
+        made = f'{{name: [{renamed} for message in row[name]] for name in ("prompt", "completion")}}'
+    else:
+        made = f'{{"messages": [{renamed} for message in row["{name}"]]}}'
+    removed = ['    remove_columns="conversations",'] if name == "conversations" else []
+    return ["dataset = dataset.map(", f"    lambda row: {made},", *removed, ")"]
+
+
+def _of_prepared(speakers: _Speakers) -> list[str]:
+    """Lines that rename the roles of a dataset that became this one.
+
+    The trainer calls ``conversations`` ``messages``, and their ``from`` and ``value`` ``role`` and ``content``.
+    """
+    if speakers.columns == _PAIR or speakers.key != "role":
+        return _of_given(speakers)
+    return [
+        "def renamed(row):",
+        "    from trl import maybe_convert_to_chatml",
+        '    messages = maybe_convert_to_chatml(dict(row))["messages"]',
+        f'    return {{"messages": [{_renamed("role")} for message in messages]}}',
+        'old = [name for name in dataset.column_names if name == "conversations"]',
+        "dataset = dataset.map(renamed, remove_columns=old)",
+    ]
+
+
+def _without_a_model(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
+    """What to do where nobody but users (and systems, and tools) speaks."""
+    name = speakers.columns[-1]
+    others = [other for other, kind in columns.items() if getattr(kind, "dtype", None) == "string"]
+    if not others or "input_ids" in columns:
+        answer = '{"role": "assistant", "content": ...}'
+        return f"Give each conversation its answer, a message such as {answer}, or leave this split out."
+    answer = f'{{"role": "assistant", "content": row["{others[0]}"]}}'
+    made = f'{{"{name}": [*row["{name}"], {answer}]}}'
+    return (
+        f"If the answers stand in another column ({', '.join(others)}), append them, or leave this split out:\n\n"
+        f"    dataset = dataset.map(lambda row: {made})"
+    )

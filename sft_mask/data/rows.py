@@ -1,0 +1,126 @@
+"""The columns of a batch that decide labels, as flat arrays; what is malformed is named with its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
+from sft_mask.core.vocabulary import greatest
+from sft_mask.data.columns import list_values
+from sft_mask.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+LOSS_WEIGHTS: Final = "loss_weights"
+"""A column of one weight a token."""
+
+
+def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
+    """Flat ids, and ``(rows + 1,)`` offsets."""
+    if "input_ids" not in table.column_names:
+        raise DataError(
+            f"The dataset has no input_ids column (it has {', '.join(table.column_names)}). Pass a tokenized dataset, "
+            "or one with messages."
+        )
+    try:
+        values, offsets = list_values(table["input_ids"])
+    except ValueError as error:
+        raise DataError(f"input_ids is malformed: {error}. Remove or repair the row.") from error
+    if len(values) and values.dtype.kind not in "iu":
+        raise DataError(f"input_ids holds {values.dtype}, not integers. Pass token ids.")
+    return values, offsets
+
+
+def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | None:
+    """The flat labels that rows have already, if any of them is masked; ``offsets`` are those of the ids."""
+    if "labels" not in table.column_names:
+        return None
+    column = table["labels"]
+    _check_lengths(column, offsets)
+    try:
+        if all(greatest(list_values(chunk)[0]) < PLAIN_BELOW for chunk in column.chunks):
+            return None
+        labels, _ = list_values(column)
+    except ValueError as error:
+        raise DataError(f"labels is malformed: {error}. Repair the row, or remove the labels column.") from error
+    if has_weights(labels):
+        raise DataError(
+            "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
+        )
+    return labels
+
+
+def _check_lengths(labels: pa.ChunkedArray, offsets: Ints) -> None:
+    sizes = np.asarray(pc.fill_null(pc.list_value_length(labels), -1), np.int64)
+    wrong = np.flatnonzero(sizes != np.diff(offsets))
+    if len(wrong):
+        row = int(wrong[0])
+        count = "no labels" if sizes[row] < 0 else f"{sizes[row]} labels"
+        raise DataError(
+            f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Labels stand one to one beside the "
+            "ids; repair the row, or remove the labels column."
+        )
+
+
+def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
+    """The ``loss_weights`` column, flat; 1 where there is none."""
+    if LOSS_WEIGHTS not in table.column_names:
+        return 1.0
+    try:
+        values, ends = list_values(table[LOSS_WEIGHTS])
+    except (ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"loss_weights: {error}. Give one number a token, or leave the column out.") from error
+    wrong = np.flatnonzero(ends != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"Row {first_row + row} has {int(ends[row + 1] - ends[row])} loss_weights for "
+            f"{int(offsets[row + 1] - offsets[row])} input_ids. They stand one to one; where the trainer truncated the "
+            "ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are cut with their tokens."
+        )
+    weights = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(bad):
+        row = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        raise DataError(
+            f"Row {first_row + row} has the loss weight {weights[bad[0]]}: a weight must be finite and not negative, "
+            "since the loss is divided by the sum of weights."
+        )
+    return weights
+
+
+def rows_of(documents: Ints, offsets: Ints) -> Ints:
+    """``(documents,)`` the row that each document stands in; empty ones count to a neighbour.
+
+    >>> rows_of(np.array([0, 3, 3, 5]), np.array([0, 3, 3, 5])).tolist()
+    [0, 1, 2]
+    >>> rows_of(np.array([0, 2, 3, 5]), np.array([0, 3, 5])).tolist()
+    [0, 0, 1]
+    """
+    if np.array_equal(documents, offsets):
+        return np.arange(len(offsets) - 1)
+    starting: Ints = np.searchsorted(offsets, documents[:-1], side="right") - 1
+    return np.minimum(starting, len(offsets) - 2)
+
+
+def documents_of(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
+    """Offsets of documents: of rows, or of the documents that ``seq_lengths`` cuts packed rows into."""
+    if "seq_lengths" not in table.column_names:
+        return offsets
+    lengths, per_row = list_values(table["seq_lengths"])
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    wrong = np.flatnonzero(ends[per_row] != offsets)
+    if len(wrong):
+        row = int(wrong[0]) - 1
+        raise DataError(
+            f"seq_lengths of row {first_row + row} add up to {int(ends[per_row[row + 1]] - ends[per_row[row]])}, but "
+            f"the row has {int(offsets[row + 1] - offsets[row])} tokens."
+        )
+    return ends.astype(np.int64)

@@ -1,0 +1,111 @@
+"""What was done to a batch, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.rows import rows_of
+from sft_mask.report import SplitReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sft_mask.core.spans import Turns
+    from sft_mask.data.masker import Decided
+
+    Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is trained of a batch.
+
+    Attributes:
+        rows: ``(rows,)`` trained tokens of each row.
+        turns: ``(n,)`` whether anything of each turn is trained.
+        stops: trained tokens that end a turn.
+    """
+
+    rows: Ints
+    turns: NDArray[np.bool_]
+    stops: int
+
+    @classmethod
+    def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
+        """Where the turns are trained from end to end, and nothing else is."""
+        row = np.searchsorted(offsets, turns.start, side="right") - 1
+        rows = np.bincount(row, turns.stop - turns.start, minlength=len(offsets) - 1).astype(np.int64)
+        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_stop.sum()))
+
+    @classmethod
+    def of_labels(cls, labels: NDArray[np.integer], turns: Turns, offsets: Ints) -> Trained:
+        """Where parts of turns may be left out: ``labels`` say which."""
+        before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        ends = turns.stop[turns.has_stop]
+        stops = int((before[ends] - before[ends - 1]).sum())
+        return cls(np.diff(before[offsets]), before[turns.stop] > before[turns.start], stops)
+
+
+def count_batch(
+    decided: Decided,
+    trained_turns: Turns,
+    trained: Trained,
+    bounds: tuple[Ints, Ints],
+    reasons: Mapping[int, str],
+) -> SplitReport:
+    """Counts over the rows of a batch that train something, and why the others do not.
+
+    Args:
+        decided: every turn that was found.
+        trained_turns: those that are trained.
+        trained: what the labels make of them.
+        bounds: offsets of rows and of documents.
+        reasons: why rows are left out although they may hold answers.
+    """
+    offsets, documents = bounds
+    kept = trained.rows > 0
+    row_of_document = rows_of(documents, offsets)
+    turns, row_of_turn = decided.turns, row_of_document[decided.turns.document]
+    counts = kept[row_of_turn]
+    found = np.bincount(row_of_turn, minlength=len(kept))
+    chosen_in = np.bincount(row_of_document[trained_turns.document], minlength=len(kept))
+    causes: dict[str, int] = {}
+    for row in np.flatnonzero(~kept).tolist():
+        cause = reasons.get(row) or _cause(found[row], chosen_in[row])
+        causes[cause] = causes.get(cause, 0) + 1
+    unmatched = Counter(why for row, why in decided.unmatched.items() if kept[row])
+    ambiguous = np.zeros(len(kept), np.bool_)
+    ambiguous[list(decided.ambiguous)] = True
+    return SplitReport(
+        rows=int(kept.sum()),
+        documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
+        tokens=int(np.diff(offsets)[kept].sum()),
+        trained_tokens=int(trained.rows.sum()),
+        turns=int(counts.sum()),
+        turns_trained=int(trained.turns.sum()),
+        turns_with_stop=int((turns.has_stop & counts).sum()),
+        stops_trained=trained.stops,
+        turns_cut=int((turns.cut & counts).sum()),
+        rows_cut=len(np.unique(row_of_turn[turns.cut & counts])),
+        rows_dropped=int((~kept).sum()),
+        dropped_reasons=causes,
+        rows_exact=int((decided.exact & kept).sum()),
+        rows_checked=int((decided.checked & kept).sum()),
+        rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
+        unchecked_reasons=dict(unmatched),
+        rows_ambiguous=len(decided.ambiguous),
+        rows_with_unread_flags=decided.unread_flags,
+    )
+
+
+def _cause(found: int, chosen: int) -> str:
+    """Why a row trains nothing, by its turns and those that the policy chose."""
+    if not found:
+        return "without an answer"
+    return "with answers that were masked before" if chosen else "without an answer that the policy trains"

@@ -1,0 +1,177 @@
+"""Labels for rows that come by: an ``IterableDataset``, a batch in ``datasets.map``, or somebody's own loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.batches import CONVERSATION, Tally, mask_rows
+from sft_mask.data.conversations import Conversation, Decoder, mappings, read_tools, read_variables
+from sft_mask.data.masker import Masker
+from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+_ROWS_AT_ONCE = 64
+_PLACE = "place in the batch"
+_IDS = pa.list_(pa.int64())
+
+
+class LabelBatch:
+    """Labels a batch of Python lists, NumPy arrays or tensors.
+
+    Returns ``{"labels": rows}``; each row a list of its ids where trained and ``IGNORE_INDEX`` elsewhere. One tensor of
+    ids gives one int64 tensor of the same shape on the same device.
+
+    Args:
+        masker: decides the labels.
+        tally: counts every row once, however often the stream is read; needs the rows' numbers.
+        name: of what the rows belong to, for errors.
+    """
+
+    def __init__(self, masker: Masker, tally: Tally | None = None, name: str = "the batch") -> None:
+        self._masker = masker
+        self._tally = tally
+        self._name = name
+        self._counted = 0
+
+    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        table = batch_table(batch)
+        rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
+        masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
+        if self._tally is not None and len(rows) and rows[0] >= self._counted:
+            self._counted = int(rows[-1]) + 1
+            self._tally.add(masked)
+        if hasattr(batch["input_ids"], "new_tensor"):
+            labels = masked.labels.astype(np.int64).reshape(tuple(batch["input_ids"].shape))
+            return {"labels": batch["input_ids"].long().new_tensor(labels)}
+        bounds = masked.offsets.tolist()
+        return {"labels": [masked.labels[low:high].tolist() for low, high in pairwise(bounds)]}
+
+
+def label_stream(
+    dataset: IterableDataset, masker: Masker, name: str = "train", *, keep_all_rows: bool = False
+) -> tuple[IterableDataset, Tally]:
+    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over
+    (unless ``keep_all_rows``).
+
+    The first batch is read at once, so that a stream that cannot be masked is refused now and not in mid-training; the
+    tally knows about it when this returns, and grows with what is read later.
+
+    Raises:
+        DataError: the stream is empty, or a row of the first batch is malformed.
+    """
+    tally = Tally(masker.finder.vocabulary.size)
+    label = LabelBatch(masker, tally, f"the {name} dataset")
+    labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
+    if next(iter(labelled), None) is None:
+        raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
+    return labelled if keep_all_rows else labelled.filter(has_trained_token), tally
+
+
+def has_trained_token(row: Mapping[str, Any]) -> bool:
+    """Whether any label of a row is trained."""
+    return any(label != IGNORE_INDEX for label in row["labels"])
+
+
+def batch_table(batch: Mapping[str, Any]) -> pa.Table:
+    """The columns that masking reads, as Arrow.
+
+    Raises:
+        DataError: there are no ``input_ids``, or a column cannot be read as one list a row.
+    """
+    if not isinstance(batch, Mapping):
+        raise DataError(f'A batch is {{"input_ids": rows}}, not a {type(batch).__name__}.')
+    if batch.get("input_ids") is None:
+        raise DataError(
+            f"The rows have no input_ids (they have {', '.join(map(str, batch)) or 'no columns'}). Tokenize them first."
+        )
+    columns = {_PLACE: pa.array(range(len(batch["input_ids"])), pa.int64())}
+    columns["input_ids"] = _lists("input_ids", batch["input_ids"])
+    for name in ("labels", "seq_lengths"):
+        if _is_filled(batch.get(name)):
+            columns[name] = _lists(name, batch[name])
+    if batch.get(LOSS_WEIGHTS) is not None:
+        columns[LOSS_WEIGHTS] = _lists(LOSS_WEIGHTS, batch[LOSS_WEIGHTS], pa.float64())
+    for name in CONVERSATION:
+        if _is_filled(batch.get(name)) and all(_is_conversation(value) for value in batch[name]):
+            columns[name] = _as_json(batch[name])
+    for name in ("tools", "chat_template_kwargs"):
+        if _is_filled(batch.get(name)):
+            columns[name] = pa.array([_dumped(value) if value else None for value in batch[name]], pa.string())
+    return pa.table(columns)
+
+
+def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversations of a batch, row by row; that there are ``input_ids`` is seen by the key."""
+    there = [name for name in CONVERSATION if _is_filled(batch.get(name))]
+    values = zip(*(batch[name] for name in there), strict=True)
+    return [{"input_ids": None, **dict(zip(there, row, strict=True))} for row in values]
+
+
+def _is_filled(values: Any) -> bool:
+    return values is not None and any(value is not None for value in values)
+
+
+def _lists(name: str, values: Any, number: pa.DataType = _IDS.value_type) -> pa.Array:
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
+    wanted = "integers" if pa.types.is_integer(number) else "numbers"
+    try:
+        made = pa.array(rows) if rows else pa.array([], pa.list_(number))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise DataError(f"{name} must hold one list of {wanted} a row: {error}") from error
+    kind = made.type.value_type if pa.types.is_list(made.type) else None
+    if kind is None or not _is_number(kind, or_float=number == pa.float64()):
+        raise DataError(
+            f"{name} must hold one list of {wanted} a row, not {made.type}. In datasets.map, give batched=True."
+        )
+    try:
+        return made.cast(pa.list_(number))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{name} holds a number that is none of {wanted}: {error}") from error
+
+
+def _is_number(kind: pa.DataType, or_float: bool) -> bool:
+    """Whether values of a type can be read as integers, or as numbers of any kind; those of empty rows can."""
+    whole = pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return bool(whole or (or_float and pa.types.is_floating(kind)))
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+
+
+def _dumped(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+    """Messages of any shape; Arrow's own structs would want the same fields of the same type in all of them."""
+    texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
+    messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), messages)
+
+
+class _BatchDecoder(Decoder):
+    """Conversations as they stand in the batch, untouched by Arrow."""
+
+    def __init__(self, batch: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._batch = batch
+
+    def row(self, table: pa.Table, row: int) -> Conversation:
+        place = table[_PLACE][row].as_py()
+        messages = [message for name in self.columns(table) for message in mappings(name, self._batch[name][place])]
+        there = [name for name in ("tools", "chat_template_kwargs") if name in table.column_names]
+        extra = {name: self._batch[name][place] for name in there}
+        variables = read_variables(extra.get("chat_template_kwargs"))
+        return Conversation(messages, read_tools(extra.get("tools")), variables)

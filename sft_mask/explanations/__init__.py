@@ -1,0 +1,1 @@
+"""Why each token of a row is trained or not."""

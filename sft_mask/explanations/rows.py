@@ -1,0 +1,135 @@
+"""Rows one by one, with everything that masking knew about them: what previews, comparisons and snapshots look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_mask.core.label_codec import label_ids, label_weights
+from sft_mask.core.spans import Turns
+from sft_mask.data.batches import READ, mask_rows
+from sft_mask.data.columns import list_values
+from sft_mask.data.conversations import Conversation, Decoder
+from sft_mask.data.masker import MaskedBatch, Masker
+from sft_mask.data.prelabelled import is_masked
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+_ROWS_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRow:
+    """One row and how it was masked.
+
+    Attributes:
+        number: of the row in its dataset.
+        ids: ``(tokens,)``.
+        labels: ``(tokens,)`` the id itself, or ``IGNORE_INDEX``.
+        weights: ``(tokens,)`` what each token counts; 0 where the label is ignored.
+        existing: ``(tokens,)`` labels that the row had before, if any.
+        documents: ``(documents,)`` their lengths: one, unless the row is packed.
+        turns: of the model, in tokens of this row, before the policy chose among them.
+        checked: whether markers decided them and the messages agree.
+        undecided: why no road could decide the row, ``""`` where one could.
+        dropped: why the row trains nothing, ``""`` where it trains something.
+        conversation: its messages, where they are there.
+    """
+
+    number: int
+    ids: Ints
+    labels: Ints
+    weights: NDArray[np.float32]
+    existing: Ints | None
+    documents: Ints
+    turns: Turns
+    checked: bool
+    undecided: str
+    dropped: str
+    conversation: Conversation | None
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """What a reader may want to filter by."""
+        cut = ("cut",) if bool(self.turns.cut.any()) else ()
+        ambiguous = (f"ambiguous: {self.undecided}",) if self.undecided else ()
+        dropped = (f"dropped: {self.dropped}",) if self.dropped else ()
+        return (*dropped, *ambiguous, *cut)
+
+
+def lenient(masker: Masker) -> Masker:
+    """The same masker, for looking: a row that no road decides is masked and tells why, and nothing is raised."""
+    looking = copy(masker)
+    looking.on_ambiguous = "drop"
+    return looking
+
+
+def inspect_rows(
+    dataset: Dataset, masker: Masker, numbers: Sequence[int], name: str = "train"
+) -> Iterator[InspectedRow]:
+    """Masks the rows ``numbers`` of a tokenized dataset, batch by batch, and tells what it knew of each.
+
+    Raises:
+        SftMaskError: what masking raises; see :func:`lenient`.
+    """
+    arrow = dataset.with_format("arrow")
+    decode = Decoder(dataset.features)
+    for first in range(0, len(numbers), _ROWS_AT_ONCE):
+        chosen = list(numbers[first : first + _ROWS_AT_ONCE])
+        table = arrow[chosen]
+        table = table.select([column for column in READ if column in table.column_names])
+        masked = mask_rows(masker, table, decode, np.asarray(chosen, np.int64), f"the {name} dataset")
+        if is_masked(dataset):
+            masked = _with_its_own_labels(masked, table)
+        yield from _rows_of(masked, table, decode, chosen)
+
+
+def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Sequence[int]) -> Iterator[InspectedRow]:
+    ids = list_values(table["input_ids"])[0]
+    existing = list_values(table["labels"])[0] if "labels" in table.column_names else None
+    labels, weights = label_ids(masked.labels), label_weights(masked.labels)
+    talks = decode.has_conversation(table)
+    unknown = decode.unknown(table)
+    for place, number in enumerate(numbers):
+        low, high = (int(edge) for edge in masked.offsets[place : place + 2])
+        decided = masked.decided
+        yield InspectedRow(
+            number=number,
+            ids=ids[low:high].astype(np.int64),
+            labels=labels[low:high].astype(np.int64),
+            weights=weights[low:high],
+            existing=None if existing is None else existing[low:high],
+            documents=_documents(table, place, high - low),
+            turns=_turns_within(decided.turns, low, high),
+            checked=bool(decided.checked[place]),
+            undecided=decided.ambiguous.get(place, ""),
+            dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
+            conversation=decode.row(table, place) if talks and not unknown[place] else None,
+        )
+
+
+def _with_its_own_labels(masked: MaskedBatch, table: pa.Table) -> MaskedBatch:
+    """Labels that were done before (and packed or truncated since) are what is trained; the turns only tell why."""
+    labels, offsets = list_values(table["labels"])
+    graded = np.concatenate([[0], np.cumsum(label_weights(labels) > 0, dtype=np.int64)])
+    return replace(masked, labels=labels, trained=np.diff(graded[offsets]), reasons={})
+
+
+def _documents(table: pa.Table, place: int, tokens: int) -> Ints:
+    lengths: list[Any] = table["seq_lengths"][place].as_py() if "seq_lengths" in table.column_names else [tokens]
+    return np.asarray(lengths, np.int64)
+
+
+def _turns_within(turns: Turns, low: int, high: int) -> Turns:
+    """The turns of one row; their documents are counted from the row's first."""
+    inside = turns.select((turns.start >= low) & (turns.start < high)).moved(-low)
+    return replace(inside, document=inside.document - inside.document.min(initial=np.iinfo(np.int64).max))

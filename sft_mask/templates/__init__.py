@@ -1,0 +1,1 @@
+"""A chat template and a conversation in, exact turns out."""

@@ -1,0 +1,149 @@
+"""A chat template as this library sees it: its source, its arguments, and the control tokens it may write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sft_mask.errors import MarkerError
+from sft_mask.templates.render import Rendered, plain_data, render
+from sft_mask.templates.traced_str import TOOLS
+
+if TYPE_CHECKING:
+    from sft_mask.core.vocabulary import Vocabulary
+
+
+EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|channel>\w*\s*<channel\|>)\s*")
+"""An empty reasoning block: nothing but a pair of tags. The model never samples one it was not asked for."""
+
+
+_TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The longest beginning that all texts share.
+
+    >>> common_prefix(["<|end|>", "<|eot|>"])
+    '<|e'
+    """
+    low, high = min(texts, default=""), max(texts, default="")
+    return next((low[:index] for index, letter in enumerate(low) if high[index : index + 1] != letter), low)
+
+
+def common_suffix(texts: Sequence[str]) -> str:
+    """The longest end that all texts share."""
+    return common_prefix([text[::-1] for text in texts])[::-1]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the special tokens that the tokenizer hands to it.
+
+    Attributes:
+        source: the Jinja text.
+        variables: ``special_tokens_map`` and template arguments that hold for every row.
+        specials: texts of the added tokens (control tokens, tags), longest first.
+        tool_source: the Jinja text for conversations with tools, where the tokenizer has another one for them.
+    """
+
+    source: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    specials: tuple[str, ...] = ()
+    tool_source: str | None = None
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, vocabulary: Vocabulary, chat_template: str | None = None, **variables: Any
+    ) -> ChatTemplate | None:
+        """The template of a tokenizer, or ``None`` where it has none.
+
+        Of several named ones it is ``default``, and ``tool_use`` for conversations with tools, as ``transformers``
+        chooses; a name may be given as ``chat_template``.
+
+        Raises:
+            MarkerError: the tokenizer holds several named templates and none of them is called ``default``.
+        """
+        named = getattr(tokenizer, "chat_template", None)
+        named = named if isinstance(named, Mapping) else {"default": named}
+        if chat_template is None and "default" not in named:
+            raise MarkerError(
+                f"The tokenizer holds several chat templates ({', '.join(sorted(named))}) and none is called "
+                "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
+            )
+        source = named["default"] if chat_template is None else named.get(chat_template, chat_template)
+        tool_source = named.get("tool_use") if chat_template is None else None
+        if not source:
+            return None
+        added = (piece.content for piece in vocabulary.added.values() if len(piece.content.strip()) > 2)
+        specials = sorted(added, key=len, reverse=True)
+        tokens = dict(getattr(tokenizer, "special_tokens_map", {}) or {})
+        return cls(str(source), {**tokens, **variables}, tuple(specials), tool_source)
+
+    @property
+    def each(self) -> tuple[ChatTemplate, ...]:
+        """The templates of conversations without and with tools, where they are two."""
+        if self.tool_source is None:
+            return (self,)
+        return replace(self, tool_source=None), replace(self, source=self.tool_source, tool_source=None)
+
+    def source_for(self, tools: Any) -> str:
+        """The Jinja text that a conversation with these tools is rendered by; no tools are ``None``."""
+        return self.source if tools is None or self.tool_source is None else self.tool_source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Any = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Renders a conversation with an owner per character; see :func:`sft_mask.templates.render.render`."""
+        return render(
+            messages,
+            self.source_for(tools),
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables={**self.variables, **plain_data(dict(variables or {}), TOOLS)},
+        )
+
+    def first_special(self, text: str) -> tuple[int, str] | None:
+        """Position and text of the first control token in ``text``."""
+        found = [(text.find(special), -len(special), special) for special in self.specials if special in text]
+        if not found:
+            return None
+        position, _, special = min(found)
+        return position, special
+
+    def lead(self, header: str) -> str | None:
+        """The control token that a header begins with."""
+        found = self.first_special(header)
+        return found[1] if found is not None and not header[: found[0]].strip() else None
+
+    def whole_tokens_prefix(self, *texts: str) -> str:
+        """The longest common beginning that does not end inside a control token or a tag of any text."""
+        common = common_prefix(texts)
+        for text in texts:
+            for start, stop in self._units(text):
+                if start < len(common) < stop:
+                    common = common[:start]
+        return common
+
+    def whole_tokens_suffix(self, *texts: str) -> str:
+        """The longest common end that does not begin inside a control token or a tag of any text."""
+        common = common_suffix(texts)
+        for text in texts:
+            for start, stop in sorted(self._units(text)):
+                if start < len(text) - len(common) < stop:
+                    common = text[stop:]
+        return common
+
+    def _units(self, text: str) -> list[tuple[int, int]]:
+        """Where control tokens and tags stand, the last first."""
+        specials = "|".join(re.escape(special) for special in self.specials)
+        pattern = f"(?=({specials}))" if specials else r"(?!)"
+        found = [match.span(1) for match in re.finditer(pattern, text)]
+        found.extend(match.span() for match in _TAG.finditer(text))
+        return sorted(found, reverse=True)

@@ -1,0 +1,302 @@
+"""The hook on the trainer: what reaches the loss is checked, weighed and counted, and later data is masked alike.
+
+A mixin is put in front of the trainer's own class. With a 0/1 mask the labels say everything, so TRL's ``compute_loss``
+runs untouched behind the check; with weights it is given a model whose log-probabilities are weighed
+(:mod:`sft_mask.trainer.weighted_loss`). ``evaluate`` and ``predict`` on other data see the same mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+
+from sft_mask._compat import LossPath
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.batches import Tally
+from sft_mask.report import MarkerSummary, MaskReport
+from sft_mask.trainer.checks import check_collator
+from sft_mask.trainer.guard import check_labels
+from sft_mask.trainer.lm_head import supervised_positions_only
+from sft_mask.trainer.metrics import EvalLoss, Meter
+from sft_mask.trainer.refusals import refuse_with_weights
+from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, sums_of_groups, total_weight
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sft_mask.data.masker import Masker
+
+_ALWAYS_CHECKED = 8
+_CHECK_EVERY = 50
+"""On an accelerator a check waits for the device, so after the first batches it is made now and then."""
+
+
+@dataclass(slots=True)
+class MaskState:
+    """What the hook needs to know about the mask that was prepared.
+
+    Attributes:
+        mask: masks another prepared dataset as the training data was: ``mask(dataset, name, keep_all_rows=False)``;
+            with it come its counts, and whether any labels carry weights by now.
+        tallies: counts of the trainer's splits, by name; those of streams grow.
+        markers: in use; ``None`` where the data came masked.
+        text: ids to text, for errors.
+        originals: pairs of a masked split and what it was before.
+        sees_all_rows: whether every row of every split is counted in this process (not those that dataloader workers or
+            other ranks read from a stream).
+        stops_expected: whether every trained turn should end with a trained stop, for the report.
+        weighted: whether labels carry weights.
+        groups: names of the groups whose loss is measured, by number.
+        later: counts of datasets that ``evaluate`` and ``predict`` were given.
+        masked: these datasets after masking, as long as somebody holds them, by ``id``.
+        calls: batches seen.
+        step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
+        meters: what is logged, for training and for evaluation.
+        eval_loss: the loss of the evaluation that is under way.
+        masker: what decided the labels, for those who want to know why.
+    """
+
+    mask: Callable[..., tuple[Any, Tally, bool]]
+    tallies: Mapping[str, Tally]
+    markers: MarkerSummary | None
+    text: Callable[[list[int]], str]
+    originals: Sequence[tuple[Any, Any]]
+    sees_all_rows: bool = True
+    stops_expected: bool = True
+    weighted: bool = False
+    groups: tuple[str, ...] = ()
+    later: dict[str, Tally] = field(default_factory=dict)
+    masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
+    calls: int = 0
+    step_weight: Tensor | None = None
+    meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
+    eval_loss: EvalLoss = field(default_factory=EvalLoss)
+    masker: Masker | None = None
+
+    def report(self) -> MaskReport:
+        """What the splits train, as far as they have been read."""
+        splits = {name: tally.report for name, tally in self.tallies.items()}
+        return MaskReport(splits, self.markers, stops_expected=self.stops_expected)
+
+    def is_ours(self, dataset: Any) -> bool:
+        """Whether this very dataset was masked here already."""
+        return self.masked.get(id(dataset)) is dataset or any(dataset is split for split, _ in self.originals)
+
+    def original(self, split: Any) -> Any:
+        """What a split was before it was masked; itself where it is not one of ours."""
+        return next((before for masked, before in self.originals if masked is split), split)
+
+    def mask_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+        """Masks a dataset that was not the trainer's, and remembers which ids it trains."""
+        masked, self.later[name], weighted = self.mask(dataset, name, keep_all_rows=keep_all_rows)
+        self.weighted |= weighted
+        self.masked[id(masked)] = masked
+        return masked
+
+    def trained_ids(self) -> NDArray[np.bool_] | None:
+        """``(vocabulary,)`` ids that some row trains; ``None`` where this process cannot know."""
+        if not self.sees_all_rows:
+            return None
+        tables = [tally.trained_ids for tally in (*self.tallies.values(), *self.later.values())]
+        seen = np.zeros(max(map(len, tables)), np.bool_)
+        for table in tables:
+            seen[: len(table)] |= table
+        return seen
+
+
+class ResponseOnlyMixin:
+    """Goes in front of a trainer class; see :func:`hooked_class`."""
+
+    _sft_mask: MaskState
+
+    @property
+    def mask_report(self) -> MaskReport:
+        """What is trained and what is not; of a stream, as far as it has been read by this process."""
+        return self._sft_mask.report()
+
+    # the loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        samples, num_items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        if self._sft_mask.weighted:
+            self._sft_mask.step_weight = _weight_of_step(self, samples)
+        return samples, num_items
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        trainer: Any = self
+        state = self._sft_mask
+        training = bool(trainer.model.training)
+        if not training:
+            inputs = without_repeats(inputs, trainer.accelerator)
+        weights = groups = None
+        if state.weighted and inputs.get("labels") is not None:
+            ids, weights, groups = split_labels(inputs["labels"])
+            inputs = {**inputs, "labels": ids}
+        self._check(inputs)
+        labels = inputs["labels"]  # a compute_loss may take them out of the batch
+        state.meters["train" if training else "eval"].count(inputs, weights)
+        called = model
+        if weights is not None:
+            called = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
+        is_sum = (
+            getattr(trainer.args, "loss_type", "nll") == "nll"
+        )  # and not the sum of something else of the log-probabilities
+        with supervised_positions_only(model, labels, weights, proportional=is_sum):
+            result = super().compute_loss(  # type: ignore[misc]
+                called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        if weights is not None:
+            called.check_scored(type(self).__name__)
+        if groups is not None:
+            self._measure(called, labels, groups, training)
+        if not training:
+            loss = result[0] if return_outputs else result
+            state.eval_loss.add(loss, _weight_of_batch(labels, weights))
+        return result
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        state, labels = self._sft_mask, inputs.get("labels")
+        on_cpu = labels is None or labels.device.type == "cpu"
+        if on_cpu or state.calls < _ALWAYS_CHECKED or state.calls % _CHECK_EVERY == 0:
+            check_labels(inputs, state.trained_ids(), state.text)
+        state.calls += 1
+
+    def _measure(self, weighed: WeighedModel, labels: Tensor, groups: Tensor, training: bool) -> None:
+        state = self._sft_mask
+        if not state.groups or weighed.log_probs is None:
+            return
+        numbers, counted = weighed.aligned(groups[..., 1:]), weighed.aligned(labels[..., 1:], IGNORE_INDEX)
+        sums = sums_of_groups(weighed.log_probs, numbers, counted, len(state.groups))
+        state.meters["train" if training else "eval"].count_groups(sums)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        trainer: Any = self
+        mode = "train" if trainer.model.training else "eval"
+        named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
+        prefix = named.removesuffix("loss") if mode == "eval" else ""
+        read = self._sft_mask.meters[mode].read(trainer.accelerator, self._sft_mask.groups)
+        logs.update({prefix + name: value for name, value in read.items()})
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    # data
+
+    def get_train_dataloader(self) -> Any:
+        trainer: Any = self
+        if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
+            check_collator(trainer, trainer.train_dataset)
+        if self._sft_mask.weighted:
+            refuse_with_weights(trainer)
+        return super().get_train_dataloader()  # type: ignore[misc]
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
+            return dataset
+        prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
+        name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")
+        return self._masked_later(prepared, str(name))
+
+    def _masked_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+        if self._sft_mask.is_ours(dataset):
+            return dataset
+        masked = self._sft_mask.mask_later(dataset, name, keep_all_rows=keep_all_rows)
+        if self._sft_mask.weighted:
+            refuse_with_weights(self)
+        return masked
+
+    # evaluation
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = self
+        given = eval_dataset is not None and not isinstance(eval_dataset, str)
+        if given and trainer._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
+            else:
+                eval_dataset = self._masked_later(eval_dataset, "eval")
+        return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        # prediction i belongs to row i, so rows that train nothing stay
+        masked = self._masked_later(test_dataset, "test", keep_all_rows=True)
+        return super().predict(masked, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loop; its loss, a mean over batches, becomes the mean over tokens (or their weights)."""
+        trainer: Any = self
+        self._sft_mask.eval_loss = EvalLoss()
+        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        loss = self._sft_mask.eval_loss.mean(trainer.accelerator)
+        names = [name for name in output.metrics if name.endswith("_loss")]
+        if loss is not None and len(names) == 1:
+            output.metrics[names[0]] = loss
+        return output
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss, logits, labels = super().prediction_step(*args, **kwargs)  # type: ignore[misc]
+        if labels is not None and self._sft_mask.weighted:
+            labels = split_labels(labels)[0]
+        return loss, logits, labels
+
+
+def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The sum of the weights of an optimizer step, over ranks where the number of its tokens is; see ``transformers``'
+    ``_get_num_items_in_batch``, whose way this goes.
+    """
+    device = trainer.args.device
+    total = torch.stack([total_weight(batch["labels"]).to(device) for batch in samples]).sum()
+    if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
+        total = trainer.accelerator.gather(total.unsqueeze(0)).sum()
+        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+        total = total / getattr(parallelism, "non_data_parallel_size", 1)
+    return total
+
+
+def _weight_of_batch(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """What a batch weighs in an evaluation: its predicted tokens, or the sum of their weights."""
+    return (labels[..., 1:] != IGNORE_INDEX).sum() if weights is None else weights[..., 1:].sum()
+
+
+def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
+    """A batch without labels for rows that ``accelerate`` repeats to give every rank as many.
+
+    Rows of a padding-free batch are not told apart any more; they stay, as they do in TRL.
+    """
+    progress, labels = accelerator.gradient_state, inputs.get("labels")
+    if accelerator.num_processes == 1 or labels is None or inputs.get("attention_mask") is None:
+        return inputs
+    if not progress.end_of_dataloader or progress.remainder <= 0:
+        return inputs
+    rows = torch.arange(len(labels), device=labels.device) + accelerator.process_index * len(labels)
+    repeated = rows >= progress.remainder
+    return {**inputs, "labels": labels.masked_fill(repeated.unsqueeze(1), IGNORE_INDEX)}
+
+
+class _BeforeTrls:
+    """Goes in front of TRL's class, behind those that change its ``compute_loss``: sees what they hand on."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if isinstance(model, WeighedModel):
+            model.check_items(num_items_in_batch, type(self).__name__)
+        return super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+
+def hooked_class(kind: type) -> type:
+    """The class with the mixin in front, under its own name; itself where the mixin is there already."""
+    if issubclass(kind, ResponseOnlyMixin):
+        return kind
+    path = LossPath.of(kind)
+    last = (type(path.trls.__name__, (_BeforeTrls, path.trls), {}),) if path.trls is not None and path.before else ()
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (ResponseOnlyMixin, kind, *last), names)

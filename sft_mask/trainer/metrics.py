@@ -1,0 +1,93 @@
+"""What a log says about the mask: sums on the device, read and added over ranks only when something is logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sft_mask.constants import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Meter:
+    """Sums since the last log.
+
+    Attributes:
+        batches: batches of this process.
+        tokens: ``(2,)`` graded tokens, and all that are not padding.
+        groups: ``(groups, 2)`` sum of the losses, and number of tokens.
+        since: when the first of the batches came, in seconds.
+    """
+
+    batches: int = 0
+    tokens: Tensor | None = None
+    groups: Tensor | None = None
+    since: float = 0.0
+
+    def count(self, inputs: Mapping[str, Any], weights: Tensor | None = None) -> None:
+        """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
+        graded = labels != IGNORE_INDEX if weights is None else weights > 0
+        counts = torch.stack([graded[..., 1:].sum(), total.to(labels.device)])
+        self.since = self.since or time.monotonic()
+        self.tokens = counts if self.tokens is None else self.tokens + counts
+        self.batches += 1
+
+    def count_groups(self, sums: Tensor) -> None:
+        """Counts losses of groups; see :func:`sft_mask.trainer.weighted_loss.sums_of_groups`."""
+        self.groups = sums if self.groups is None else self.groups + sums
+
+    def read(self, accelerator: Any, names: Sequence[str] = ()) -> dict[str, float]:
+        """What there is to log, over all ranks; starts again from nothing.
+
+        ``supervised_tokens`` is the number of graded tokens of a batch, over all ranks, on average since the last log;
+        ``supervised_share`` their share of all tokens that are not padding; ``loss_NAME`` the mean loss of a group.
+        """
+        if self.tokens is None:
+            return {}
+        seconds = time.monotonic() - self.since
+        graded, seen = accelerator.reduce(self.tokens, "sum").tolist()
+        read = {
+            "supervised_tokens": graded / self.batches,
+            "supervised_share": graded / max(seen, 1),
+            "supervised_tokens_per_second": graded / seconds if seconds else 0.0,
+        }
+        if self.groups is not None:
+            rows = accelerator.reduce(self.groups, "sum").tolist()
+            pairs = zip(names, rows, strict=True)
+            read |= {f"loss_{name}": total / count for name, (total, count) in pairs if name and count}
+        self.batches, self.tokens, self.groups, self.since = 0, None, None, 0.0
+        return read
+
+
+@dataclass(slots=True)
+class EvalLoss:
+    """The mean loss of an evaluation over its tokens, whatever the batches it came in.
+
+    Attributes:
+        sums: ``(2,)`` sum of the losses of the batches times their weights, and of the weights.
+    """
+
+    sums: Tensor | None = None
+
+    def add(self, loss: Tensor, weight: Tensor) -> None:
+        """Adds the mean loss of a batch, and what it weighs."""
+        wide = torch.float32 if loss.device.type == "mps" else torch.float64
+        weight = weight.detach().to(loss.device, wide)
+        pair = torch.stack([torch.where(weight > 0, loss.detach().to(wide) * weight, torch.zeros_like(weight)), weight])
+        self.sums = pair if self.sums is None else self.sums + pair
+
+    def mean(self, accelerator: Any) -> float | None:
+        """Over all ranks; ``None`` where nothing was graded."""
+        if self.sums is None:
+            return None
+        total, weight = accelerator.reduce(self.sums, "sum").tolist()
+        return float(total / weight) if weight else None
