@@ -5,8 +5,9 @@
     python scripts/attack_templates.py --rows 20000 --tokenizers FOLDER           # a folder of tokenizer folders
     python scripts/attack_templates.py --rows 3000 --kind stops --show 5          # one kind, five failures in full
 
-The kinds of templates stand at the top of ``tests/conformance/random_templates.py``. Each template is tried four times:
-with and without messages, markers given and detected. Rows with typed markers are judged where there are messages.
+The kinds of templates are at the top of ``tests/support/conformance/random_templates.py``. Each template is tried four
+times: with and without messages, markers given and detected. Rows with typed markers are judged where there are
+messages.
 
 lost        tokens of an answer, or of its stop, that are not trained
 leaked      tokens of somebody else, of headers, or behind a stop, that are trained
@@ -37,7 +38,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), *([] if os.environ.get("PYTHONPATH") else [str(ROOT)])]
 
-from conformance.attack import (  # noqa: E402 - the suite lives among the tests
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from support.conformance.attack import (  # noqa: E402 - the suite lives among the tests
     COUNTS,
     MODES,
     Attack,
@@ -50,10 +53,8 @@ from conformance.attack import (  # noqa: E402 - the suite lives among the tests
     small_tokenizers,
     told,
 )
-from conformance.random_templates import KINDS  # noqa: E402
-from conformance.tokenizers import folders_in, load  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+from support.conformance.random_templates import KINDS  # noqa: E402
+from support.conformance.tokenizers import folders_in, load  # noqa: E402
 
 Scores = dict[tuple[str, str], Score]
 

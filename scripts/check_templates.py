@@ -8,8 +8,9 @@
     python scripts/check_templates.py --second-opinion           # TRL's {% generation %} masks against the oracle
 
 Every row is masked four times: with and without its ``messages`` column, with the markers given and detected. The
-verdict on each token comes from ``tests/conformance/oracle.py``, which shares no code with the library. The collected
-templates also run with a small tokenizer that holds their control tokens, judged by ``tests/conformance/prompts.py``.
+verdict on each token comes from ``tests/support/conformance/oracle.py``, which shares no code with the library. The
+collected templates also run with a small tokenizer that holds their control tokens, judged by
+``tests/support/conformance/prompts.py``.
 
 lost       tokens of an answer, or its stop, that are not trained
 leaked     tokens of somebody else, headers, or what follows a stop, that are trained
@@ -35,13 +36,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conformance import tokenizers  # noqa: E402 - the suite lives among the tests
-from conformance.harness import COUNTS, MODES, Mode, Pair, Score, Subject, pairs, run  # noqa: E402
-from conformance.prompts import SMALL, small_pairs  # noqa: E402
-from conformance.second_opinion import Opinion, second_opinions  # noqa: E402
 from datasets import Dataset, disable_progress_bars  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from support.conformance import tokenizers  # noqa: E402 - the suite lives among the tests
+from support.conformance.harness import COUNTS, MODES, Mode, Pair, Score, Subject, pairs, run  # noqa: E402
+from support.conformance.prompts import SMALL, small_pairs  # noqa: E402
+from support.conformance.second_opinion import Opinion, second_opinions  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,11 +38,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fuzzing.outcome import Outcome, case, library  # noqa: E402 - the parts live among the tests
-from fuzzing.parts import PARTS  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
+from support.fuzzing.outcome import Outcome, case, library  # noqa: E402 - the parts live among the tests
+from support.fuzzing.parts import PARTS  # noqa: E402
 
 LONGEST_CASE = 300
 """Seconds after which a case is given up."""

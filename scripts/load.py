@@ -73,7 +73,7 @@ class Result:
 
 def conversations(kind: str) -> list[Any]:
     """A few hundred different ones, which are repeated."""
-    import tiny
+    from support import tiny
 
     if kind == "long":
         return [list(chain.from_iterable(tiny.chats(32, seed=seed))) for seed in range(64)]
@@ -88,7 +88,7 @@ def write(kind: str, amount: int, path: Path, step: Any) -> tuple[int, int, int]
     """Writes rows (of tokens, for long ones) batch by batch; the number of rows, tokens and trained tokens."""
     import numpy as np
     import pyarrow as pa
-    import tiny
+    from support import tiny
 
     chats = conversations(kind)
     ids = [tiny.tokenized(chat) for chat in chats]
@@ -109,8 +109,8 @@ def write(kind: str, amount: int, path: Path, step: Any) -> tuple[int, int, int]
 
 def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
     import pyarrow as pa
-    import tiny
     from datasets import Dataset, disable_progress_bars
+    from support import tiny
 
     from sft_mask import mask_dataset
 
@@ -137,7 +137,7 @@ def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
 
 def _agree(made: Any, case: str) -> bool:
     """Whether the first rows, some in the middle and the last are labelled as character offsets say."""
-    import tiny
+    from support import tiny
 
     wanted = [tiny.expected(chat) for chat in conversations(case)]
     places = [*range(200), *range(len(made) // 2, len(made) // 2 + 200), *range(len(made) - 200, len(made))]
@@ -145,8 +145,8 @@ def _agree(made: Any, case: str) -> bool:
 
 
 def _stream(rows: int) -> Result:
-    import tiny
     from datasets import IterableDataset
+    from support import tiny
 
     from sft_mask import mask_dataset
 
@@ -171,8 +171,8 @@ def _stream(rows: int) -> Result:
 
 def in_processes(path: str, count: int, processes: int) -> Result:
     """The batch function under ``datasets.map``."""
-    import tiny
     from datasets import Dataset, disable_progress_bars
+    from support import tiny
 
     from sft_mask import train_on_responses_only
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check in one command from a fresh clone: installs into .venv; style, types, doctests and tests, and the trainer
 # path once more on the oldest TRL and Transformers that are allowed (scripts/test_floor.sh).
-# Arguments go to pytest, and leave the second part out: scripts/test.sh tests/test_spans.py -k quoted
+# Arguments go to pytest, and leave the second part out: scripts/test.sh tests/core/test_spans.py -k quoted
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 

@@ -33,5 +33,5 @@ PYTHON
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$floor_python" -m pytest -m "not newest" -p no:cacheprovider \
-    tests/test_floor.py tests/test_loss.py tests/test_trainer.py tests/test_dataset.py tests/test_shapes.py \
-    tests/test_evaluation.py "$@"
+    tests/trainer/test_floor.py tests/trainer/test_hook.py tests/trainer/test_entry.py tests/data/test_dataset.py tests/data/test_signatures.py \
+    tests/trainer/test_evaluation.py "$@"

@@ -66,10 +66,11 @@ for name, wanted in zip(("trl", "transformers"), sys.argv[1:]):
 PYTHON
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-tests=(conformance golden trainer dataset shapes evaluation loss)
+tests=(templates/test_conformance templates/test_golden trainer/test_entry data/test_dataset data/test_signatures
+       trainer/test_evaluation trainer/test_hook)
 if [ "$(printf '%s\n' "$trl" 1.15 | sort --version-sort | head -n 1)" = 1.15 ]; then
-    tests+=(exactness) chosen=""
+    tests+=(trainer/test_exactness) chosen=""
 else
-    tests+=(floor) chosen="not newest"
+    tests+=(trainer/test_floor) chosen="not newest"
 fi
-"$pair_python" -m pytest -p no:cacheprovider -m "$chosen" $(printf 'tests/test_%s.py ' "${tests[@]}") "$@"
+"$pair_python" -m pytest -p no:cacheprovider -m "$chosen" $(printf 'tests/%s.py ' "${tests[@]}") "$@"

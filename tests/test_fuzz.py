@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzzing.outcome import IGNORED, Outcome, Subject, case, library
-from fuzzing.parts import PARTS
+from support.fuzzing.outcome import IGNORED, Outcome, Subject, case, library
+from support.fuzzing.parts import PARTS
 
 SEED = 11
 CASES = {

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from tiny import chats, expected, tokenized, tokenizer
-from tiny_chat import CHATML, chat, conversation, ids_of, prepared
-from tiny_tokenizers import byte_level, encode, sentencepiece
+from support.tiny import chats, expected, tokenized, tokenizer
+from support.tiny_chat import CHATML, chat, conversation, ids_of, prepared
+from support.tiny_tokenizers import byte_level, encode, sentencepiece
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.markers import Markers, compile_patterns

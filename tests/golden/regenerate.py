@@ -19,8 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conformance import tokenizers  # noqa: E402 - the suite lives among the tests
-from conformance.golden import (  # noqa: E402
+from datasets import Dataset, disable_progress_bars  # noqa: E402
+from support.conformance import tokenizers  # noqa: E402 - the suite lives among the tests
+from support.conformance.golden import (  # noqa: E402
     Golden,
     golden_folders,
     independent_judgement,
@@ -29,8 +30,7 @@ from conformance.golden import (  # noqa: E402
     token_diff,
     trained_lines,
 )
-from conformance.harness import mistakes  # noqa: E402
-from datasets import Dataset, disable_progress_bars  # noqa: E402
+from support.conformance.harness import mistakes  # noqa: E402
 
 from sft_mask import mask_dataset  # noqa: E402
 

@@ -1,0 +1,337 @@
+"""Sick trainers, each with one known fault, and the doctor names exactly that; healthy ones get a clean bill."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from rich.console import Console
+from support.tiny import (
+    ASSISTANT,
+    STOP,
+    USER,
+    build,
+    chats,
+    expected,
+    messages_dataset,
+    model,
+    rendered,
+    tokenized,
+    tokenizer,
+)
+from support.tiny_chat import chat
+from transformers import DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator
+
+from sft_mask import Policy, mask_dataset, train_on_responses_only
+from sft_mask.doctor import diagnose
+from sft_mask.doctor import findings as symptom
+
+CHATS = chats(24)
+SKIP = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+
+
+def offsets(messages: list[dict[str, str]]) -> list[tuple[str, str, int, int]]:
+    """(role, what, start, stop) in characters: headers, words, stops, and the newline after."""
+    text, made = "", []
+    for message in messages:
+        pieces = {
+            "header": f"<|im_start|>{message['role']}\n",
+            "words": message["content"],
+            "stop": STOP,
+            "newline": "\n",
+        }
+        for what, piece in pieces.items():
+            made.append((message["role"], what, len(text), len(text) + len(piece)))
+            text += piece
+    assert text == rendered(messages)
+    return made
+
+
+def labelled(*which: tuple[str, str], rows: list[Any] = CHATS) -> Dataset:
+    """Rows whose labels train these (role, what) and nothing else."""
+    made = []
+    for messages in rows:
+        encoded = tokenizer()(rendered(messages), return_offsets_mapping=True)
+        spans = [(start, stop) for role, what, start, stop in offsets(messages) if (role, what) in which]
+        labels = [
+            token if any(a < stop and b > start for start, stop in spans) else -100
+            for token, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+        made.append({"messages": messages, "input_ids": encoded["input_ids"], "labels": labels})
+    return Dataset.from_list(made)
+
+
+RIGHT = (("assistant", "words"), ("assistant", "stop"))
+
+
+def sick(*more: tuple[str, str], without: tuple[str, str] | None = None) -> SFTTrainer:
+    """A trainer that this library never saw, with labels that are right but for one thing."""
+    which = [each for each in RIGHT if each != without]
+    return build("out", labelled(*which, *more), **SKIP)
+
+
+class MasksPads(Collator):
+    """Masks labels by the padding token's id, which is the stop's too."""
+
+    def torch_call(self, examples: Any) -> Any:
+        batch = super().torch_call(examples)
+        batch["labels"][batch["input_ids"] == tokenizer().eos_token_id] = -100
+        return batch
+
+
+class TrainsPads(Collator):
+    def torch_call(self, examples: Any) -> Any:
+        batch = super().torch_call(examples)
+        batch["labels"][batch["attention_mask"] == 0] = self.pad_token_id
+        return batch
+
+
+class Shifts(Collator):
+    def torch_call(self, examples: Any) -> Any:
+        batch = super().torch_call(examples)
+        batch["labels"] = batch["labels"].roll(-1, 1)
+        return batch
+
+
+class IgnoresLabels(SFTTrainer):
+    """Grades every token, whatever the labels say."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
+        return super().compute_loss(
+            model, {**inputs, "labels": inputs["input_ids"].clone()}, return_outputs, num_items_in_batch
+        )
+
+
+def eval_unmasked() -> SFTTrainer:
+    everything = [(role, what) for role in ("user", "assistant") for what in ("header", "words", "stop", "newline")]
+    return build("out", labelled(*RIGHT), labelled(*everything), **SKIP)
+
+
+def stops_elsewhere() -> SFTTrainer:
+    trainer = build("out", labelled(*RIGHT), **SKIP)
+    trainer.model.generation_config.eos_token_id = tokenizer().pad_token_id
+    trainer.processing_class = copy.deepcopy(tokenizer())
+    trainer.processing_class.eos_token = "<pad>"
+    return trainer
+
+
+def cut_answers() -> SFTTrainer:
+    rows = [[{"role": "user", "content": "I"}, {"role": "assistant", "content": "the river of stone " * 8}]] * 8
+    return build("out", Dataset.from_list([{"messages": m} for m in rows]), max_length=40)
+
+
+def thinking() -> SFTTrainer:
+    """Trains the empty reasoning block that the template writes."""
+    words = chat("qwen3")[0]
+    said = [{"role": "user", "content": "red river"}, {"role": "assistant", "content": "blue stone"}]
+    text = str(words.apply_chat_template(said, tokenize=False))
+    assert "<think>\n\n</think>" in text
+    encoded = words(text, add_special_tokens=False, return_offsets_mapping=True)
+    start, stop = text.index("<think>"), len(text) - 1
+    labels = [
+        token if a < stop and b > start else -100
+        for token, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    data = Dataset.from_list([{"messages": said, "input_ids": encoded["input_ids"], "labels": labels}] * 6)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    words = copy.deepcopy(words)
+    words.pad_token, words.eos_token = "</s>", "<|im_end|>"
+    args = SFTConfig(output_dir="out", use_cpu=True, bf16=False, report_to=[], **SKIP)
+    return SFTTrainer(LlamaForCausalLM(config), args=args, train_dataset=data, processing_class=words)
+
+
+PAD = 2
+CASES: dict[str, tuple[Callable[[], SFTTrainer], set[str], str]] = {
+    "user turns": (lambda: sick(("user", "words")), {symptom.ECHOES}, "tokens of the user are trained"),
+    "system turns": (lambda: sick(("system", "words")), {symptom.SYSTEM}, "of system prompts are trained"),
+    "headers": (lambda: sick(("assistant", "header")), {symptom.POOR}, "of headers"),
+    "newlines": (lambda: sick(("assistant", "newline")), {symptom.POOR}, "after a stop"),
+    "no stops": (lambda: sick(without=("assistant", "stop")), {symptom.ENDLESS}, "stops that end the model's turns"),
+    "no answers": (
+        lambda: build("out", labelled(("user", "words"), ("user", "stop")), **SKIP),
+        {symptom.ECHOES, symptom.DEAF, symptom.ENDLESS},
+        "tokens of the model's answers are trained",
+    ),
+    "nothing": (lambda: build("out", labelled(), **SKIP), {symptom.NOTHING}, "none of"),
+    "empty rows": (
+        lambda: build("out", Dataset.from_list([*labelled(*RIGHT), *labelled(rows=CHATS[:4])]), **SKIP),
+        {symptom.NOTHING},
+        "rows train nothing",
+    ),
+    "plain TRL": (
+        lambda: build("out", messages_dataset(24)),
+        {symptom.ECHOES, symptom.SYSTEM, symptom.POOR},
+        "tokens of the user are trained",
+    ),
+    "eval unmasked": (eval_unmasked, {symptom.ECHOES, symptom.POOR, symptom.UNLIKE}, "are graded against"),
+    "pad is eos": (
+        lambda: build("out", labelled(*RIGHT), collator=MasksPads(pad_token_id=PAD), **SKIP),
+        {symptom.ENDLESS},
+        "takes the padding token, which is also the stop, for padding",
+    ),
+    "pads trained": (
+        lambda: build("out", labelled(*RIGHT), collator=TrainsPads(pad_token_id=PAD), **SKIP),
+        {symptom.ENDLESS},
+        "padded places are trained",
+    ),
+    "labels rebuilt": (
+        lambda: build(
+            "out",
+            labelled(*RIGHT).remove_columns("messages"),
+            collator=DataCollatorForLanguageModeling(tokenizer(), mlm=False),
+            **SKIP,
+        ),
+        {symptom.BROKEN},
+        "",
+    ),
+    "labels shifted": (
+        lambda: build("out", labelled(*RIGHT), collator=Shifts(pad_token_id=PAD), **SKIP),
+        {symptom.BROKEN},
+        "labels must not be shifted",
+    ),
+    "labels ignored": (
+        lambda: build("out", labelled(*RIGHT), kind=IgnoresLabels, **SKIP),
+        {symptom.BROKEN},
+        "the loss does not change with a trained label",
+    ),
+    "stops elsewhere": (stops_elsewhere, {symptom.ENDLESS}, "its generation config stops at"),
+    "answers cut": (lambda: train_on_responses_only(cut_answers()), {symptom.POOR}, "end in the middle of an answer"),
+    "empty reasoning": (thinking, {symptom.POOR}, "that the template prefills"),
+}
+
+
+def after_masking() -> SFTTrainer:
+    """Labels that somebody damaged after mask_dataset."""
+    stop = tokenizer().eos_token_id
+    masked = mask_dataset(messages_dataset(24), tokenizer())
+
+    def damaged(row: Any) -> dict[str, list[int]]:
+        return {"labels": [-100 if label == stop else label for label in row["labels"]]}
+
+    return build("out", masked.map(damaged))
+
+
+class HidesStops(Collator):
+    def torch_call(self, examples: Any) -> Any:
+        batch = super().torch_call(examples)
+        batch["attention_mask"][batch["input_ids"] == tokenizer().eos_token_id] = 0
+        return batch
+
+
+CASES |= {
+    "damaged after masking": (after_masking, {symptom.ENDLESS}, "stops that end the model's turns"),
+    "hidden by attention": (
+        lambda: build("out", labelled(*RIGHT), collator=HidesStops(pad_token_id=PAD), **SKIP),
+        {symptom.BROKEN},
+        "its attention_mask hides tokens",
+    ),
+    "all ignored": (
+        lambda: build("out", labelled(("nobody", "words")), max_length=256),
+        {symptom.NOTHING},
+        "TRL drops those",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_sickness_is_named(name: str) -> None:
+    make, symptoms, words = CASES[name]
+    found = diagnose(make())
+    assert symptoms <= set(found.symptoms), str(found)
+    if name not in ("labels rebuilt", "labels shifted"):  # these break more than one thing
+        assert set(found.symptoms) == symptoms, str(found)
+    assert any(words in finding.diagnosis for finding in found.findings)
+    assert all(finding.cure for finding in found.findings)
+    assert not found.healthy
+
+
+HEALTHY: dict[str, Callable[[], Any]] = {
+    "messages": lambda: train_on_responses_only(build("out", messages_dataset(24), messages_dataset(8, seed=3))),
+    "text": lambda: train_on_responses_only(
+        build("out", Dataset.from_list([{"text": rendered(m)} for m in CHATS])), USER, ASSISTANT
+    ),
+    "ids": lambda: train_on_responses_only(
+        build("out", Dataset.from_list([{"input_ids": tokenized(m)} for m in CHATS]))
+    ),
+    "prompt and completion": lambda: train_on_responses_only(
+        build("out", Dataset.from_list([{"prompt": m[:-1], "completion": m[-1:]} for m in CHATS]))
+    ),
+    "packed": lambda: train_on_responses_only(build("out", packing=True, max_length=200)),
+    "wrapped": lambda: train_on_responses_only(build("out", packing=True, packing_strategy="wrapped", max_length=1000)),
+    "padding-free": lambda: train_on_responses_only(build("out", padding_free=True, max_length=None)),
+    "stream": lambda: train_on_responses_only(build("out", messages_dataset(24).to_iterable_dataset())),
+    "masked before": lambda: train_on_responses_only(
+        build("out", mask_dataset(messages_dataset(24), tokenizer()), packing=True, max_length=200)
+    ),
+    "weighted": lambda: train_on_responses_only(build("out"), prompt_weight=0.1, reduction="sequence"),
+    "last turn": lambda: train_on_responses_only(build("out"), policy=Policy(turns="last")),
+    "no stops, as asked": lambda: train_on_responses_only(build("out"), policy=Policy(stop="never")),
+    "right by itself": lambda: build("out", labelled(*RIGHT), **SKIP),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_trainer_gets_a_clean_bill(name: str) -> None:
+    trainer = HEALTHY[name]()
+    found = diagnose(trainer)
+    assert found.healthy, str(found)
+    assert found.measured["train"]["share trained"] > 0.05
+    assert ("asks for" in str(found)) == (name in ("weighted", "last turn", "no stops, as asked"))
+
+
+def test_the_trainer_is_left_as_it_was() -> None:
+    trainer = train_on_responses_only(build("out", evals=messages_dataset(6)))
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    train, evals, training = trainer.train_dataset, trainer.eval_dataset, trainer.model.training
+    assert diagnose(trainer).healthy
+    assert trainer.train_dataset is train
+    assert trainer.eval_dataset is evals
+    assert trainer.model.training == training
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
+    assert not trainer._metrics["eval"]
+    trainer.train()
+    graded = [entry["supervised_tokens"] for entry in trainer.state.log_history if "supervised_tokens" in entry]
+    again = train_on_responses_only(build("out", evals=messages_dataset(6)))
+    again.train()
+    assert graded == [entry["supervised_tokens"] for entry in again.state.log_history if "supervised_tokens" in entry]
+
+
+def test_what_is_measured_is_counted_by_hand() -> None:
+    trainer = train_on_responses_only(build("out"))
+    numbers = diagnose(trainer).measured["train"]
+    labels = [expected(messages) for messages in CHATS]
+    assert numbers["tokens"] == sum(map(len, labels))
+    assert numbers["tokens in the loss"] == sum(label != -100 for row in labels for label in row[1:])
+    assert numbers["stops"] == numbers["stops trained"] == sum(m["role"] == "assistant" for c in CHATS for m in c)
+
+
+def test_it_prints_and_is_json() -> None:
+    found = diagnose(sick(("user", "words")))
+    console = Console(file=StringIO(), width=200, record=True)
+    console.print(found)
+    assert "✗ the model echoes the user (train)" in console.export_text()
+    assert json.loads(json.dumps(found.to_dict()))["healthy"] is False
+    assert "cure  Call train_on_responses_only" in str(found)
+
+
+def test_it_takes_markers_where_there_is_no_template(tmp_path: Path) -> None:
+    bare = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer, eos_token=STOP, pad_token="<pad>")
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], **SKIP)
+    trainer = SFTTrainer(model(), args=args, train_dataset=labelled(*RIGHT, ("user", "words")), processing_class=bare)
+    assert symptom.ECHOES in diagnose(trainer, USER, ASSISTANT).symptoms

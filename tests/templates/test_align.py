@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.tiny_tokenizers import byte_level, sentencepiece
+from tokenizers import AddedToken, normalizers
+
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import read_vocabulary
+from sft_mask.errors import DataError
+from sft_mask.templates.align import RowFrame, fit_to_row, token_bounds
+
+SWALLOWING = AddedToken("<|end|>", special=True, rstrip=True, normalized=False)
+
+
+def bounds(tokenizer: Any, text: str) -> list[str]:
+    """The text that each token holds."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first, last = token_bounds(text, ids, read_vocabulary(tokenizer), tokenizer)
+    return [text.encode()[a:b].decode(errors="replace") for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+
+
+def test_tokens_of_bytes_hold_the_text_between_them() -> None:
+    assert bounds(byte_level([" the"]), "a the é<|im_end|>") == ["a", " the", " ", "�", "�", "<|im_end|>"]
+
+
+def test_a_blank_that_sentencepiece_glued_on_holds_no_text() -> None:
+    assert bounds(sentencepiece(), "<s>a b</s>") == ["<s>", "", "a", " ", "b", "</s>"]
+
+
+def test_blanks_that_a_control_token_swallowed_belong_to_nobody() -> None:
+    assert bounds(byte_level(specials=["<|im_start|>", SWALLOWING]), "a<|end|>\n b") == ["a", "<|end|>", "b"]
+
+
+@pytest.mark.parametrize(
+    "blank", ["\n", " ", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u202f", "\u3000", " \xa0\n"]
+)
+def test_any_white_space_that_a_control_token_swallowed_belongs_to_nobody(blank: str) -> None:
+    tokenizer = byte_level(specials=["<|im_start|>", SWALLOWING])
+    text = f"a<|end|>{blank}b"
+    assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 3, "the tokenizer swallows it"
+    assert bounds(tokenizer, text) == ["a", "<|end|>", "b"]
+    changing = byte_level(specials=["<|im_start|>", SWALLOWING], normalizer=normalizers.Lowercase())
+    assert bounds(changing, f"A<|end|>{blank}B") == ["A", "<|end|>", "B"]
+
+
+@pytest.mark.parametrize("sign", ["\x1c", "\x1f", "\u200b", "\ufeff"])
+def test_signs_that_no_tokenizer_swallows_stay_text(sign: str) -> None:
+    tokenizer = byte_level(specials=["<|im_start|>", SWALLOWING])
+    assert "".join(bounds(tokenizer, f"a<|end|>{sign}")) != "a<|end|>"
+
+
+def test_a_normalized_text_is_laid_along_the_tokenizers_own_offsets() -> None:
+    tokenizer = byte_level(normalizer=normalizers.Lowercase())
+    assert bounds(tokenizer, "AB") == ["A", "B"]
+
+
+def turns(*spans: tuple[int, int]) -> Turns:
+    start, stop = (np.array(column, np.int64) for column in zip(*spans, strict=True))
+    some = np.ones(len(spans), np.bool_)
+    return Turns.of_model(start, stop, some, ~some, start * 0, start - 1, stop - 1)
+
+
+WHOLE = np.arange(10)
+FRAME = RowFrame(leads=((77,),), tails=((88,),), is_blank=lambda ids: not set(ids.tolist()) - {9})
+
+
+def spans_of(row: list[int], opens: bool = False) -> list[tuple[int, int]]:
+    found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, np.array(row), lambda ids: opens and len(ids) > 0, FRAME)
+    return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (list(range(10)), [(2, 4), (6, 9)]),
+        (list(range(8)), [(2, 4), (6, 8)]),
+        (list(range(3)), [(2, 3)]),
+        (list(range(2)), []),
+        (list(range(3, 10)), [(0, 1), (3, 6)]),
+        ([9], []),
+        ([77, *range(8)], [(3, 5), (7, 9)]),
+        ([77, *range(3, 10)], [(1, 2), (4, 7)]),
+        ([0, 50, 2, 3, 4, 5, 6, 7, 8, 9], [(2, 4), (6, 9)]),
+        ([0, 1, 2, 3, 50, 51, 52, 6, 7, 8, 9], [(2, 4), (7, 10)]),
+        ([0, 1, 2, 3, 5, 6, 7, 8, 9], [(2, 4), (5, 8)]),
+        ([*range(10), 50], [(2, 4), (6, 9)]),
+        ([77, *range(10), 88], [(3, 5), (7, 10)]),
+        ([77, 50, 51, *range(1, 10), 88], [(4, 6), (8, 11)]),
+        ([], []),
+        ([77], []),
+    ],
+)
+def test_turns_move_onto_a_row_that_holds_a_part_of_the_conversation(row: list[int], expected: Any) -> None:
+    assert spans_of(row) == expected
+
+
+@pytest.mark.parametrize("row", [[0, 1, 2, 50, 4, 5, 6, 7, 8, 9], [0, 1, 2, 4, 5, 6, 7, 8, 9], [50, 51]])
+def test_a_row_that_differs_in_a_turn_is_refused(row: list[int]) -> None:
+    with pytest.raises(DataError, match="differ from token"):
+        spans_of(row)
+
+
+def test_a_row_that_differs_by_a_header_of_the_model_is_refused() -> None:
+    with pytest.raises(DataError, match="differ from token 4"):
+        spans_of([0, 1, 2, 3, 50, 4, 5, 6, 7, 8, 9], opens=True)
+    assert spans_of(list(range(10)), opens=True) == [(2, 4), (6, 9)]
+
+
+def test_a_stop_that_was_cut_off_is_no_stop() -> None:
+    found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, WHOLE[:8], lambda ids: False)
+    assert found.has_stop.tolist() == [True, False]
+    assert found.cut.tolist() == [False, True]
+    assert found.stop_at.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([*range(10), 88], [(2, 4), (6, 11)]),  # the whitespace between the answer and its end is the model's to say
+        ([*range(9), 88], [(2, 4), (6, 10)]),
+        ([77, *range(10), 88], [(3, 5), (7, 12)]),
+        ([*range(10), 50, 88], [(2, 4), (6, 9)]),
+        (list(range(10)), [(2, 4), (6, 9)]),
+    ],
+)
+def test_an_appended_end_is_the_stop_of_an_answer_that_has_none(row: list[int], expected: Any) -> None:
+    spans = turns((2, 4), (6, 9))
+    without = replace(spans, has_stop=spans.start < 0, stop_at=spans.stop)
+    found = fit_to_row(without, WHOLE, np.array(row), lambda ids: False, FRAME)
+    assert list(zip(found.start.tolist(), found.stop.tolist(), strict=True)) == expected
+    assert found.has_stop.tolist() == [False, expected[1][1] > 9 and row[-1] == 88 and 50 not in row]

@@ -1,0 +1,205 @@
+"""The hook in ``compute_loss``: what it catches, what it counts, and that the loss is the mask's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from support.tiny import build, chats, expected, messages_dataset, model, tokenized
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from sft_mask import train_on_responses_only
+from sft_mask.data.batches import Tally
+from sft_mask.errors import LabelsChangedError
+from sft_mask.report import MarkerSummary, SplitReport
+from sft_mask.trainer.guard import check_labels
+from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, hooked_class
+
+CHATS = chats(8, seed=4)
+
+
+def state(*trained: int, **named: Any) -> MaskState:
+    tally = Tally(10)
+    tally.trained_ids[list(trained)] = True
+    summary = MarkerSummary("user", "assistant")
+
+    def mask(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    return MaskState(mask, {"train": tally}, summary, lambda ids: f"<{ids[0]}>", [], **named)
+
+
+def batch(ids: list[list[int]], labels: list[list[int]]) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+
+# the check
+
+
+def check(inputs: dict[str, torch.Tensor], known: MaskState) -> None:
+    check_labels(inputs, known.trained_ids(), known.text)
+
+
+def test_labels_of_the_mask_pass() -> None:
+    check(batch([[1, 2, 3], [4, 5, 0]], [[-100, 2, 3], [-100, 5, -100]]), state(2, 3, 5))
+
+
+def test_a_batch_without_labels_is_caught() -> None:
+    with pytest.raises(LabelsChangedError, match="without labels: the data collator drops them"):
+        check({"input_ids": torch.tensor([[1]])}, state(1))
+
+
+def test_shifted_labels_are_caught_with_their_place() -> None:
+    with pytest.raises(
+        LabelsChangedError, match=r"Row 1 of a batch trains label 3 at position 0, where the token is 4"
+    ):
+        check(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]), state(2, 3))
+
+
+def test_a_token_that_no_row_trains_is_caught_with_its_text() -> None:
+    with pytest.raises(LabelsChangedError, match=r"Row 0 of a batch trains token 7 \('<7>'\) at position 1"):
+        check(batch([[1, 7]], [[-100, 7]]), state(2, 3))
+
+
+def test_a_token_beyond_the_vocabulary_is_caught() -> None:
+    with pytest.raises(LabelsChangedError, match="trains token 99"):
+        check(batch([[1, 99]], [[-100, 99]]), state(9))
+
+
+def test_where_rows_are_read_elsewhere_only_alignment_is_checked() -> None:
+    unseen = state(2, sees_all_rows=False)
+    check(batch([[1, 7]], [[-100, 7]]), unseen)
+    with pytest.raises(LabelsChangedError, match="not aligned"):
+        check(batch([[1, 7]], [[-100, 6]]), unseen)
+
+
+def test_ids_of_later_datasets_are_known_too() -> None:
+    known = state(2)
+    known.later["eval"] = Tally(20)
+    known.later["eval"].trained_ids[15] = True
+    check(batch([[1, 15]], [[-100, 15]]), known)
+
+
+def test_the_report_follows_the_tallies() -> None:
+    growing = state(1)
+    assert growing.report().splits["train"].rows == 0
+    growing.tallies["train"].report += SplitReport(rows=3)
+    assert growing.report().splits["train"].rows == 3
+
+
+# the class
+
+
+def test_the_mixin_is_put_in_front_once_and_hides_behind_the_name() -> None:
+    kind = hooked_class(SFTTrainer)
+    assert hooked_class(kind) is kind
+    assert kind.__mro__[1:3] == (ResponseOnlyMixin, SFTTrainer)
+    assert (kind.__name__, kind.__module__) == (SFTTrainer.__name__, SFTTrainer.__module__)
+
+
+def test_trl_computes_the_loss_once_a_batch_from_untouched_inputs(tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    class Watching(SFTTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None
+        ) -> Any:
+            calls.append((sorted(inputs), num_items_in_batch))
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    trainer = train_on_responses_only(build(tmp_path, kind=Watching, max_steps=3))
+    forwards: list[int] = []
+    trainer.model.register_forward_hook(lambda *_: forwards.append(1))
+    trainer.train()
+    assert len(calls) == len(forwards) == 3
+    assert all(names == ["attention_mask", "input_ids", "labels"] for names, _ in calls)
+    assert all(int(items) > 0 for _, items in calls)
+
+
+# the value
+
+
+class Gradients(TrainerCallback):
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.steps.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
+
+def reference() -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean cross-entropy over the trained tokens, conversation by conversation, without padding."""
+    alone = model()
+    losses, count = [], 0
+    for messages in CHATS:
+        labels = torch.tensor(expected(messages))
+        logits = alone(input_ids=torch.tensor([tokenized(messages)])).logits[0]
+        losses.append(F.cross_entropy(logits[:-1], labels[1:], reduction="sum"))
+        count += int((labels[1:] != -100).sum())
+    loss = torch.stack(losses).sum() / count
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), {
+        name: weight.grad for name, weight in alone.named_parameters() if weight.grad is not None
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"per_device_train_batch_size": 8}, id="1x8"),
+        pytest.param({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, id="4x2"),
+        pytest.param({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, id="2x4"),
+        pytest.param({"per_device_train_batch_size": 8, "pad_to_multiple_of": 64}, id="padded"),
+        pytest.param({"per_device_train_batch_size": 8, "padding_free": True, "max_length": None}, id="padding-free"),
+        pytest.param({"per_device_train_batch_size": 8, "packing": True, "max_length": 200}, id="packed"),
+        pytest.param({"per_device_train_batch_size": 8, "gradient_checkpointing": True}, id="checkpointed"),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_reference_for_any_split(options: dict[str, Any], tmp_path: Path) -> None:
+    data = Dataset.from_list([{"messages": messages} for messages in CHATS])
+    trainer = build(tmp_path, data, max_steps=1, max_grad_norm=0.0, **options)
+    assert trainer.args.world_size == 1
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    train_on_responses_only(trainer).train()
+    loss, wanted = reference()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entry["loss"] == pytest.approx(loss, rel=1e-6)
+    (given,) = gradients.steps
+    assert given.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(given[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_prompts_have_no_gradient_of_their_own(tmp_path: Path) -> None:
+    """Ids that are never trained are only pushed down a little: their rows of the head have small gradients."""
+    data = Dataset.from_list([{"messages": messages} for messages in CHATS])
+    trainer = build(tmp_path, data, max_steps=1, per_device_train_batch_size=8, max_grad_norm=0.0)
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    train_on_responses_only(trainer).train()
+    trained = {label for messages in CHATS for label in expected(messages) if label != -100}
+    prompts = {token for messages in CHATS for token in tokenized(messages)} - trained
+    norms = gradients.steps[0]["lm_head.weight"].norm(dim=1)
+    assert prompts
+    assert float(norms[sorted(prompts)].max()) < float(norms[sorted(trained)].min())
+
+
+def test_eval_metrics_have_the_eval_prefix(tmp_path: Path) -> None:
+    trainer = train_on_responses_only(build(tmp_path, evals=messages_dataset(6)))
+    metrics = trainer.evaluate()
+    assert {"eval_supervised_tokens", "eval_supervised_share"} <= set(metrics)
+    assert "supervised_tokens" not in metrics
+
+
+def test_trained_ids_join_tables_of_unlike_sizes() -> None:
+    known = state(2)
+    known.later["test"] = Tally(3)
+    known.later["test"].trained_ids[0] = True
+    assert np.flatnonzero(known.trained_ids()).tolist() == [0, 2]
