@@ -15,7 +15,7 @@ from sft_mask.doctor.samples import Sample, take_sample
 from sft_mask.errors import LabelsChangedError
 from sft_mask.explanations.reasons import Storyteller
 from sft_mask.explanations.rows import lenient
-from sft_mask.report import SHARE_FACTOR
+from sft_mask.report.warnings import SHARE_FACTOR
 from sft_mask.trainer.read import Plan, read_trainer
 
 if TYPE_CHECKING:
