@@ -73,10 +73,9 @@ from transformers import AutoTokenizer  # noqa: E402
 from sft_mask import mask_dataset  # noqa: E402
 from sft_mask.constants import IGNORE_INDEX  # noqa: E402
 from sft_mask.core.labels import paint  # noqa: E402
-from sft_mask.core.policy import Policy  # noqa: E402
 from sft_mask.core.spans import SpanFinder  # noqa: E402
 from sft_mask.data.dataset import _ROWS_AT_ONCE, _TOKENS_AT_ONCE  # noqa: E402
-from sft_mask.data.setup import build_masker, read_tokenizer  # noqa: E402
+from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer  # noqa: E402
 
 CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
 IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"
@@ -143,15 +142,7 @@ def finder_for(data: Corpus, style: Style, tokenizer: Any) -> SpanFinder:
     """The search as the library builds it for these rows."""
     rows = [data.row(number) for number in np.unique(np.linspace(0, data.rows - 1, 256).astype(int))]
     instruction, response = MARKERS[style]
-    masker, _ = build_masker(
-        read_tokenizer(tokenizer),
-        rows,
-        instruction_part=instruction,
-        response_part=response,
-        policy=Policy(),
-        on_ambiguous="error",
-    )
-    return masker.finder
+    return build_masker(read_tokenizer(tokenizer), rows, MaskSettings(instruction, response)).finder
 
 
 def blocks(data: Corpus) -> Iterator[tuple[Any, Any]]:

@@ -31,14 +31,16 @@ from sft_mask.core.regions import Region, in_regions
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.token_weights import Graded, grade, group_names
 from sft_mask.core.vocabulary import read_vocabulary
-from sft_mask.data.batches import Tally
 from sft_mask.data.cache import schema, store, stored
 from sft_mask.data.columns import list_values, shapes
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.dataset import fingerprint_of, label_dataset
+from sft_mask.data.formats import sample_rows
 from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous
 from sft_mask.data.prelabelled import keep_labels
-from sft_mask.data.setup import build_masker, read_tokenizer, sample_rows
+from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer
+from sft_mask.data.splits import SplitMasker
+from sft_mask.data.stats import SplitStats
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.align import fit_to_row
 from sft_mask.templates.chat_template import ChatTemplate
@@ -392,9 +394,8 @@ def test_messages_with_other_fields_have_another_shape() -> None:
 
 def settings(
     using: Any, chat_template: str | None = None, instruction: str | None = None, response: str | None = None
-) -> tuple[Masker, tuple[object, ...]]:
-    parts = {"instruction_part": instruction, "response_part": response}
-    return build_masker(read_tokenizer(using, chat_template), [], policy=Policy(), on_ambiguous="error", **parts)
+) -> Masker:
+    return build_masker(read_tokenizer(using, chat_template), [], MaskSettings(instruction, response))
 
 
 def rows_of(conversations: list[Any], **columns: Any) -> Dataset:
@@ -406,7 +407,7 @@ def test_rows_without_an_answer_are_dropped_from_the_middle_of_a_shuffle() -> No
     silent = [{"role": "user", "content": "red"}]
     conversations = [CHATS[0], silent, CHATS[1], CHATS[2], silent, CHATS[3]]
     shuffled = rows_of(conversations).select([4, 0, 3, 1, 5, 2])
-    made, _ = label_dataset(shuffled, *settings(tokenizer()))
+    made, _ = label_dataset(shuffled, settings(tokenizer()))
     assert made["n"] == [0, 3, 5, 2]
     assert list(made["labels"]) == [expected(conversations[at]) for at in (0, 3, 5, 2)]
 
@@ -415,7 +416,7 @@ def test_two_parts_of_one_file_have_labels_of_their_own(tmp_path: Path) -> None:
     rows_of(CHATS).save_to_disk(str(tmp_path / "data"))
     whole = load_from_disk(str(tmp_path / "data"))
     for part in ([0, 1], [2, 3]):
-        made, _ = label_dataset(whole.select(part[::-1]), *settings(tokenizer()))
+        made, _ = label_dataset(whole.select(part[::-1]), settings(tokenizer()))
         assert list(made["labels"]) == [expected(CHATS[at]) for at in part[::-1]]
 
 
@@ -424,21 +425,21 @@ def test_labels_that_are_too_many_are_counted_in_the_error() -> None:
     labels[7] = [*labels[7], 1]
     size = len(tokenized(CHATS[7]))
     with pytest.raises(DataError, match=rf"row 7: there are {size + 1} labels for {size} input_ids"):
-        label_dataset(rows_of(CHATS, labels=labels), *settings(tokenizer()))
+        label_dataset(rows_of(CHATS, labels=labels), settings(tokenizer()))
 
 
 def test_a_label_file_with_fewer_or_more_rows_is_not_taken(tmp_path: Path) -> None:
     batch = pa.record_batch([pa.array([[1], [2]], pa.list_(pa.int32())), pa.array([1, 1], pa.int32())], schema(False))
     path = tmp_path / "labels.arrow"
-    store(path, schema(False), [batch], Tally(3))
+    store(path, schema(False), [batch], SplitStats())
     assert [stored(path, rows) is not None for rows in (1, 2, 3)] == [False, True, False]
 
 
 def test_rows_of_a_masked_dataset_that_lost_their_answer_go_unless_all_stay() -> None:
     labels = [[IGNORE_INDEX, 5], [IGNORE_INDEX, IGNORE_INDEX], [IGNORE_INDEX, 6]]
     data = Dataset.from_dict({"input_ids": [[4, 5], [4, 5], [4, 6]], "labels": labels})
-    assert keep_labels(data, 9)[0]["labels"] == [labels[0], labels[2]]
-    assert keep_labels(data, 9, keep_all_rows=True)[0]["labels"] == labels
+    assert keep_labels(data)[0]["labels"] == [labels[0], labels[2]]
+    assert keep_labels(data, keep_all_rows=True)[0]["labels"] == labels
 
 
 def test_rows_that_are_looked_at_are_spread_over_the_dataset() -> None:
@@ -452,9 +453,9 @@ def test_the_name_of_a_label_file_knows_the_template_and_the_tokens() -> None:
     other.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     assert len(other) == len(plain)
     keys = [settings(plain), settings(plain, "{# for the same rows #}" + CHATML), settings(other, CHATML)]
-    names = [fingerprint_of(data, key) for _, key in keys]
+    names = [fingerprint_of(data, masker.key) for masker in keys]
     assert len(set(names)) == len(names)
-    assert fingerprint_of(data, settings(prepared(CHATML)[0])[1]) == names[0]
+    assert fingerprint_of(data, settings(prepared(CHATML)[0]).key) == names[0]
 
 
 def test_the_name_of_a_label_file_knows_the_padding() -> None:
@@ -462,7 +463,7 @@ def test_the_name_of_a_label_file_knows_the_padding() -> None:
     for pad in ("<|pad|>", "<|im_end|>"):
         made = byte_level()
         made.pad_token = pad
-        names.add(fingerprint_of(rows_of(CHATS), settings(made, None, "User: ", "Model: ")[1]))
+        names.add(fingerprint_of(rows_of(CHATS), settings(made, None, "User: ", "Model: ").key))
     assert len(names) == 2
 
 
@@ -574,6 +575,6 @@ def test_rows_that_fill_up_the_last_batch_of_an_evaluation_are_not_graded(rank: 
 
 def test_a_split_of_the_trainer_is_known_and_its_twin_is_not() -> None:
     split, before = rows_of(CHATS[:1]), rows_of(CHATS[:1])
-    state = MaskState(lambda *_: None, {"train": Tally(1)}, None, str, [(split, before)])  # type: ignore[arg-type]
+    state = MaskState(SplitMasker(DataError()), {"train": SplitStats()}, [(split, before)])
     assert state.is_ours(split)
     assert not state.is_ours(before)

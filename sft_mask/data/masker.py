@@ -105,6 +105,7 @@ class Masker:
         bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
         prompt_answers: whether answers in the prompt of a prompt/completion row count too.
+        key: what these arguments were made from, for fingerprints.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Masker:
         *,
         from_template: bool = True,
         prompt_answers: bool = False,
+        key: tuple[object, ...] = (),
     ) -> None:
         self.finder = finder
         self.markers = markers
@@ -130,11 +132,17 @@ class Masker:
         self.needles = marker_needles(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
+        self._key = key
         self._words = WordsRoad(finder, markers)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
         self._unmatched: dict[int, int] = {}
         self._rendered = 0  # rows that were what the chat template renders from their messages
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Everything that decides a label, for fingerprints."""
+        return (*self._key, self.pieces)
 
     def for_pieces(self, pieces: Pieces | None) -> Masker:
         """The same masker for rows that the trainer cut, some of which may begin inside an answer.

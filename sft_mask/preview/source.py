@@ -7,8 +7,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
+from sft_mask.data.formats import sample_rows
 from sft_mask.data.mask_dataset import tokenized
-from sft_mask.data.setup import masker_for, read_tokenizer, sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import Storyteller
 from sft_mask.explanations.rows import InspectedRow, inspect_rows, lenient
@@ -119,19 +120,11 @@ def preview_rows(
     if tokenizer is None:
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
-    toolkit = read_tokenizer(tokenizer, chat_template)
+    info = read_tokenizer(tokenizer, chat_template)
     given = _finite(dataset)
-    ready = tokenized(given, toolkit, chat_template, name)
-    masker, _ = masker_for(
-        toolkit,
-        sample_rows(ready),
-        given,
-        f"the {name} dataset",
-        instruction_part=instruction_part,
-        response_part=response_part,
-        policy=policy or Policy(),
-        on_ambiguous="drop",
-    )
+    ready = tokenized(given, info, chat_template, name)
+    asked = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
+    masker = masker_for(info, sample_rows(ready), asked, given, f"the {name} dataset")
     return PreviewRows(ready, tokenizer, masker, name)
 
 

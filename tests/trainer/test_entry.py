@@ -802,7 +802,7 @@ def test_a_padding_free_collator_may_mask_the_first_token_of_a_document(lengths:
     dataset = Dataset.from_list([{**row, **({"seq_lengths": lengths} if lengths else {})}] * 3)
     args = SimpleNamespace(remove_unused_columns=False)
     collator = DataCollatorForLanguageModeling(**PAD, padding_free=True)
-    check_collator(SimpleNamespace(args=args, data_collator=collator), dataset)
+    check_collator(SimpleNamespace(args=args, data_collator=collator), dataset, "train")
 
 
 def test_the_collator_and_its_options_stay() -> None:
