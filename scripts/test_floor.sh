@@ -31,7 +31,5 @@ for name in ("trl", "transformers"):
         sys.exit(f"requirements/floor.txt has {name} {here}: pin the oldest that pyproject.toml allows.")
 PYTHON
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-"$floor_python" -m pytest -m "not newest" -p no:cacheprovider \
-    tests/trainer/test_floor.py tests/trainer/test_hook.py tests/trainer/test_entry.py tests/data/test_dataset.py tests/data/test_signatures.py \
-    tests/trainer/test_evaluation.py "$@"
+run_pytest "$floor_python" -m "not newest" -p no:cacheprovider \
+    tests/trainer/test_{floor,hook,entry,evaluation}.py tests/data/test_{dataset,signatures}.py "$@"

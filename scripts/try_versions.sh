@@ -65,7 +65,6 @@ for name, wanted in zip(("trl", "transformers"), sys.argv[1:]):
         sys.exit(f"{name} {here} is found in place of {wanted}: remove the folder .venv/try-* and try again.")
 PYTHON
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 tests=(templates/test_conformance templates/test_golden trainer/test_entry data/test_dataset data/test_signatures
        trainer/test_evaluation trainer/test_hook)
 if [ "$(printf '%s\n' "$trl" 1.15 | sort --version-sort | head -n 1)" = 1.15 ]; then
@@ -73,4 +72,4 @@ if [ "$(printf '%s\n' "$trl" 1.15 | sort --version-sort | head -n 1)" = 1.15 ]; 
 else
     tests+=(trainer/test_floor) chosen="not newest"
 fi
-"$pair_python" -m pytest -p no:cacheprovider -m "$chosen" $(printf 'tests/%s.py ' "${tests[@]}") "$@"
+run_pytest "$pair_python" -p no:cacheprovider -m "$chosen" $(printf 'tests/%s.py ' "${tests[@]}") "$@"

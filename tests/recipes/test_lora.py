@@ -15,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
+from support.marks import slow_but
 from support.recipe_runner import RECIPES, ROOT, Run, environment, run_recipe
 from support.tiny import ASSISTANT, USER, chats, expected, tokenizer
 from support.tiny import model as tiny_model
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft_mask import mask_dataset
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+CONFIG = RECIPES / "configs" / "qwen3-0.6b.yaml"
 TINY = ("--lora_dropout", 0, "--gradient_checkpointing", "false", "--report_to", "none", "--logging_steps", 1)
 
 
@@ -72,7 +74,7 @@ def test_every_configuration_has_a_tiny_model() -> None:
     assert [path.stem for path in CONFIGS] == sorted(FAMILIES)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", slow_but([CONFIG], CONFIGS), ids=lambda path: path.stem)
 def test_a_configuration_trains_two_steps_and_saves_the_stop_it_trained(config: Path, tmp_path: Path) -> None:
     tokenizer = save(config.stem, tmp_path / "model")
     rows = [json.loads(line) for line in (RECIPES / "data" / "house_style_train.jsonl").read_text("utf-8").splitlines()]
@@ -143,6 +145,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it_and_a_resumed_run_is_the_uninterrupted_run(
     tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_saved_adapter_answers_and_stops_and_so_does_the_merged_model(tiny_fol
     assert not torch.allclose(adapted, tiny_model()(ids).logits, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_loss_curve_of_one(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     """The same eight rows a step; the look at the mask is printed once."""
     given = ("--model_name_or_path", tiny_folder, "--train_data", data, *TINY, "--max_steps", 4, "--use_cpu", "true")
@@ -240,7 +244,7 @@ OPTIONS = {
 ALL = sum(label != -100 for messages in chats(16) for label in expected(messages))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", slow_but(["markers", "last", "packed"], OPTIONS))
 def test_an_option_of_the_mask_reaches_the_mask(name: str, tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     given, holds = OPTIONS[name]
     run = train(tiny_folder, data, tmp_path, *given)
