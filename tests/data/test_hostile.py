@@ -16,6 +16,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 from support import tiny
 from support.tiny_tokenizers import byte_level, sentencepiece
+from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.errors import DataError, SftMaskError, UnsupportedError
@@ -173,8 +174,7 @@ def test_a_marker_in_two_parts_that_balances_an_answer_cut_off_is_seen(forged: t
     rows = [*({"messages": chat, "input_ids": ids(chat)} for chat in good)]
     rows.append({"messages": bad, "input_ids": ids(bad)[:-last]})
     made = mask_dataset(Dataset.from_list(rows), tokenizer, chat_template=IN_PARTS)
-    trained = [label for label in made[6]["labels"] if label != -100]
-    assert tokenizer.decode(trained) == "yesa<|im_end|>"
+    assert trained_texts(made)[6] == ["yesa<|im_end|>"]
 
 
 def test_rows_of_text_alone_are_counted_as_not_checked() -> None:
@@ -184,7 +184,7 @@ def test_rows_of_text_alone_are_counted_as_not_checked() -> None:
     made, report = mask_dataset(rows, tiny.tokenizer(), return_report=True)
     assert report.splits["train"].rows_unchecked == 6
     assert "6 by markers alone" in str(report)
-    assert "Evil" in tiny.tokenizer().decode([label for label in made[5]["labels"] if label != -100])
+    assert "Evil<|im_end|>" in trained_texts(made)[5]
 
 
 # rows of strange sizes
@@ -547,9 +547,7 @@ def test_a_forged_turn_in_a_row_that_lost_an_answer_is_not_trained(how: str) -> 
     tokens = [ids(messages) for messages in rows]
     tokens[-1] = tokens[-1][: -len(tokenizer("<|im_start|>assistant\nno<|im_end|>\n")["input_ids"])]
     data = Dataset.from_dict({"messages": rows, "input_ids": tokens})
-    labels = mask_dataset(data, tokenizer, chat_template=template)["labels"][-1]
-    trained = tokenizer.decode([label for label in labels if label >= 0])
-    assert trained == "yes<|im_end|>"
+    assert trained_texts(mask_dataset(data, tokenizer, chat_template=template))[-1] == ["yes<|im_end|>"]
 
 
 def test_a_row_that_cannot_be_decided_is_named_however_many_like_it_came_before() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 from support.tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
+from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.core.markers import Markers
@@ -194,7 +195,7 @@ def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() ->
         {"role": "assistant", "content": "Hello"},
     ]
     masked = mask_dataset(Dataset.from_list([{"messages": said}]), tokenizer)
-    assert tokenizer.decode([label for label in masked[0]["labels"] if label != -100]) == "Hello<|im_end|>"
+    assert trained_texts(masked, tokenizer) == [["Hello<|im_end|>"]]
     _, report = mask_dataset(masked.select_columns("input_ids"), tokenizer, return_report=True)
     assert any("writes system and tool messages just as it writes the model" in each for each in report.warnings)
 

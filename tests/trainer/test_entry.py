@@ -26,6 +26,7 @@ from support.tiny import (
     tokenizer,
     trained_share,
 )
+from support.trained_texts import trained_texts
 from transformers import DataCollatorForLanguageModeling as RebuildingCollator
 from transformers import Trainer, TrainingArguments
 from trl import SFTTrainer
@@ -165,9 +166,8 @@ def test_formatting_func() -> None:
 
     data = Dataset.from_list([{"q": f"red {n}", "a": f"blue {n}", "n": n} for n in range(9)])
     trainer = masked(data, formatting_func=line)
-    for row in trainer.train_dataset:
-        trained = [label for label in row["labels"] if label != -100]
-        assert tokenizer().decode(trained) == f"blue {row['n']}{STOP}"
+    answers = [[f"blue {row['n']}{STOP}"] for row in trainer.train_dataset]
+    assert trained_texts(trainer.train_dataset) == answers
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
