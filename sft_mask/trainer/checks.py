@@ -18,13 +18,14 @@ _COLLATED_ROWS = 4
 _WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
 
 
-def check_collator(trainer: Any, dataset: Any, split: str) -> None:
+def check_collator(trainer: Any, dataset: Any, split: str, *, may_train_all: bool = True) -> None:
     """Runs a few rows of a split through the trainer's collator: the trained labels must come out as they went in.
 
-    A collator may shorten rows; it may not train a token more, nor drop all labels.
+    A collator may shorten rows; it may not train a token more, nor drop all labels. Without ``may_train_all``, rows
+    that train every token are refused too.
 
     Raises:
-        LabelsChangedError: the collator drops or rebuilds labels, or the rows have none.
+        LabelsChangedError: the collator drops or rebuilds labels, or the rows have none, or train every token.
     """
     name = type(trainer.data_collator).__name__
     rows = _rows(trainer, dataset)
@@ -32,6 +33,11 @@ def check_collator(trainer: Any, dataset: Any, split: str) -> None:
         raise LabelsChangedError(
             f"The rows of the {split} dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
             "train_on_responses_only. Call train_on_responses_only(trainer) again."
+        )
+    if not may_train_all and all(IGNORE_INDEX not in row["labels"] for row in rows):
+        raise LabelsChangedError(
+            f"Every token of the first {len(rows)} rows of the {split} dataset is trained: these labels are not the "
+            "mask that was prepared. If you replaced the dataset, call train_on_responses_only again."
         )
     wanted = [_trained(row["labels"], row.get("seq_lengths")) for row in rows]
     try:

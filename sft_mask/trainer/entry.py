@@ -124,6 +124,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         splits=splits,
         stats={name: stats for name, (_, stats) in masked.items()},
         originals=[(split, info.splits[name]) for name, (split, _) in masked.items()],
+        collator=trainer.data_collator,
     )
     if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
         trainer.model_accepts_loss_kwargs = True

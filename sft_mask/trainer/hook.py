@@ -44,6 +44,7 @@ class MaskState:
         splits: masks later datasets as the training data was, and knows whether labels carry weights.
         stats: counts of the trainer's splits, by name; those of streams grow.
         originals: pairs of a masked split and what it was before.
+        collator: the one that was found to let labels through.
         masked: datasets that were masked later, as long as they exist, by ``id``.
         calls: batches seen.
         step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
@@ -54,6 +55,7 @@ class MaskState:
     splits: SplitMasker
     stats: Mapping[str, SplitStats]
     originals: Sequence[tuple[Any, Any]]
+    collator: Any = None
     masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
     calls: int = 0
     step_weight: Tensor | None = None
@@ -179,7 +181,7 @@ class ResponseOnlyMixin:
     def get_train_dataloader(self) -> Any:
         trainer: Any = self
         if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
-            check_collator(trainer, trainer.train_dataset, "train")
+            self._check_collator(trainer.train_dataset, "train")
         if self._sft_mask.weighted:
             refuse_with_weights(trainer)
         return super().get_train_dataloader()  # type: ignore[misc]
@@ -189,13 +191,21 @@ class ResponseOnlyMixin:
         chosen = trainer.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = trainer.eval_dataset[chosen]
-        if chosen is not None and not isinstance(chosen, dict):
-            check_collator(trainer, chosen, "eval")
+        if trainer.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
+            self._check_collator(chosen, "eval")
         return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        check_collator(self, test_dataset, "test")
+        trainer: Any = self
+        if trainer.data_collator is not self._sft_mask.collator:
+            self._check_collator(test_dataset, "test")
         return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
+
+    def _check_collator(self, dataset: Any, split: str) -> None:
+        trainer: Any = self
+        state = self._sft_mask
+        check_collator(trainer, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
+        state.collator = trainer.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
