@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.templates.budget import OverBudgetError, budget, size_of
+from sft_mask.templates.limits import LimitError, limited
 from sft_mask.templates.sandbox import rendered_text, traced_template
 from sft_mask.templates.traced_str import NOBODY, TOOLS, Traced, runs_of
 
@@ -150,7 +150,7 @@ def render(
 
     Raises:
         DataError: the template refuses the conversation (the template's own message is quoted).
-        UnsupportedError: the template goes on and on.
+        UnsupportedError: the template exceeds a limit of :mod:`sft_mask.templates.limits`.
     """
     traced, origins = _traced_messages(messages)
     context = {
@@ -174,21 +174,21 @@ def _run(source: str, context: Mapping[str, Any]) -> str:
 
     try:
         template = traced_template(source)
-        with budget(size_of(context)):
+        with limited():
             return rendered_text(template, context)
     except (TemplateError, *_TEMPLATE_FAULTS) as error:
         # Whatever a template may do wrong; an error of our own (assertions, memory, interrupts) is none of these.
         raise DataError(f"The chat template refuses this conversation: {type(error).__name__}: {error}") from error
-    except OverBudgetError as error:
+    except LimitError as error:
         line = _line_of(error, template)
         excerpt = source.splitlines()[line - 1].strip()[:120]
         raise UnsupportedError(
-            f"The chat template goes on and on: at line {line}, {excerpt!r}, it had done more than a conversation of "
-            "this length could need. Read the template before you trust it, and give another one as chat_template=."
+            f"The chat template exceeded its rendering limit at line {line}, {excerpt!r}: {error}. Read the template "
+            "before you trust it, and give another one as chat_template=."
         ) from error
 
 
-def _line_of(error: OverBudgetError, template: Template) -> int:
+def _line_of(error: LimitError, template: Template) -> int:
     """The line of a template at which it was stopped."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_globals.get("__jinja_template__") is template]
