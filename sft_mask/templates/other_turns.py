@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 
-def _owned_by(rendered: Rendered, field: str) -> Bools:
+def _came_from(rendered: Rendered, field: str) -> Bools:
     """``(characters,)`` whether each character came out of a field of any message."""
     of_origin = np.array([origin.field == field for origin in rendered.origins] + [False, False])
-    owned: Bools = of_origin[rendered.owner]
-    return owned
+    found: Bools = of_origin[rendered.source]
+    return found
 
 
 def turns_of_others(
@@ -38,7 +38,7 @@ def turns_of_others(
         wanted: indices of messages.
         stops: where the template wrote a stop, in characters.
     """
-    message = np.where(_owned_by(rendered, "content"), rendered.message_of(), -1)
+    message = np.where(_came_from(rendered, "content"), rendered.message_of(), -1)
     for index in sorted(wanted):
         own = np.flatnonzero(message == index)
         if not len(own):
@@ -54,7 +54,7 @@ def without_tool_calls(rendered: Rendered, turns: Iterable[TextTurn]) -> Iterato
 
     The stop goes with the call: what the model would have sampled after its words is the call.
     """
-    call = _owned_by(rendered, "tool_calls")
+    call = _came_from(rendered, "tool_calls")
     said = np.flatnonzero((rendered.message_of() >= 0) & ~call)
     calls = np.flatnonzero(call)
     for turn in turns:

@@ -15,7 +15,7 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, cast
 
 from sft_mask.templates.limits import check_bits, check_size, counted, sized, spend_rounds
-from sft_mask.templates.traced_str import SafeTraced, Traced, owned, runs_of, traced_join
+from sft_mask.templates.traced_str import SafeTraced, Traced, runs_of, traced_join, with_source
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -39,7 +39,7 @@ def _filter(plain: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     @wraps(plain)
     def filtered(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return sized(owned(plain(*first(context), value, *args, **kwargs), value, args, kwargs))
+        return sized(with_source(plain(*first(context), value, *args, **kwargs), value, args, kwargs))
 
     return filtered
 
@@ -90,7 +90,7 @@ def _format_filter(value: str, *args: Any, **kwargs: Any) -> str:
 
 def _finalize(value: Any) -> Any:
     """What is about to be printed: the texts inside a list or a mapping keep their source."""
-    return owned(str(value), value) if isinstance(value, (list, tuple, dict)) else value
+    return with_source(str(value), value) if isinstance(value, (list, tuple, dict)) else value
 
 
 def _concat(parts: Iterable[str]) -> str:
@@ -119,14 +119,14 @@ def _call(plain: Callable[..., Any]) -> Callable[..., Any]:
             called = getattr(_lifted(receiver), called.__name__)
         result = sized(plain(context, called, *args, **kwargs))
         given = {name: value for name, value in kwargs.items() if name not in _INSIDE_LOOPS}
-        return owned(result, receiver, args, given) if isinstance(receiver, str) else result
+        return with_source(result, receiver, args, given) if isinstance(receiver, str) else result
 
     return call
 
 
 def _safe_attribute(plain: Callable[..., bool]) -> Callable[..., bool]:
-    def is_safe(owner: Any, name: str, value: Any) -> bool:
-        return name not in _REFUSED_METHODS and plain(owner, name, value)
+    def is_safe(receiver: Any, name: str, value: Any) -> bool:
+        return name not in _REFUSED_METHODS and plain(receiver, name, value)
 
     return is_safe
 
@@ -146,7 +146,7 @@ def _range(plain: Callable[..., range]) -> Callable[..., range]:
 
 
 def _percent(left: Any, right: Any) -> Any:
-    return sized(owned(left % right, left, right))
+    return sized(with_source(left % right, left, right))
 
 
 def _plus(left: Any, right: Any) -> Any:

@@ -156,7 +156,7 @@ class ExactRoad:
         if self._pattern is None:
             return []
         characters = np.array(list(rendered.text), dtype=object) if rendered.text else np.zeros(0, object)
-        characters[rendered.owner != -1] = "\0"
+        characters[rendered.source != -1] = "\0"
         own_words = "".join(characters.tolist())
         marks = []
         for found in self._pattern.finditer(own_words):

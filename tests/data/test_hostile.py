@@ -391,9 +391,9 @@ def test_a_template_gets_nothing_of_python(source: str) -> None:
 
 
 def test_what_a_template_computes_in_a_loop_stays_the_templates() -> None:
-    """Variables that a loop sets travel with its calls, and own none of their results."""
+    """Variables that a loop sets travel with its calls, and are no source of their results."""
     source = "{% for m in messages %}{% set said = m.content %}{{ ' <x>'.strip() }}{{ said }}{% endfor %}"
-    assert one(source).owner.tolist() == [-1] * 3 + [0] * 5
+    assert one(source).source.tolist() == [-1] * 3 + [0] * 5
 
 
 # files and code that somebody put there
