@@ -27,7 +27,7 @@ class NothingToTrainError(DataError):
 
 
 class AmbiguousRowError(DataError):
-    """No road can decide which tokens of a row are the assistant's."""
+    """Neither markers nor messages can decide which tokens of a row are the assistant's."""
 
 
 class UnsupportedError(SftMaskError, NotImplementedError):

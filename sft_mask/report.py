@@ -69,7 +69,7 @@ class SplitReport:
     unchecked_reasons: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Of these, the rows that have messages, and why the messages decided nothing."""
     rows_ambiguous: int = 0
-    """Rows that no road could decide; where a policy dropped them, ``dropped_reasons`` counts them too."""
+    """Rows that could not be decided; where a policy dropped them, ``dropped_reasons`` counts them too."""
     rows_masked_before: int = 0
     """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
     rows_with_unread_flags: int = 0
@@ -262,7 +262,7 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     if split.rows_dropped:
         reasons = _reasons(split.dropped_reasons)
         lines.append(f"  dropped  {_count(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
-    decided = ", ".join(f"{count:,} {how}" for count, how in _roads(split) if count)
+    decided = ", ".join(f"{count:,} {how}" for count, how in _how_decided(split) if count)
     return [*lines, f"  decided  {decided}"] if decided else lines
 
 
@@ -278,7 +278,7 @@ def _head(name: str, split: SplitReport) -> str:
     return f"{name}: {rows} · {split.tokens:,} tokens, {trained}, response/prompt {split.response_prompt_ratio:.2f}"
 
 
-def _roads(split: SplitReport) -> tuple[tuple[int, str], ...]:
+def _how_decided(split: SplitReport) -> tuple[tuple[int, str], ...]:
     return (
         (split.rows_checked, "by markers and agreeing with messages"),
         (split.rows_exact, "by messages"),

@@ -1,4 +1,4 @@
-"""What every road to labels shares: the columns that are read, errors that name their row, and the running counts."""
+"""What datasets and streams share: the columns that are read, errors that name their row, and the running counts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What an Arrow column of messages says about its rows without touching a Python object.
 
-Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any
+Three cheap questions decide which rows markers may decide: how many turns of the model there are, whether any
 message holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are
 filled). Rows of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
 """

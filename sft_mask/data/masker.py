@@ -32,8 +32,8 @@ from sft_mask.data.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss
 from sft_mask.data.stats import Trained, count_batch
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.report import SplitReport
-from sft_mask.templates.turns import ExactRoad, LostWordsError
-from sft_mask.templates.words import WordsRoad
+from sft_mask.templates.turns import ConversationAligner, LostWordsError
+from sft_mask.templates.words import WordAligner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 OnAmbiguous = Literal["error", "drop", "mask"]
 _PROOFS = 3
-"""Rows of a shape that must agree on both roads before markers are believed for the rest."""
+"""Rows of a signature on which markers and messages must agree before markers are trusted for the rest."""
 _NOT_IN_ROW = "whose messages do not match their text"
 
 
@@ -100,8 +100,8 @@ class Masker:
         finder: the marker search.
         markers: its texts.
         policy: what is trained of the turns found.
-        road: turns by a rendering of the messages, ``None`` where there is no chat template.
-        on_ambiguous: what happens to a row that no road can decide.
+        aligner: turns by a rendering of the messages, ``None`` where there is no chat template.
+        on_ambiguous: what happens to a row that cannot be decided.
         bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
         prompt_answers: whether answers in the prompt of a prompt/completion row count too.
@@ -112,7 +112,7 @@ class Masker:
         finder: SpanFinder,
         markers: Markers,
         policy: Policy,
-        road: ExactRoad | None,
+        aligner: ConversationAligner | None,
         on_ambiguous: OnAmbiguous = "error",
         bos_token_id: int | None = None,
         *,
@@ -122,7 +122,7 @@ class Masker:
         self.finder = finder
         self.markers = markers
         self.policy = policy
-        self.road = road
+        self.aligner = aligner
         self.on_ambiguous = on_ambiguous
         self.pieces: Pieces | None = None
         self._fragments: FragmentReader | None = None
@@ -130,7 +130,7 @@ class Masker:
         self.needles = marker_needles(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
-        self._words = WordsRoad(finder, markers)
+        self._words = WordAligner(finder, markers)
         self._shapes: dict[int, int] = {}
         self._unlike: set[int] = set()
         self._unmatched: dict[int, int] = {}
@@ -178,7 +178,7 @@ class Masker:
 
         Raises:
             DataError: a row holds nulls or things that are no ids.
-            AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
+            AmbiguousRowError: a row cannot be decided and ``on_ambiguous`` is ``"error"``.
         """
         ids, offsets = token_ids(table)
         existing = existing_labels(table, offsets)
@@ -245,7 +245,7 @@ class Masker:
         Rows with messages are decided by these.
         """
         ids, offsets, documents = row_data
-        if self._fragments is None or (self.road is not None and decode.has_conversation(table)):
+        if self._fragments is None or (self.aligner is not None and decode.has_conversation(table)):
             return
         found, undecided = self._fragments.read(ids, documents)
         merged = Turns.joined([decided.turns, self._weighed(found)])
@@ -273,7 +273,7 @@ class Masker:
         inside: Bools = np.arange(len(ids)) < np.repeat(ends, np.diff(documents))
         return inside if existing is None else inside & (existing != IGNORE_INDEX)
 
-    # which road
+    # by markers or by messages
 
     def _decide(
         self,
@@ -289,7 +289,7 @@ class Masker:
             self._refuse_without_messages(table, decode)
             packed = range(count) if decode.has_conversation(table) else ()
             return Decided(turns, none, none.copy(), dict.fromkeys(packed, "packed"))
-        if self.road is None:
+        if self.aligner is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
         seen = decode.shapes(table, self.needles)
@@ -360,7 +360,7 @@ class Masker:
             return
         if not decode.has_conversation(table):
             why = f"the rows have no messages (they have {', '.join(table.column_names)})"
-        elif self.road is None:
+        elif self.aligner is None:
             if not self.policy.needs_messages:
                 return
             why = "there is no chat template that the messages could be rendered by"
@@ -395,7 +395,7 @@ class Masker:
         weights[:given] = [0.0] * given
         roles = [str(message.get("role")) for message in conversation.messages]
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
-        found = self._rendered_turns(conversation, ids, others) if self.road is not None else ""
+        found = self._rendered_turns(conversation, ids, others) if self.aligner is not None else ""
         if isinstance(found, str):
             spoken = self._spoken_turns(conversation, ids)
             if isinstance(spoken, str):
@@ -405,9 +405,9 @@ class Masker:
 
     def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
         """The turns by the chat template, or why there are none."""
-        assert self.road is not None, "nothing is rendered without a template"
+        assert self.aligner is not None, "nothing is rendered without a template"
         try:
-            found = self.road.turns(
+            found = self.aligner.turns(
                 conversation.messages,
                 ids,
                 tools=conversation.tools,

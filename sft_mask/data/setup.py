@@ -20,7 +20,7 @@ from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.report import MarkerSummary
 from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.resolve import Resolved, resolve
-from sft_mask.templates.turns import ExactRoad
+from sft_mask.templates.turns import ConversationAligner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,12 +86,12 @@ def build_masker(
         max_length=max_length,
     )
     bos = getattr(toolkit.tokenizer, "bos_token_id", None)
-    road = _road(toolkit, resolved)
+    aligner = _aligner(toolkit, resolved)
     masker = Masker(
         resolved.finder,
         resolved.markers,
         policy,
-        road,
+        aligner,
         on_ambiguous,
         bos,
         from_template=resolved.from_template,
@@ -138,13 +138,13 @@ def _are_the_templates(toolkit: Toolkit, settings: Mapping[str, Any]) -> bool:
         return False
 
 
-def _road(toolkit: Toolkit, resolved: Resolved) -> ExactRoad | None:
+def _aligner(toolkit: Toolkit, resolved: Resolved) -> ConversationAligner | None:
     if toolkit.template is None:
         return None
     markers = resolved.markers
     if not resolved.from_template:
         markers = _spelled(markers, toolkit.vocabulary)
-    return ExactRoad(toolkit.template, markers, toolkit.vocabulary, toolkit.tokenizer)
+    return ConversationAligner(toolkit.template, markers, toolkit.vocabulary, toolkit.tokenizer)
 
 
 def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:

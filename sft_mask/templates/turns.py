@@ -81,7 +81,7 @@ class _Text:
         return int(own[other[0]]) if len(other) else len(self.text)
 
 
-class ExactRoad:
+class ConversationAligner:
     """Turns of conversations under one chat template.
 
     Args:

@@ -96,7 +96,7 @@ class _RowText:
         return int(np.searchsorted(self.bounds[:-1], byte, side="left"))
 
 
-class WordsRoad:
+class WordAligner:
     """Turns of the model in rows whose messages are known and whose format is told by markers only.
 
     Args:
