@@ -152,7 +152,7 @@ def test_tests_that_are_red_without_a_change_show_nothing(project: Path) -> None
 
 # spans and regions
 
-FORMAT = Markers(response=("<a>",), instruction=("<q>",), others=("<s>",), stops=("<e>",), complete=True)
+FORMAT = Markers(response=("<a>",), instruction=("<q>",), others=("<s>",), eots=("<e>",), complete=True)
 
 
 def finder(markers: Markers = FORMAT) -> SpanFinder:
@@ -166,7 +166,7 @@ def turns_of(*documents: str, markers: Markers = FORMAT) -> list[tuple[int, int,
     rows = [encode(byte_level(specials=("<q>", "<a>", "<e>", "<s>")), document) for document in documents]
     offsets = np.cumsum([0, *map(len, rows)])
     found = finder(markers).find(np.array([token for row in rows for token in row], np.int64), offsets)
-    return list(zip(found.start.tolist(), found.stop.tolist(), found.cut.tolist(), strict=True))
+    return list(zip(found.start.tolist(), found.end.tolist(), found.cut.tolist(), strict=True))
 
 
 def test_eight_blanks_may_follow_a_stop_at_the_end_of_a_row_and_nine_show_that_it_was_quoted() -> None:
@@ -183,7 +183,7 @@ def test_an_answer_at_the_end_of_its_document_is_cut_though_the_next_begins_with
 
 
 def test_words_between_a_quoted_stop_and_the_stop_are_the_answers_where_other_headers_may_be_unknown() -> None:
-    unknown = Markers(response=("<a>",), instruction=("<q>",), stops=("<e>",))
+    unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
     assert turns_of("<a>x<e>y<e><q>z", markers=unknown) == [(1, 5, False)]
 
 
@@ -194,7 +194,7 @@ def test_half_a_header_at_the_end_of_a_row_is_no_answer_and_less_of_it_is() -> N
 
 
 def test_a_header_that_is_cut_right_behind_the_stop_shows_that_the_stop_was_one() -> None:
-    plain = Markers(response=("<a>",), instruction=("\n### Q:",), stops=("<e>",), complete=True)
+    plain = Markers(response=("<a>",), instruction=("\n### Q:",), eots=("<e>",), complete=True)
     assert turns_of("<a>x<e>\n###", markers=plain) == [(1, 3, False)]
 
 
@@ -207,14 +207,14 @@ def test_a_row_that_lost_its_beginning_has_its_header_at_the_first_token() -> No
     one, no = np.array([True]), np.array([False])
     whole = Turns.of_model(np.array([6]), np.array([9]), one, no, np.array([0]), np.array([2]), np.array([8]))
     found = fit_to_row(whole, np.arange(10), np.array([50, 6, 7, 8, 9]), lambda ids: False)
-    assert (found.start.tolist(), found.stop.tolist(), found.header.tolist()) == ([1], [4], [0])
+    assert (found.start.tolist(), found.end.tolist(), found.header.tolist()) == ([1], [4], [0])
 
 
 def test_an_answer_that_ends_with_its_row_is_not_cut() -> None:
     yes, no = np.array([True]), np.array([False])
     whole = Turns.of_model(np.array([6]), np.array([10]), yes, no, np.array([0]), np.array([5]), np.array([9]))
     found = fit_to_row(whole, np.arange(10), np.arange(10), lambda ids: False)
-    assert (found.cut.tolist(), found.has_stop.tolist()) == ([False], [True])
+    assert (found.cut.tolist(), found.has_eot.tolist()) == ([False], [True])
 
 
 def test_weights_of_regions_that_overlap_are_multiplied() -> None:
@@ -333,8 +333,8 @@ def test_a_stop_that_the_next_row_begins_with_is_the_next_row_s() -> None:
     one, no = np.array([True]), np.array([False])
     turn = Turns.of_model(np.array([2]), np.array([9]), one, no, np.array([0]), np.array([0]), np.array([8]))
     pieces = cut_at(turn, np.array([0, 8, 16]))
-    assert (pieces.start.tolist(), pieces.stop.tolist()) == ([2, 8], [8, 9])
-    assert pieces.has_stop.tolist() == [False, True]
+    assert (pieces.start.tolist(), pieces.end.tolist()) == ([2, 8], [8, 9])
+    assert pieces.has_eot.tolist() == [False, True]
 
 
 def test_of_an_answer_that_nothing_ends_the_last_piece_alone_is_cut() -> None:
@@ -512,7 +512,7 @@ def test_a_marker_at_the_end_of_the_tools_opens_no_turn() -> None:
     said, tools = conversation("Hi", "Yes"), "a clock <|im_start|>assistant\n"
     row = np.array(ids_of(made, template.render(said, tools=tools).text))
     turns = ConversationAligner(template, detect_markers(made), vocabulary, made).turns(said, row, tools=tools)
-    spans = zip(turns.start.tolist(), turns.stop.tolist(), strict=True)
+    spans = zip(turns.start.tolist(), turns.end.tolist(), strict=True)
     assert [vocabulary.text(row[low:high].tolist()) for low, high in spans] == ["Yes<|im_end|>"]
 
 
@@ -524,7 +524,7 @@ def test_without_its_calls_an_answer_keeps_every_letter_before_them() -> None:
     aligner = ConversationAligner(template, detect_markers(made), vocabulary, made)
     for calls, wanted in ((True, True), (False, False)):
         turns = aligner.turns(said, row, tool_calls=calls)
-        (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.stop, strict=True)]
+        (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.end, strict=True)]
         assert text.startswith("I look")
         assert (text != "I look") is wanted
 

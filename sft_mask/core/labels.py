@@ -28,7 +28,7 @@ def over_turns(turns: Turns, values: NDArray[Any], size: int, outside: float = 0
     """``(size,)`` the value of the turn that each token lies in; turns are disjoint and in order."""
     edges = np.empty(2 * len(turns) + 2, np.int64)
     edges[0], edges[-1] = 0, size
-    edges[1:-1:2], edges[2:-1:2] = turns.start, turns.stop
+    edges[1:-1:2], edges[2:-1:2] = turns.start, turns.end
     spread = np.full(2 * len(turns) + 1, outside, values.dtype)
     spread[1::2] = values
     return np.repeat(spread, np.diff(edges))

@@ -140,10 +140,10 @@ class Policy:
         keep = last if self.turns == "last" else np.ones(len(turns), np.bool_)
         if self.cut_answers == "mask":
             keep = keep & ~turns.cut
-        without_stop = turns.has_stop & ~self._stops_trained(last)
-        stop = np.where(without_stop, turns.stop_at, turns.stop)
-        trained = replace(turns, stop=stop, has_stop=turns.has_stop & ~without_stop)
-        return trained.select(keep & (stop > turns.start))
+        without_stop = turns.has_eot & ~self._stops_trained(last)
+        end = np.where(without_stop, turns.eot_start, turns.end)
+        trained = replace(turns, end=end, has_eot=turns.has_eot & ~without_stop)
+        return trained.select(keep & (end > turns.start))
 
     def _stops_trained(self, last: NDArray[np.bool_]) -> NDArray[np.bool_]:
         match self.stop:

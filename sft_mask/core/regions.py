@@ -110,10 +110,10 @@ def in_regions(
         from 1, of the last of them, or 0.
     """
     factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
-    bounds = (turns.header, turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
-    for header, start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+    bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
+    for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
         prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
-        pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
+        pieces = [vocabulary.piece(token_id) for token_id in ids[start:end].tolist()]
         begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
         for index, region in enumerate(regions, start=1):
@@ -128,12 +128,12 @@ def in_regions(
 def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Places in order, those that touch as one."""
     low, high = -1, -1
-    for start, stop in places:
+    for start, end in places:
         if start > high and high >= 0:
             yield low, high
         if start > high:
             low = start
-        high = stop
+        high = end
     if high >= 0:
         yield low, high
 

@@ -215,9 +215,9 @@ def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
         ends, done = np.append(0, np.cumsum(lengths)), 0
         while done < len(lengths):
             fitting = int(np.searchsorted(ends, ends[done] + _TOKENS_AT_ONCE - tokens, side="right")) - 1
-            stop = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
-            tokens, last = tokens + int(ends[stop] - ends[done]), last + stop - done
-            done = stop
+            end = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
+            tokens, last = tokens + int(ends[end] - ends[done]), last + end - done
+            done = end
             if done < len(lengths) or (is_end and 2 * tokens >= _TOKENS_AT_ONCE):
                 yield first, last
                 first, tokens = last, 0

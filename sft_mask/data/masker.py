@@ -381,7 +381,7 @@ class Masker:
 
     def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
         marked = turns.select(turns.document == row)
-        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.stop - offset, exact.stop)
+        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
         if same:
             self._shapes[shape] = self._shapes.get(shape, 0) + 1
         else:

@@ -158,7 +158,7 @@ def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:
         response=spelled(markers.response),
         instruction=spelled(markers.instruction),
         others=spelled(markers.others),
-        stops=spelled(markers.stops),
+        eots=spelled(markers.eots),
     )
 
 
@@ -183,7 +183,7 @@ def marker_summary(masker: Masker) -> MarkerSummary:
     return MarkerSummary(
         spelled(markers.instruction[0]),
         spelled(markers.response[0]),
-        tuple(dict.fromkeys(spelled(stop) for stop in markers.stops)),
+        tuple(dict.fromkeys(spelled(stop) for stop in markers.eots)),
         markers.detected,
         markers.like_the_model,
     )

@@ -40,16 +40,16 @@ class Trained:
     def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
         """Where the turns are trained from end to end, and nothing else is."""
         row = np.searchsorted(offsets, turns.start, side="right") - 1
-        rows = np.bincount(row, turns.stop - turns.start, minlength=len(offsets) - 1).astype(np.int64)
-        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_stop.sum()))
+        rows = np.bincount(row, turns.end - turns.start, minlength=len(offsets) - 1).astype(np.int64)
+        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_eot.sum()))
 
     @classmethod
     def of_labels(cls, labels: NDArray[np.integer], turns: Turns, offsets: Ints) -> Trained:
         """Where parts of turns may be left out: ``labels`` say which."""
         before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
-        ends = turns.stop[turns.has_stop]
+        ends = turns.end[turns.has_eot]
         stops = int((before[ends] - before[ends - 1]).sum())
-        return cls(np.diff(before[offsets]), before[turns.stop] > before[turns.start], stops)
+        return cls(np.diff(before[offsets]), before[turns.end] > before[turns.start], stops)
 
 
 def count_batch(
@@ -89,7 +89,7 @@ def count_batch(
         trained_tokens=int(trained.rows.sum()),
         turns=int(counts.sum()),
         turns_trained=int(trained.turns.sum()),
-        turns_with_stop=int((turns.has_stop & counts).sum()),
+        turns_with_stop=int((turns.has_eot & counts).sum()),
         stops_trained=trained.stops,
         turns_cut=int((turns.cut & counts).sum()),
         rows_cut=len(np.unique(row_of_turn[turns.cut & counts])),

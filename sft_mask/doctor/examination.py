@@ -169,8 +169,8 @@ def _stops_at_inference(trainer: Any, samples: Mapping[str, Sample]) -> Iterator
     learnt: dict[int, int] = {}
     for seen in samples["train"].rows if "train" in samples else ():
         for part in seen.parts:
-            if part.kind == "stop" and seen.trained[part.start : part.stop].all():
-                token = int(seen.row.ids[part.stop - 1])
+            if part.kind == "stop" and seen.trained[part.start : part.end].all():
+                token = int(seen.row.ids[part.end - 1])
                 learnt[token] = learnt.get(token, 0) + 1
     if known and learnt and not known & learnt.keys():
         stop = max(learnt, key=lambda token: learnt[token])

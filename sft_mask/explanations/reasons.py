@@ -32,10 +32,10 @@ _MODEL = [ROLES.index(role) for role in MODEL_ROLES]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens ``[start, stop)`` of a row that share their story; the parts of a row follow each other without a gap."""
+    """Tokens ``[start, end)`` of a row that share their story; the parts of a row follow each other without a gap."""
 
     start: int
-    stop: int
+    end: int
     role: str
     turn: int | None
     kind: PartKind
@@ -54,7 +54,7 @@ class Storyteller:
         owners = self._sections.owners(row)
         story = _Story(row, self._masker, owners, self._sections.find(row, owners))
         edges = story.edges()
-        told = [(story.of(start), start, stop) for start, stop in pairwise(edges)]
+        told = [(story.of(start), start, end) for start, end in pairwise(edges)]
         parts = []
         for (role, turn, kind, reason), group in groupby(told, key=operator.itemgetter(0)):
             pieces = list(group)
@@ -71,13 +71,13 @@ class _Story:
         size = len(row.ids)
         self.section_of = np.full(size, -1, np.int64)
         for number, section in enumerate(self.sections):
-            self.section_of[section.header : section.stop] = number
+            self.section_of[section.header : section.end] = number
         self.turn_of = np.full(size, -1, np.int64)
         self.header_of = np.full(size, -1, np.int64)
-        for number, turn in enumerate(zip(row.turns.header, row.turns.start, row.turns.stop, strict=True)):
-            header, start, stop = map(int, turn)
+        for number, turn in enumerate(zip(row.turns.header, row.turns.start, row.turns.end, strict=True)):
+            header, start, end = map(int, turn)
             self.header_of[header:start] = number
-            self.turn_of[start:stop] = number
+            self.turn_of[start:end] = number
         self.padding = self._padding()
         self.is_last = is_last_of_document(row.turns)
         regions = masker.policy.regions
@@ -89,9 +89,9 @@ class _Story:
         padding = np.zeros(len(ids), np.bool_)
         if pad is None:
             return padding
-        for start, stop in _bounds(self.row.documents):
-            others = np.flatnonzero(ids[start:stop] != pad)
-            padding[start + (int(others[-1]) + 1 if len(others) else 0) : stop] = True
+        for start, end in _bounds(self.row.documents):
+            others = np.flatnonzero(ids[start:end] != pad)
+            padding[start + (int(others[-1]) + 1 if len(others) else 0) : end] = True
         return padding & (self.turn_of < 0)
 
     def edges(self) -> list[int]:
@@ -105,7 +105,7 @@ class _Story:
         follows.extend(given for given in (self.owners, row.existing) if given is not None)
         for values in follows:
             changes[1:size] |= values[1:] != values[:-1]
-        changes[row.turns.stop_at] = True
+        changes[row.turns.eot_start] = True
         changes[[section.start for section in self.sections]] = True
         edges: list[int] = np.flatnonzero(changes).tolist()
         return edges
@@ -163,7 +163,7 @@ class _Story:
 
     def _is_stop(self, token: int, number: int) -> bool:
         turns = self.row.turns
-        return bool(turns.has_stop[number]) and token >= int(turns.stop_at[number])
+        return bool(turns.has_eot[number]) and token >= int(turns.eot_start[number])
 
     def _why_answered(self, token: int, number: int) -> str:
         if self._is_stop(token, number):
@@ -206,8 +206,8 @@ class _Story:
                 f"prefilled before {self._answer(number)}: {_shown(text[ends:])} is the template's, so the model never "
                 "samples it"
             )
-        stop = header + sum(begin < core_ends for begin in begins[:-1])
-        span = f"{_shown(text[:ends])} at {_span(header, stop)}"
+        end = header + sum(begin < core_ends for begin in begins[:-1])
+        span = f"{_shown(text[:ends])} at {_span(header, end)}"
         return "header", f"header of {self._answer(number)}: {span} is given at inference"
 
     def _where(self, token: int) -> tuple[PartKind, str]:
@@ -243,7 +243,7 @@ class _Story:
 
     def _own_turns(self, section: Section) -> list[int]:
         starts = self.row.turns.start
-        return np.flatnonzero((starts >= section.start) & (starts < section.stop)).tolist()
+        return np.flatnonzero((starts >= section.start) & (starts < section.end)).tolist()
 
     def _answer_before(self, token: int, section: Section) -> tuple[int, bool] | None:
         """The answer of this section that ended before the token, and whether with a stop.
@@ -251,10 +251,10 @@ class _Story:
         What a message says behind it (a tool's result inside of the model's turn) is no word of the template's.
         """
         owned = self.owners is not None and self.owners[token] != NOBODY
-        before = [number for number in self._own_turns(section) if int(self.row.turns.stop[number]) <= token]
+        before = [number for number in self._own_turns(section) if int(self.row.turns.end[number]) <= token]
         if not before or owned:
             return None
-        return before[-1], bool(self.row.turns.has_stop[before[-1]])
+        return before[-1], bool(self.row.turns.has_eot[before[-1]])
 
 
 def _masked_regions(row: InspectedRow, masker: Masker) -> NDArray[np.bool_]:
@@ -268,8 +268,8 @@ def _bounds(lengths: Ints) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _span(start: int, stop: int) -> str:
-    return str(start) if stop - start <= 1 else f"{start}-{stop - 1}"
+def _span(start: int, end: int) -> str:
+    return str(start) if end - start <= 1 else f"{start}-{end - 1}"
 
 
 def _shown(text: str | Sequence[str]) -> str:

@@ -37,14 +37,14 @@ class Section:
         marker: text of the header.
         header: first token of the header.
         start: first token behind it.
-        stop: one past the last token.
+        end: one past the last token.
     """
 
     role: str
     marker: str
     header: int
     start: int
-    stop: int
+    end: int
 
 
 class Sections:
@@ -75,8 +75,8 @@ class Sections:
         except DataError:
             return None  # such a row was decided by its markers, and is told by them
         owners = np.full(len(row.ids), NOBODY, np.int64)
-        for start, stop, message in zip(placed.start, placed.stop, placed.message, strict=True):
-            owners[start:stop] = message
+        for start, end, message in zip(placed.start, placed.end, placed.message, strict=True):
+            owners[start:end] = message
         return owners
 
     def find(self, row: InspectedRow, owners: Ints | None) -> list[Section]:
@@ -86,18 +86,18 @@ class Sections:
         bounds = np.concatenate([[0], np.cumsum(row.documents)])
         patterns = self._search.trie.patterns
         headers = [
-            (int(token_holding(start)), int(tokens_before(stop)), patterns[pattern])
+            (int(token_holding(start)), int(tokens_before(marker_end)), patterns[pattern])
             for found in self._search.find(ids, bounds, bounds[1:])
-            for start, stop, pattern in zip(found.start, found.stop, found.pattern.tolist(), strict=True)
-            if patterns[pattern].kind is not Kind.STOP
+            for start, marker_end, pattern in zip(found.start, found.end, found.pattern.tolist(), strict=True)
+            if patterns[pattern].kind is not Kind.EOT
         ]
         headers = [header for header in headers if owners is None or owners[header[0]] == NOBODY]
         headers.sort(key=lambda header: header[0])
         edges = [*(start for start, _, _ in headers), len(ids)]
         sections = []
-        for (start, stop, pattern), end in zip(headers, edges[1:], strict=True):
+        for (start, marker_end, pattern), end in zip(headers, edges[1:], strict=True):
             text = pattern.text if isinstance(pattern.text, str) else self._vocabulary.text(pattern.text)
-            sections.append(Section(self._role(pattern.kind, text), text, start, min(stop, end), end))
+            sections.append(Section(self._role(pattern.kind, text), text, start, min(marker_end, end), end))
         return sections
 
     def _role(self, kind: Kind, text: str) -> str:
@@ -118,7 +118,7 @@ def _never(ids: Ints) -> bool:
 def _owned_runs(message: NDArray[np.int32]) -> Iterator[TextTurn]:
     """Every run of characters that belong to one message."""
     edges = np.flatnonzero(np.diff(message)) + 1
-    for start, stop in pairwise([0, *edges.tolist(), len(message)]):
-        if stop > start and message[start] >= 0:
+    for start, end in pairwise([0, *edges.tolist(), len(message)]):
+        if end > start and message[start] >= 0:
             owner = int(message[start])
-            yield TextTurn(start, start, stop, stop, owner, owner)
+            yield TextTurn(start, start, end, end, owner, owner)

@@ -408,13 +408,13 @@ class _Comparison:
             if message.get("role") in MODEL_ROLES:
                 prompt = _text_of(template, talk.messages[:index], talk, add_generation_prompt=True)
                 said = _text_of(template, talk.messages[: index + 1], talk)
-                start, stop = len(common_prefix([prompt, whole])), len(common_prefix([said, whole]))
-                spans.append(TextTurn(start, start, stop, stop, index, index))
+                start, end = len(common_prefix([prompt, whole])), len(common_prefix([said, whole]))
+                spans.append(TextTurn(start, start, end, end, index, index))
         first, last = token_bounds(whole, ids, self.masker.finder.vocabulary, self.road.tokenizer)
         mask = np.zeros(len(ids), np.bool_)
-        turns = token_turns(whole, [span for span in spans if span.stop > span.start], first, last)
-        for start, stop in zip(turns.start, turns.stop, strict=True):
-            mask[start:stop] = True
+        turns = token_turns(whole, [span for span in spans if span.end > span.start], first, last)
+        for start, end in zip(turns.start, turns.end, strict=True):
+            mask[start:end] = True
         return mask
 
     # why they differ
@@ -424,7 +424,7 @@ class _Comparison:
     ) -> None:
         ours, theirs = masks
         _, thinks = in_regions(row.ids, row.turns, self.masker.finder.vocabulary, _REASONING)
-        part_of = np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts])
+        part_of = np.repeat(np.arange(len(parts)), [part.end - part.start for part in parts])
         by_cause: dict[Cause, list[int]] = {}
         for token in np.flatnonzero(ours != theirs).tolist():
             number = int(part_of[token])
@@ -452,7 +452,7 @@ class _Comparison:
         return "tool" if _about_tools(row, part) else "missed"
 
     def _shown(self, row: InspectedRow, ours: Bools, theirs: Bools, parts: Sequence[Part]) -> RowDiff:
-        notes = [(part.start, part.stop, part.role, part.reason) for part in parts]
+        notes = [(part.start, part.end, part.role, part.reason) for part in parts]
         left, right = (
             build_row(
                 self.road.tokenizer,
@@ -469,7 +469,7 @@ class _Comparison:
 def _about_tools(row: InspectedRow, part: Part) -> bool:
     """Whether an answer is a tool call, or follows a tool's result."""
     messages = _talk(row).messages
-    inside = np.flatnonzero((row.turns.start <= part.start) & (part.start < row.turns.stop))
+    inside = np.flatnonzero((row.turns.start <= part.start) & (part.start < row.turns.end))
     index = int(row.turns.message[inside[0]]) if len(inside) else -1
     if index < 0:
         return any(message.get("role") == "tool" for message in messages)

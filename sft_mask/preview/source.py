@@ -69,7 +69,7 @@ class PreviewRows(Sequence[PreviewRow]):
                 row.labels.tolist(),
                 weights=row.weights.tolist(),
                 spans=[
-                    Note(part.start, part.stop, part.role, part.reason, part.turn)
+                    Note(part.start, part.end, part.role, part.reason, part.turn)
                     for part in self._storyteller.parts(row)
                 ],
                 documents=row.documents.tolist(),

@@ -36,16 +36,16 @@ class TextTurn:
     Attributes:
         header: where its header begins.
         start: first character the model has to write.
-        stop: one past the last, the stop included.
-        stop_at: where the stop begins; ``stop`` where there is none.
+        end: one past the last, the stop included.
+        eot_start: where the stop begins; ``end`` where there is none.
         first_message: message that owns its first words, ``-1`` for none.
         message: message that owns its last words, ``-1`` for an empty answer.
     """
 
     header: int
     start: int
-    stop: int
-    stop_at: int
+    end: int
+    eot_start: int
     first_message: int
     message: int
 
@@ -152,20 +152,20 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     """
     if not spans:
         return Turns.empty()
-    fields = ("header", "start", "stop", "stop_at")
+    fields = ("header", "start", "end", "eot_start")
     table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
     start = _first_tokens(first, last, table["start"])
-    stop = np.searchsorted(first, table["stop"], side="left")
-    start[1:] = np.maximum(start[1:], np.maximum.accumulate(stop)[:-1])  # one token can hold an end and a beginning
-    stop_at = np.searchsorted(last, table["stop_at"], side="right")
-    has_stop = table["stop"] > table["stop_at"]
-    stop_at = np.where(has_stop, stop_at, stop)
+    end = np.searchsorted(first, table["end"], side="left")
+    start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning
+    eot_start = np.searchsorted(last, table["eot_start"], side="right")
+    has_eot = table["end"] > table["eot_start"]
+    eot_start = np.where(has_eot, eot_start, end)
     header = np.searchsorted(last, table["header"], side="right")
     nobody = np.zeros(len(spans), np.bool_)
-    found = Turns.of_model(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at)
+    found = Turns.of_model(start, end, has_eot, nobody, np.zeros(len(spans), np.int64), header, eot_start)
     turns = replace(found, message=np.array([span.message for span in spans], np.int64))
     is_open = np.arange(len(turns)) == len(turns) - 1
-    return turns.select((turns.stop > turns.start) | (is_open & ~has_stop))
+    return turns.select((turns.end > turns.start) | (is_open & ~has_eot))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,21 +241,21 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
 
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
     """The turns; the tail of the row is the stop of the last one where it has none and only whitespace lies between."""
-    if high < len(row) and len(turns) and not turns.has_stop[-1] and frame.is_blank(row[turns.stop[-1] : high]):
-        stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()
-        stop[-1], stop_at[-1], has_stop[-1] = high + 1, high, True
-        turns = replace(turns, stop=stop, stop_at=stop_at, has_stop=has_stop)
-    return turns.select(turns.stop > turns.start)
+    if high < len(row) and len(turns) and not turns.has_eot[-1] and frame.is_blank(row[turns.end[-1] : high]):
+        end, eot_start, has_eot = turns.end.copy(), turns.eot_start.copy(), turns.has_eot.copy()
+        end[-1], eot_start[-1], has_eot[-1] = high + 1, high, True
+        turns = replace(turns, end=end, eot_start=eot_start, has_eot=has_eot)
+    return turns.select(turns.end > turns.start)
 
 
 def _clip(turns: Turns, low: int, high: int) -> Turns:
-    inside = turns.select((turns.stop > low) & (turns.start < high))
-    start, stop = np.maximum(inside.start, low) - low, np.minimum(inside.stop, high) - low
-    has_stop = inside.has_stop & (inside.stop_at < high)
-    stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
-    cut = inside.cut | (inside.stop > high)
+    inside = turns.select((turns.end > low) & (turns.start < high))
+    start, end = np.maximum(inside.start, low) - low, np.minimum(inside.end, high) - low
+    has_eot = inside.has_eot & (inside.eot_start < high)
+    eot_start = np.where(has_eot, np.maximum(inside.eot_start - low, 0), end)
+    cut = inside.cut | (inside.end > high)
     header = np.clip(inside.header - low, 0, None)
-    return replace(inside, start=start, stop=stop, has_stop=has_stop, cut=cut, header=header, stop_at=stop_at)
+    return replace(inside, start=start, end=end, has_eot=has_eot, cut=cut, header=header, eot_start=eot_start)
 
 
 def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool]) -> Turns:
@@ -266,7 +266,7 @@ def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callabl
     backwards = whole[::-1][:shortest] == row[::-1][:shortest]
     after = min(shortest if backwards.all() else int(np.argmin(backwards)), shortest - before)
     low, high = before, len(whole) - after
-    if np.any((turns.start < high) & (turns.stop > low)) or opens_turn(row[low : len(row) - after]):
+    if np.any((turns.start < high) & (turns.end > low)) or opens_turn(row[low : len(row) - after]):
         raise DataError(
             f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
             f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."

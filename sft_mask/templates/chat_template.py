@@ -126,8 +126,8 @@ class ChatTemplate:
         """The longest common beginning that does not end inside a control token or a tag of any text."""
         common = common_prefix(texts)
         for text in texts:
-            for start, stop in self._units(text):
-                if start < len(common) < stop:
+            for start, end in self._units(text):
+                if start < len(common) < end:
                     common = common[:start]
         return common
 
@@ -135,9 +135,9 @@ class ChatTemplate:
         """The longest common end that does not begin inside a control token or a tag of any text."""
         common = common_suffix(texts)
         for text in texts:
-            for start, stop in sorted(self._units(text)):
-                if start < len(text) - len(common) < stop:
-                    common = text[stop:]
+            for start, end in sorted(self._units(text)):
+                if start < len(text) - len(common) < end:
+                    common = text[end:]
         return common
 
     def _units(self, text: str) -> list[tuple[int, int]]:

@@ -45,8 +45,8 @@ def turns_of_others(
             continue
         start, said = int(own[0]), int(own[-1]) + 1
         follows = [place for place in stops if place[0] >= said and not rendered.text[said : place[0]].strip()]
-        stop_at, stop = follows[0] if follows else (said, said)
-        yield TextTurn(start, start, stop, stop_at, index, index)
+        eot_start, end = follows[0] if follows else (said, said)
+        yield TextTurn(start, start, end, eot_start, index, index)
 
 
 def without_tool_calls(rendered: Rendered, turns: Iterable[TextTurn]) -> Iterator[TextTurn]:
@@ -59,10 +59,10 @@ def without_tool_calls(rendered: Rendered, turns: Iterable[TextTurn]) -> Iterato
     calls = np.flatnonzero(call)
     for turn in turns:
         first = int(np.searchsorted(calls, turn.start))
-        if first == len(calls) or calls[first] >= turn.stop:
+        if first == len(calls) or calls[first] >= turn.end:
             yield turn
             continue
         low, high = np.searchsorted(said, [turn.start, calls[first]])
         if high > low:
-            stop = int(said[high - 1]) + 1
-            yield replace(turn, stop=stop, stop_at=stop)
+            end = int(said[high - 1]) + 1
+            yield replace(turn, end=end, eot_start=end)

@@ -78,12 +78,12 @@ def tool_turns(*, as_text: bool = False) -> list[dict[str, Any]]:
 def text_between(rendered: Rendered, before: int | None, after: int | None) -> str:
     """The text between the last character of one message and the first one of another; ``None`` for the ends."""
     message = rendered.message_of()
-    start, stop = 0, len(rendered.text)
+    start, end = 0, len(rendered.text)
     if before is not None:
         start = int(np.flatnonzero(message == before)[-1]) + 1
     if after is not None:
-        stop = int(np.flatnonzero(message == after)[0])
-    return rendered.text[start:stop]
+        end = int(np.flatnonzero(message == after)[0])
+    return rendered.text[start:end]
 
 
 @dataclass(frozen=True, slots=True)

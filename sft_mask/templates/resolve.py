@@ -103,7 +103,7 @@ def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None
     if detected is None:
         return
     for text in models:
-        for name, known in (("the user's header", detected.instruction), ("a stop", detected.stops)):
+        for name, known in (("the user's header", detected.instruction), ("a stop", detected.eots)):
             if not _agrees(text, detected.response) and _agrees(text, known):
                 raise MarkerError(
                     f"The response marker {text!r} is {name} under the chat template, so the user's words would be "
@@ -187,7 +187,7 @@ def resolve(
 
 def _stop_tokens(markers: Markers, vocabulary: Vocabulary) -> list[int]:
     """Control tokens of the stops that open no turn."""
-    texts = [text for text in markers.stops if isinstance(text, str)]
+    texts = [text for text in markers.eots if isinstance(text, str)]
     headers = [text for text in (*markers.response, *markers.headers) if isinstance(text, str)]
     contents = [text for text in vocabulary.special_contents if any(text in stop for stop in texts)]
     return [
@@ -224,7 +224,7 @@ def _compiled(
     finder = SpanFinder(
         compile_patterns(markers, vocabulary, tokenizer),
         complete=markers.complete,
-        open_end=markers.open_end or not markers.stops,
+        open_end=markers.open_end or not markers.eots,
         separator=markers.separator,
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
     )
@@ -253,8 +253,8 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
     runs: list[list[int]] = []
     blanks: list[str] = []
-    for start, stop, is_cut in zip(turns.start.tolist(), turns.stop.tolist(), turns.cut.tolist(), strict=True):
-        run, blank = _closing(ids[start:stop].tolist(), vocabulary)
+    for start, end, is_cut in zip(turns.start.tolist(), turns.end.tolist(), turns.cut.tolist(), strict=True):
+        run, blank = _closing(ids[start:end].tolist(), vocabulary)
         if run:
             runs.append(run)
         elif not is_cut:
@@ -267,7 +267,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)
     if bare != markers:
         return learn_closings(bare, rows, vocabulary, tokenizer)
-    headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP]
+    headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.EOT]
     known = {pattern.atoms[0] - 256 for pattern in headers}  # what opens a turn is no stop; bytes come out negative
     closing = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
     if eos is not None and eos not in closing and eos not in known:
@@ -276,7 +276,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(closing), vocabulary)
     return replace(
         markers,
-        stops=_merged(markers.stops, tuple((token,) for token in closing)),
+        eots=_merged(markers.eots, tuple((token,) for token in closing)),
         others=_merged(markers.others, openers),
         separator=separator,
     )
@@ -363,7 +363,7 @@ def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabul
     if eos is None or not markers.open_end or any(text.startswith(vocabulary.text([eos])) for text in texts):
         return markers
     ended = any(len(row) > 1 and row[-1] == eos and row[-2] != eos for row in rows)
-    return replace(markers, stops=_merged(markers.stops, ((int(eos),),))) if ended else markers
+    return replace(markers, eots=_merged(markers.eots, ((int(eos),),))) if ended else markers
 
 
 def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:

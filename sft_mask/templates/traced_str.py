@@ -50,11 +50,11 @@ def traced_join(parts: Sequence[str] | Iterator[str]) -> str:
     return Traced(text, tuple(runs))
 
 
-def _cut(runs: Runs, start: int, stop: int) -> Runs:
+def _cut(runs: Runs, start: int, end: int) -> Runs:
     kept: list[tuple[int, int]] = []
     position = 0
     for length, source in runs:
-        low, high = max(position, start), min(position + length, stop)
+        low, high = max(position, start), min(position + length, end)
         _append(kept, high - low, source)
         position += length
     return tuple(kept)
@@ -76,8 +76,8 @@ class Traced(str):
         made.runs = runs
         return made
 
-    def _sub(self, start: int, stop: int) -> Traced:
-        return Traced(str.__getitem__(self, slice(start, stop)), _cut(self.runs, start, stop))
+    def _sub(self, start: int, end: int) -> Traced:
+        return Traced(str.__getitem__(self, slice(start, end)), _cut(self.runs, start, end))
 
     def _spread(self, text: str) -> str:
         """A changed text: sources are kept by position, or all of it is the first source's if the length changed."""

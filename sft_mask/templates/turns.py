@@ -40,7 +40,7 @@ Message = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class _Mark:
     start: int
-    stop: int
+    end: int
     kind: Kind
     text: str
     stops: bool = False
@@ -59,14 +59,14 @@ class _Text:
         model = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])
         self.is_model = model[self.message]
         self.is_foreign = ~self.is_model & (self.message != -1)
-        self.headers = [mark for mark in marks if mark.kind is not Kind.STOP]
-        self.stops = [mark for mark in marks if mark.kind is Kind.STOP]
+        self.headers = [mark for mark in marks if mark.kind is not Kind.EOT]
+        self.stops = [mark for mark in marks if mark.kind is Kind.EOT]
         self.model_at = np.flatnonzero(self.is_model)
         self.foreign_at = np.flatnonzero(self.is_foreign)
 
-    def own_between(self, start: int, stop: int) -> Ints:
+    def own_between(self, start: int, end: int) -> Ints:
         """Characters of the model's messages in a range."""
-        low, high = np.searchsorted(self.model_at, [start, stop])
+        low, high = np.searchsorted(self.model_at, [start, end])
         return self.model_at[low:high]
 
     def foreign_after(self, start: int) -> int:
@@ -107,12 +107,12 @@ class ConversationAligner:
         lead = self.template.first_special(response[0].lstrip()) if response else None
         if lead is not None and lead[0] == 0 and response[0].count(lead[1]) == 1:  # else it opens more than turns
             kinds[lead[1]] = (Kind.OTHER, False)
-        for text in self.markers.stops:
+        for text in self.markers.eots:
             if isinstance(text, str):
-                kinds[text] = (Kind.STOP, False)
+                kinds[text] = (Kind.EOT, False)
         for text in self.markers.headers:
             if isinstance(text, str):
-                kinds[text] = (Kind.OTHER, text in self.markers.stop_headers)
+                kinds[text] = (Kind.OTHER, text in self.markers.eot_headers)
         for text in response:
             kinds[text] = (Kind.RESPONSE, False)
         return kinds
@@ -139,9 +139,9 @@ class ConversationAligner:
         turns.extend(self._headerless_turns(text, turns, rendered.roles, again))
         turns.sort(key=lambda turn: turn.start)
         numbered = _number_empty(_merge(turns, text), rendered.roles)
-        numbered = [turn for turn in numbered if turn.stop > turn.start or turn.message >= 0]
+        numbered = [turn for turn in numbered if turn.end > turn.start or turn.message >= 0]
         kept = numbered if tool_calls else list(without_tool_calls(rendered, numbered))
-        stops = [(mark.start, mark.stop) for mark in text.stops]
+        stops = [(mark.start, mark.end) for mark in text.stops]
         return sorted([*kept, *turns_of_others(rendered, others, stops)], key=lambda turn: turn.start)
 
     def _render_prefix(self, messages: Sequence[Message], prompt: bool, tools: Any, variables: Any) -> str:
@@ -175,7 +175,7 @@ class ConversationAligner:
         closer = text.headers[index + 1] if index + 1 < len(text.headers) else None
         bound = closer.start if closer is not None else len(text.text)
         turns: list[TextTurn] = []
-        begins, start = header.start, self._after_empty_block(text, header.stop, bound)
+        begins, start = header.start, self._after_empty_block(text, header.end, bound)
         start = self._after_prefill(text, header, start, again)
         while True:
             ends = min(text.foreign_after(start), text.next_message_after(start), bound)
@@ -221,16 +221,16 @@ class ConversationAligner:
         owners = (int(text.message[own[0]]), int(text.message[own[-1]])) if len(own) else (-1, -1)
         for mark in text.stops:
             if said <= mark.start < bound:
-                return TextTurn(header, start, mark.stop, mark.start, *owners)
+                return TextTurn(header, start, mark.end, mark.start, *owners)
         if closer is not None and closer.stops and closer.start >= start:
             opener = self.template.first_special(closer.text)
             length = opener[0] + len(opener[1]) if opener is not None else len(closer.text)
             return TextTurn(header, start, closer.start + length, closer.start, *owners)
         if closer is None and bound < len(text.text) and len(own):
             said = self._sampled_until(text, said, bound, again(owners[1] + 1, False))
-        stop = said + len(text.text[said:bound].rstrip()) if closer is not None or bound == len(text.text) else said
+        end = said + len(text.text[said:bound].rstrip()) if closer is not None or bound == len(text.text) else said
         is_open = closer is None and bound == len(text.text)  # an empty answer that only its row can end
-        return TextTurn(header, start, max(stop, start), max(stop, start), *owners) if stop > start or is_open else None
+        return TextTurn(header, start, max(end, start), max(end, start), *owners) if end > start or is_open else None
 
     def _sampled_until(self, text: _Text, said: int, bound: int, alone: str) -> int:
         """How far the template's words after an answer stay the same when nothing follows it; whole tokens only."""
@@ -251,7 +251,7 @@ class ConversationAligner:
         """Turns of messages whose words stand in no turn yet: the template wrote no header for them."""
         inside = np.zeros(len(text.text) + 1, np.bool_)
         for turn in turns:
-            inside[turn.header : turn.stop] = True
+            inside[turn.header : turn.end] = True
         found = []
         for index in range(len(roles)):
             own = np.flatnonzero((text.message == index) & text.is_model)
@@ -371,8 +371,8 @@ def _merge(turns: Sequence[TextTurn], text: _Text) -> list[TextTurn]:
     merged: list[TextTurn] = []
     for turn in turns:
         last = merged[-1] if merged else None
-        if last is not None and last.message == turn.first_message >= 0 and text.foreign_after(last.stop) >= turn.start:
-            merged[-1] = TextTurn(last.header, last.start, turn.stop, turn.stop_at, last.first_message, turn.message)
+        if last is not None and last.message == turn.first_message >= 0 and text.foreign_after(last.end) >= turn.start:
+            merged[-1] = TextTurn(last.header, last.start, turn.end, turn.eot_start, last.first_message, turn.message)
         else:
             merged.append(turn)
     return merged
@@ -386,6 +386,6 @@ def _number_empty(turns: list[TextTurn], roles: Sequence[str]) -> list[TextTurn]
         message = turn.message
         if message < 0:
             message = next((index for index in range(previous + 1, len(roles)) if roles[index] in MODEL_ROLES), -1)
-        numbered.append(TextTurn(turn.header, turn.start, turn.stop, turn.stop_at, turn.first_message, message))
+        numbered.append(TextTurn(turn.header, turn.start, turn.end, turn.eot_start, turn.first_message, message))
         previous = max(previous, message)
     return numbered

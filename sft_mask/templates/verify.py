@@ -78,7 +78,7 @@ class _Seen:
         text = self.rendered.text
         start, stop = len(text[:low].encode()), len(text[:high].encode())
         held = np.zeros(len(text.encode()) + 1, np.bool_)
-        for begin, end in zip(self.turns.start.tolist(), self.turns.stop.tolist(), strict=True):
+        for begin, end in zip(self.turns.start.tolist(), self.turns.end.tolist(), strict=True):
             inside = (self.first[begin:end] >= start) & (self.last[begin:end] <= stop)
             for at in np.flatnonzero(inside).tolist():
                 held[self.first[begin + at] : self.last[begin + at]] = True
@@ -159,7 +159,7 @@ class _Prover:
         if found is None or text[said : said + found[0]].strip():
             return None
         patterns = self.finder.trie.patterns
-        if any(_opens(pattern.text, found[1]) for pattern in patterns if pattern.kind is not Kind.STOP):
+        if any(_opens(pattern.text, found[1]) for pattern in patterns if pattern.kind is not Kind.EOT):
             return None
         at = len(text[: said + found[0]].encode())
         trained = seen.trained(0, len(text))[at]
@@ -198,7 +198,7 @@ def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool
 def _runs(raw: bytes, flags: NDArray[np.bool_]) -> list[bytes]:
     """The pieces of text that are flagged without a gap."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))).tolist()
-    return [raw[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    return [raw[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _shown(run: bytes) -> str:

@@ -43,10 +43,10 @@ class _Mark:
     """A marker in the bytes of a row."""
 
     start: int
-    stop: int
+    end: int
     kind: Kind
     is_instruction: bool
-    is_stop_header: bool
+    is_eot_header: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class _Placed:
         message: its index.
         header: the header right before it, where it has one.
         start: first byte after the header.
-        stop: one past its last byte.
+        end: one past its last byte.
         cut: whether the row ends inside it.
     """
 
     message: int
     header: _Mark | None
     start: int
-    stop: int
+    end: int
     cut: bool = False
 
 
@@ -77,14 +77,14 @@ class _RowText:
         self.bounds = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
         self.raw = b"".join(pieces)
         found = finder.markers_in(ids, np.array([0, len(ids)], np.int64))
-        start, stop = (
-            self.bounds[token_holding(position)] + offset_in_token(position) for position in (found.start, found.stop)
+        start, end = (
+            self.bounds[token_holding(position)] + offset_in_token(position) for position in (found.start, found.end)
         )
         instruction = {*markers.instruction, *separated(markers.instruction, markers.separator)}
         patterns = [finder.trie.patterns[index] for index in found.pattern.tolist()]
         self.marks = [
-            _Mark(low, high, pattern.kind, pattern.text in instruction, pattern.first_token_stops)
-            for low, high, pattern in zip(start.tolist(), stop.tolist(), patterns, strict=True)
+            _Mark(low, high, pattern.kind, pattern.text in instruction, pattern.first_token_ends_turn)
+            for low, high, pattern in zip(start.tolist(), end.tolist(), patterns, strict=True)
         ]
 
     def first_token(self, byte: int) -> int:
@@ -138,7 +138,7 @@ class WordAligner:
             if placed:
                 self._refuse_between(placed[-1], found, text)
             placed.append(found)
-            at = found.stop
+            at = found.end
         if any(mark.kind is Kind.RESPONSE and mark.start >= at for mark in text.marks):
             raise DataError("The row holds more answers than its messages.")
         return placed
@@ -150,13 +150,13 @@ class WordAligner:
             start = text.raw.find(words, at)
             return None if start < 0 else _Placed(index, None, start, start + len(words))
         for header in self._headers(role, at, text):
-            rest = text.raw[header.stop :]
+            rest = text.raw[header.end :]
             blank = len(rest) - len(rest.lstrip())
             if rest[blank:].startswith(words):
-                stop = header.stop + (blank + len(words) if words else 0)
-                return _Placed(index, header, header.stop, stop)
-            if words.startswith(rest.strip()) and not any(mark.start >= header.stop for mark in text.marks):
-                return _Placed(index, header, header.stop, len(text.raw), cut=True)
+                end = header.end + (blank + len(words) if words else 0)
+                return _Placed(index, header, header.end, end)
+            if words.startswith(rest.strip()) and not any(mark.start >= header.end for mark in text.marks):
+                return _Placed(index, header, header.end, len(text.raw), cut=True)
         return None
 
     @staticmethod
@@ -169,7 +169,7 @@ class WordAligner:
     def _ends_before(message: Message, at: int, text: _RowText) -> bool:
         """Whether the row was cut off before a message, or inside its words where it has no header."""
         rest = text.raw[at:].strip()
-        headers = [mark for mark in text.marks if mark.start >= at and mark.kind is not Kind.STOP]
+        headers = [mark for mark in text.marks if mark.start >= at and mark.kind is not Kind.EOT]
         return not headers and (len(rest) < len(_words(message)) or message.get("role") in {*MODEL_ROLES, "user"})
 
     @staticmethod
@@ -178,7 +178,7 @@ class WordAligner:
         if after.header is None:
             return
         opens = (mark.start for mark in text.marks if mark.kind is Kind.RESPONSE)
-        if any(before.stop <= start < after.header.start for start in opens):
+        if any(before.end <= start < after.header.start for start in opens):
             raise DataError(f"The row holds an answer before message {after.message} that its messages lack.")
 
     # turns
@@ -186,22 +186,22 @@ class WordAligner:
     def _built(self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText) -> Turns:
         rows: list[tuple[int, int, bool, bool, int, int, int]] = []
         is_whole = len(placed) == len(messages)  # else the row ends in the next message's header, or in a part of it
-        bounds = [*(_begin(words) for words in placed[1:]), *(words.stop for words in placed[-1:])]
+        bounds = [*(_begin(words) for words in placed[1:]), *(words.end for words in placed[-1:])]
         bounds[-1:] = [len(text.raw)] if is_whole else bounds[-1:]
         for words, bound in zip(placed, bounds, strict=False):
             if messages[words.message].get("role") not in MODEL_ROLES or words.header is None:
                 continue
-            stop_at, stop = self._closed(words, bound, _blank_end(messages[words.message]), text)
+            eot_start, turn_end = self._closed(words, bound, _blank_end(messages[words.message]), text)
             start = max(text.first_token(words.start), rows[-1][1] if rows else 0)
-            end = text.tokens_until(stop)
+            end = text.tokens_until(turn_end)
             if end > start:
-                stop_token = text.tokens_until(stop_at) if stop > stop_at else end
+                eot_token = text.tokens_until(eot_start) if turn_end > eot_start else end
                 header = text.first_token(words.header.start)
-                rows.append((start, end, stop > stop_at, words.cut, header, stop_token, words.message))
+                rows.append((start, end, turn_end > eot_start, words.cut, header, eot_token, words.message))
         if not rows:
             return Turns.empty()
-        start_, stop_, has_stop, cut, header_, stop_at_, message = (np.array(each) for each in zip(*rows, strict=True))
-        turns = Turns.of_model(start_, stop_, has_stop, cut, start_ * 0, header_, stop_at_)
+        start_, stop_, has_eot, cut, header_, stop_at_, message = (np.array(each) for each in zip(*rows, strict=True))
+        turns = Turns.of_model(start_, stop_, has_eot, cut, start_ * 0, header_, stop_at_)
         return replace(turns, message=message)
 
     def _closed(self, words: _Placed, bound: int, own: bytes, text: _RowText) -> tuple[int, int]:
@@ -211,16 +211,16 @@ class WordAligner:
         end of text that is no control token, words that the message lacks), but for whitespace that is not its ``own``.
         """
         if words.cut:
-            return words.stop, words.stop
-        following = next((mark for mark in text.marks if words.stop <= mark.start < bound), None)
-        if following is not None and following.kind is Kind.STOP:
-            return following.start, following.stop
-        if following is not None and following.is_stop_header:
+            return words.end, words.end
+        following = next((mark for mark in text.marks if words.end <= mark.start < bound), None)
+        if following is not None and following.kind is Kind.EOT:
+            return following.start, following.end
+        if following is not None and following.is_eot_header:
             return following.start, int(text.bounds[text.first_token(following.start) + 1])
         end = bound if following is None else following.start
-        between = text.raw[words.stop : end]
+        between = text.raw[words.end : end]
         more = between.rstrip() or (own if between.startswith(own) else b"")
-        return words.stop + len(more), words.stop + len(more)
+        return words.end + len(more), words.end + len(more)
 
     def _verified(
         self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText, row: NDArray[np.integer]
@@ -229,12 +229,12 @@ class WordAligner:
         found = self._finder.find(row, np.array([0, len(row)], np.int64))
         answers = sum(messages[words.message].get("role") in MODEL_ROLES for words in placed)
         for words in placed:
-            if any(words.start < mark.stop and mark.start < words.stop for mark in text.marks):
+            if any(words.start < mark.end and mark.start < words.end for mark in text.marks):
                 raise DataError(f"Message {words.message} quotes a marker, and a message holds more than its content.")
             if messages[words.message].get("role") in MODEL_ROLES:
                 continue
-            low, high = text.first_token(words.start), text.tokens_until(words.stop)
-            if np.any((found.start < high) & (found.stop > low)) and words.stop > words.start:
+            low, high = text.first_token(words.start), text.tokens_until(words.end)
+            if np.any((found.start < high) & (found.end > low)) and words.end > words.start:
                 raise DataError(f"The markers would train words of message {words.message}.")
         if len(found) != answers:
             raise DataError(f"The markers open {len(found)} answers, and the messages hold {answers}.")

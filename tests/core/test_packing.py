@@ -154,14 +154,14 @@ def test_no_piece_of_a_conversation_is_trained_that_is_not_the_model_s(seed: int
     from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
-    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
+    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), eots=(STOP,), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
     reader = FragmentReader(finder, markers, Pieces("split", length), None)
     (messages,) = chats(1, seed)
     ids, labels = np.array(tokenized(messages)), expected(messages)
     starts = list(range(0, len(ids), length))
     turns, undecided = reader.read(ids, np.array([*starts, len(ids)]))
-    for start, stop, document in zip(turns.start.tolist(), turns.stop.tolist(), turns.document.tolist(), strict=True):
+    for start, stop, document in zip(turns.start.tolist(), turns.end.tolist(), turns.document.tolist(), strict=True):
         assert start == starts[document]
         assert all(label != -100 for label in labels[start:stop])
     for document, start in enumerate(starts):
@@ -212,7 +212,7 @@ def fragment_reader(length: int) -> Any:
     from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
-    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
+    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), eots=(STOP,), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
     return FragmentReader(finder, markers, Pieces("split", length), None)
 
@@ -241,7 +241,7 @@ def test_the_rest_of_an_answer_in_a_later_batch_than_its_beginning_is_decided_al
     reader.expect(np.array([length]))
     turns, undecided = reader.read(rest, np.array([0, len(rest)]))
     assert not undecided
-    trained = {at for low, high in zip(turns.start, turns.stop, strict=True) for at in range(low, high)}
+    trained = {at for low, high in zip(turns.start, turns.end, strict=True) for at in range(low, high)}
     assert [token if at in trained else None for at, token in enumerate(rest.tolist())] == wanted
 
 

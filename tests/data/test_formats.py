@@ -115,14 +115,14 @@ def test_markers_that_anybody_typed_open_and_close_nothing(name: str, given: boo
 def test_a_template_without_a_generation_prompt_shows_its_headers_by_its_turns() -> None:
     found = detect_markers(tokenizer_for("{{ bos_token }}" + NO_PROMPT))
     assert (found.instruction, found.response) == (("<|im_start|>user\n",), ("<|im_start|>assistant\n",))
-    assert found.stops == ("<|im_end|>",)
+    assert found.eots == ("<|im_end|>",)
     with_system = NO_PROMPT.replace("{% for", "<|im_start|>system\nBe kind<|im_end|>\n{% for", 1)
     assert detect_markers(tokenizer_for(with_system)).instruction == ("<|im_start|>user\n",)
 
 
 def test_a_stop_is_never_taken_for_a_header() -> None:
     found = detect_markers(tokenizer_for(STOP_AT_END))
-    assert (found.instruction, found.response, found.stops) == (("user: ",), ("assistant: ",), ("</s>",))
+    assert (found.instruction, found.response, found.eots) == (("user: ",), ("assistant: ",), ("</s>",))
 
 
 # --- templates by name ---

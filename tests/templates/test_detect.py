@@ -42,7 +42,7 @@ PLAIN = {
 @pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
 def test_markers_are_read_from_the_template(name: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
     markers = detect_markers(chat(name)[0])
-    assert (markers.instruction[0], markers.response[0], markers.stops) == expected
+    assert (markers.instruction[0], markers.response[0], markers.eots) == expected
     assert markers.detected
 
 
@@ -59,7 +59,7 @@ def test_most_templates_are_proven_with_tools_too() -> None:
 @pytest.mark.parametrize(("source", "expected"), PLAIN.items())
 def test_markers_without_control_tokens_are_read(source: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
     markers = detect_markers(tokenizer_for(CHATML), source)
-    assert (markers.instruction[0], markers.response[0].strip(), markers.stops) == (
+    assert (markers.instruction[0], markers.response[0].strip(), markers.eots) == (
         expected[0], expected[1].strip(), expected[2]
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_an_unusual_template_is_read_by_nothing_but_its_own_words() -> None:
         "{% endfor %}{% if add_generation_prompt %}<|zig|>a~{% endif %}"
     )
     markers = detect_markers(tokenizer_for(source))
-    assert (markers.instruction, markers.response, markers.stops) == (("<|zig|>q~",), ("<|zig|>a~",), ("<|zag|>",))
+    assert (markers.instruction, markers.response, markers.eots) == (("<|zig|>q~",), ("<|zig|>a~",), ("<|zag|>",))
 
 
 def test_what_a_generation_prompt_prefills_is_part_of_the_header() -> None:
@@ -104,7 +104,7 @@ def test_an_open_header_that_every_rendering_ends_with_is_no_part_of_the_stop() 
     )
     markers = detect_markers(tokenizer_for(source))
     assert (markers.instruction, markers.response) == (("<|im_start|>user~",), ("<|im_start|>assistant~",))
-    assert markers.stops[0] == "<|said|><|im_end|>"
+    assert markers.eots[0] == "<|said|><|im_end|>"
 
 
 def test_headers_of_several_control_tokens_are_read_whole() -> None:
@@ -143,7 +143,7 @@ TOOL_ANSWER = (
 def test_what_a_tool_answers_opens_with_is_the_first_control_token_behind_the_call() -> None:
     source = TOOL_ANSWER.replace("RESULT", "<|observation|>\n<|result|>\n").replace("BACK", "<|back|>")
     markers = detect_markers(tokenizer_for(source))
-    assert markers.stop_headers == ("<|user|>", "<|observation|>")
+    assert markers.eot_headers == ("<|user|>", "<|observation|>")
     assert markers.response == ("<|assistant|>", "<|back|>")
 
 
@@ -182,7 +182,7 @@ TWO_SPEAKERS = (
 def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() -> None:
     tokenizer = tokenizer_for(TWO_SPEAKERS)
     markers = detect_markers(tokenizer)
-    assert (markers.response, markers.instruction, markers.stops) == (
+    assert (markers.response, markers.instruction, markers.eots) == (
         ("<|im_start|>a",),
         ("<|im_start|>q",),
         ("<|im_end|>",),
@@ -214,7 +214,7 @@ def test_markers_that_lose_words_are_not_proven() -> None:
 
 def test_markers_that_train_a_users_words_are_not_proven() -> None:
     tokenizer, vocabulary, template = prepared(CHATML)
-    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), stops=(), complete=True)
+    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), eots=(), complete=True)
     with pytest.raises(DetectionError, match=r"of other people's words .* would be trained"):
         prove(wrong, template, vocabulary, tokenizer)
 

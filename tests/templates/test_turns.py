@@ -36,7 +36,7 @@ def row_of(name: str, messages: Messages, **how: Any) -> np.ndarray[Any, np.dtyp
 
 def texts(name: str, row: np.ndarray[Any, Any], turns: Turns) -> list[str]:
     vocabulary = chat(name)[1]
-    return [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start.tolist(), turns.stop.tolist(), strict=True)]
+    return [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start.tolist(), turns.end.tolist(), strict=True)]
 
 
 def trained(name: str, messages: Messages, **how: Any) -> list[str]:
@@ -58,7 +58,7 @@ def test_what_is_trained_is_the_answers_and_their_stops(name: str, messages: Mes
 def test_each_turn_names_its_message(name: str, messages: Messages) -> None:
     turns = aligner(name).turns(messages, row_of(name, messages))
     assert turns.message.tolist() == [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    assert turns.has_stop.all()
+    assert turns.has_eot.all()
     assert not turns.cut.any()
 
 
@@ -69,13 +69,13 @@ def test_truncation_never_moves_a_span(name: str, messages: Messages) -> None:
     row = row_of(name, messages)
     whole = aligner(name).turns(messages, row)
     flags = np.zeros(len(row), np.bool_)
-    for start, stop in zip(whole.start.tolist(), whole.stop.tolist(), strict=True):
+    for start, stop in zip(whole.start.tolist(), whole.end.tolist(), strict=True):
         flags[start:stop] = True
     for size in range(1, len(row), 7):
         for kept, expected in ((row[:size], flags[:size]), (row[-size:], flags[-size:])):
             turns = aligner(name).turns(messages, kept)
             found = np.zeros(size, np.bool_)
-            for start, stop in zip(turns.start.tolist(), turns.stop.tolist(), strict=True):
+            for start, stop in zip(turns.start.tolist(), turns.end.tolist(), strict=True):
                 found[start:stop] = True
             assert found.tolist() == expected.tolist()
 
@@ -85,7 +85,7 @@ def test_an_answer_cut_by_truncation_is_marked_as_cut_and_has_no_stop() -> None:
     row = row_of("chatml", messages)
     turns = aligner("chatml").turns(messages, row[:-4])
     assert turns.cut.tolist() == [True]
-    assert turns.has_stop.tolist() == [False]
+    assert turns.has_eot.tolist() == [False]
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool"])
@@ -107,7 +107,7 @@ def test_a_marker_in_the_tools_is_never_trained() -> None:
     row = np.array(ids_of(tokenizer, template.render(messages, tools=tools).text), np.int64)
     exact = ConversationAligner(template, detect_markers(tokenizer), vocabulary, tokenizer)
     turns = exact.turns(messages, row, tools=tools)
-    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)] == [
+    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.end, strict=True)] == [
         "Yes<|im_end|>"
     ]
 
@@ -129,7 +129,7 @@ def test_a_tag_that_the_generation_prompt_holds_is_not_trained_where_it_is_typed
         messages = conversation("Hi", words)
         row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
         turns = ConversationAligner(template, markers, vocabulary, tokenizer).turns(messages, row)
-        assert vocabulary.text(row[turns.start[0] : turns.stop[0]].tolist()) == expected
+        assert vocabulary.text(row[turns.start[0] : turns.end[0]].tolist()) == expected
 
 
 def test_a_token_that_two_answers_share_belongs_to_one_turn() -> None:
@@ -144,8 +144,8 @@ def test_a_token_that_two_answers_share_belongs_to_one_turn() -> None:
     messages = [*conversation("Hi", "End."), {"role": "assistant", "content": "So"}]
     row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
     turns = ConversationAligner(template, detect_markers(tokenizer), vocabulary, tokenizer).turns(messages, row)
-    assert turns.start[1] >= turns.stop[0]
-    assert vocabulary.text(row[turns.start[0] : turns.stop[-1]].tolist()) == "End.So"
+    assert turns.start[1] >= turns.end[0]
+    assert vocabulary.text(row[turns.start[0] : turns.end[-1]].tolist()) == "End.So"
 
 
 def test_system_words_under_the_models_header_are_not_trained() -> None:
@@ -154,7 +154,7 @@ def test_system_words_under_the_models_header_are_not_trained() -> None:
     messages = conversation("Hi", "Yes", system="Be brief.")
     row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
     turns = ConversationAligner(template, detect_markers(chat("chatml")[0]), vocabulary, tokenizer).turns(messages, row)
-    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)] == [
+    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.end, strict=True)] == [
         "Yes<|im_end|>"
     ]
 
@@ -174,7 +174,7 @@ def test_back_to_back_answers_without_a_header_between_them_are_two_turns() -> N
     messages = [*conversation("Hi", "One"), {"role": "assistant", "content": "Two"}, *conversation("So", "No")]
     row = np.array(ids_of(tokenizer, template.render(messages).text), np.int64)
     turns = ConversationAligner(template, detect_markers(tokenizer), vocabulary, tokenizer).turns(messages, row)
-    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)] == [
+    assert [vocabulary.text(row[a:b].tolist()) for a, b in zip(turns.start, turns.end, strict=True)] == [
         "One<|im_end|>", "Two<|im_end|>", "No<|im_end|>",
     ]  # fmt: skip
     assert turns.message.tolist() == [1, 2, 4]
