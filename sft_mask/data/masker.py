@@ -1,8 +1,8 @@
 """One batch of rows, as Arrow columns, to labels: markers first, messages where markers cannot know.
 
 Every row that still has its messages is checked. It is decided by them if the number of turns is not the number of the
-model's messages, if any message quotes a piece of a marker, or if its conversation has a shape that has not been
-proven: the first rows of every shape are decided both ways, and only a shape in which both agree is trusted to markers.
+model's messages, if any message quotes a piece of a marker, or if its conversation has a signature that has not
+been proven (:mod:`sft_mask.data.signatures`).
 
 Messages decide by the chat template where it renders them to the row (:mod:`sft_mask.templates.turns`), and otherwise
 by their own words (:mod:`sft_mask.templates.words`).
@@ -29,10 +29,11 @@ from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.token_weights import Graded, grade
 from sft_mask.data.conversations import Conversation, Decoder
 from sft_mask.data.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
+from sft_mask.data.signatures import SignatureCache
 from sft_mask.data.stats import Trained, count_batch
-from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.errors import AmbiguousRowError, DataError, LostWordsError, UnsupportedError
 from sft_mask.report import SplitReport
-from sft_mask.templates.turns import ConversationAligner, LostWordsError
+from sft_mask.templates.turns import ConversationAligner
 from sft_mask.templates.words import WordAligner
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 OnAmbiguous = Literal["error", "drop", "mask"]
-_PROOFS = 3
-"""Rows of a signature on which markers and messages must agree before markers are trusted for the rest."""
 _NOT_IN_ROW = "whose messages do not match their text"
 
 
@@ -105,6 +104,7 @@ class Masker:
         bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
         prompt_answers: whether answers in the prompt of a prompt/completion row count too.
+        signatures: what earlier rows have shown; kept up to date.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class Masker:
         *,
         from_template: bool = True,
         prompt_answers: bool = False,
+        signatures: SignatureCache | None = None,
     ) -> None:
         self.finder = finder
         self.markers = markers
@@ -131,9 +132,7 @@ class Masker:
         self.from_template = from_template
         self.prompt_answers = prompt_answers
         self._words = WordAligner(finder, markers)
-        self._shapes: dict[int, int] = {}
-        self._unlike: set[int] = set()
-        self._unmatched: dict[int, int] = {}
+        self.signatures = SignatureCache() if signatures is None else signatures
         self._rendered = 0  # rows that were what the chat template renders from their messages
 
     def for_pieces(self, pieces: Pieces | None) -> Masker:
@@ -210,14 +209,6 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
-    def learnt(self) -> tuple[dict[int, int], set[int], dict[int, int]]:
-        """What the rows so far have shown about their shapes."""
-        return dict(self._shapes), set(self._unlike), dict(self._unmatched)
-
-    def forget(self, learnt: tuple[dict[int, int], set[int], dict[int, int]]) -> None:
-        """Goes back to what was known then, so that the same rows meet the same error."""
-        self._shapes, self._unlike, self._unmatched = learnt
-
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""
         return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
@@ -292,11 +283,11 @@ class Masker:
         if self.aligner is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
-        seen = decode.shapes(table, self.needles)
+        seen = decode.signatures(table, self.needles)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         if not self.prompt_answers:
-            doubtful |= decode.answered_before(table)  # markers alone cannot tell these from answers of the completion
+            doubtful |= seen.answered_before  # markers alone cannot tell these from answers of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
@@ -305,16 +296,17 @@ class Masker:
         if self.policy.needs_messages:
             decided.ambiguous.update(dict.fromkeys(decided.unmatched, "Its messages are null."))
         replaced: dict[int, Turns] = {}
-        for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
-            shape = int(seen.shape[row])
-            if not doubtful[row] and self._trusts(shape):
+        for row in np.flatnonzero(known & (doubtful | ~self.signatures.trusted(seen.signature))).tolist():
+            signature = int(seen.signature[row])
+            if not doubtful[row] and self.signatures.trusts(signature):
                 continue
             row_ids = ids[offsets[row] : offsets[row + 1]]
-            exact = self._by_messages(decided, table, decode, (row, shape, row_ids), doubtful=bool(doubtful[row]))
+            exact = self._by_messages(decided, table, decode, (row, signature, row_ids), doubtful=bool(doubtful[row]))
             if exact is None:
                 continue
             if not doubtful[row]:
-                self._compare(shape, exact, turns, row, int(offsets[row]))
+                agreed = _is_same(exact, turns.select(turns.document == row), int(offsets[row]))
+                self.signatures.add_comparison(signature, agreed=agreed)
             replaced[row] = exact
             decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, offsets)
@@ -330,9 +322,9 @@ class Masker:
         doubtful: bool,
     ) -> Turns | None:
         """The turns of a row by its messages; notes why where these decide nothing."""
-        row, shape, ids = row_data
+        row, signature, ids = row_data
         decided.checked[row] = False
-        if not doubtful and self._unmatched.get(shape, 0) >= _PROOFS:
+        if not doubtful and self.signatures.is_unmatched(signature):
             exact: Turns | str = _NOT_IN_ROW
         else:
             try:
@@ -343,16 +335,16 @@ class Masker:
                 return None
         if not isinstance(exact, str):
             return exact
-        self._undecidable(decided, row, exact, doubtful=doubtful, shape=shape)
+        self._undecidable(decided, row, exact, doubtful=doubtful, signature=signature)
         return None
 
-    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, shape: int) -> None:
+    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, signature: int) -> None:
         """Notes a row whose messages decide nothing: ambiguous, or by markers where nothing speaks against them."""
         if doubtful or self.from_template:
             decided.ambiguous[row] = why
             return
         decided.unmatched[row] = _NOT_IN_ROW
-        self._unmatched[shape] = self._unmatched.get(shape, 0) + 1
+        self.signatures.add_unmatched(signature)
 
     def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
         """Refuses a policy that only messages can answer, for rows that have none (or none that can be laid along)."""
@@ -371,21 +363,6 @@ class Masker:
             f"The policy asks for roles, tool calls or flags of messages, but {why}. Keep {kept}, or mask before the "
             "trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
         )
-
-    def _trusts(self, shape: int) -> bool:
-        return self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike
-
-    def _trusted(self, shape: Ints) -> Bools:
-        trusted = [key for key in self._shapes if self._trusts(key)]
-        return np.isin(shape, np.array(trusted, np.int64))
-
-    def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
-        marked = turns.select(turns.document == row)
-        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
-        if same:
-            self._shapes[shape] = self._shapes.get(shape, 0) + 1
-        else:
-            self._unlike.add(shape)
 
     def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
         """The turns by messages, or why there are none."""
@@ -474,6 +451,11 @@ class Masker:
             "so this one was edited, or has other template arguments. Repair or remove it, or choose "
             "on_ambiguous='drop' or 'mask'."
         )
+
+
+def _is_same(exact: Turns, marked: Turns, offset: int) -> bool:
+    """Whether turns of a row are those that markers found ``offset`` tokens further on."""
+    return np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
 
 
 def marker_needles(finder: SpanFinder) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ class Sections:
             whole = np.asarray(aligner.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
             first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, aligner.tokenizer)
             runs = token_turns(rendered.text, list(_owned_runs(rendered.message_of())), first, last)
-            placed = fit_to_row(runs, whole, row.ids, _never, replace(aligner.frame, is_blank=_never))
+            placed = fit_to_row(runs, whole, row.ids, _never, replace(aligner.frame, is_whitespace=_never))
         except DataError:
             return None  # such a row was decided by its markers, and is told by them
         owners = np.full(len(row.ids), NOBODY, np.int64)
@@ -121,4 +121,4 @@ def _owned_runs(message: NDArray[np.int32]) -> Iterator[TextTurn]:
     for start, end in pairwise([0, *edges.tolist(), len(message)]):
         if end > start and message[start] >= 0:
             owner = int(message[start])
-            yield TextTurn(start, start, end, end, owner, owner)
+            yield TextTurn(header=start, start=start, end=end, eot_start=end, first_message=owner, message=owner)

@@ -409,7 +409,9 @@ class _Comparison:
                 prompt = _text_of(template, talk.messages[:index], talk, add_generation_prompt=True)
                 said = _text_of(template, talk.messages[: index + 1], talk)
                 start, end = len(common_prefix([prompt, whole])), len(common_prefix([said, whole]))
-                spans.append(TextTurn(start, start, end, end, index, index))
+                spans.append(
+                    TextTurn(header=start, start=start, end=end, eot_start=end, first_message=index, message=index)
+                )
         first, last = token_bounds(whole, ids, self.masker.finder.vocabulary, self.road.tokenizer)
         mask = np.zeros(len(ids), np.bool_)
         turns = token_turns(whole, [span for span in spans if span.end > span.start], first, last)
