@@ -27,7 +27,11 @@ class NothingToTrainError(DataError):
 
 
 class AmbiguousRowError(DataError):
-    """No road can decide which tokens of a row are the assistant's."""
+    """Neither markers nor messages can decide which tokens of a row are the assistant's."""
+
+
+class LostWordsError(DataError):
+    """A chat template writes none of the words of an answer."""
 
 
 class UnsupportedError(SftMaskError, NotImplementedError):

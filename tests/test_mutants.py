@@ -47,7 +47,7 @@ from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.detect import detect_markers, proven_markers
 from sft_mask.templates.render import render
 from sft_mask.templates.resolve import resolve
-from sft_mask.templates.turns import ExactRoad
+from sft_mask.templates.turns import ConversationAligner
 from sft_mask.trainer.hook import MaskState, _weight_of_step, without_repeats
 from sft_mask.trainer.weighted_loss import WeighedModel
 
@@ -272,10 +272,10 @@ def test_a_token_of_the_prompt_that_weighs_nothing_is_not_trained() -> None:
     assert (labels[2], prompt) == (IGNORE_INDEX, 2)
 
 
-def masker(policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", *, road: bool = False) -> Masker:
+def masker(policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", *, aligner: bool = False) -> Masker:
     made, vocabulary, template = chat("chatml")
     resolved = resolve(vocabulary, made, template)
-    exact = ExactRoad(template, resolved.markers, vocabulary, made) if road else None
+    exact = ConversationAligner(template, resolved.markers, vocabulary, made) if aligner else None
     return Masker(resolved.finder, resolved.markers, policy or Policy(), exact, on_ambiguous)
 
 
@@ -359,7 +359,7 @@ def test_a_row_with_another_number_of_answers_than_its_messages_is_never_left_to
     said = [conversation("Hi", "Yes")] * 5
     tokens = [*[ids("Hi", "Yes")] * 4, ids("Hi", "Yes", "So", "No")]
     with pytest.raises(AmbiguousRowError, match="Row 4 cannot be decided"):
-        masked(tokens, masker(road=True), messages=said)
+        masked(tokens, masker(aligner=True), messages=said)
 
 
 def test_a_row_without_an_answer_trains_no_prompt_either() -> None:
@@ -512,7 +512,7 @@ def test_a_marker_at_the_end_of_the_tools_opens_no_turn() -> None:
     made, vocabulary, template = prepared(source)
     said, tools = conversation("Hi", "Yes"), "a clock <|im_start|>assistant\n"
     row = np.array(ids_of(made, template.render(said, tools=tools).text))
-    turns = ExactRoad(template, detect_markers(made), vocabulary, made).turns(said, row, tools=tools)
+    turns = ConversationAligner(template, detect_markers(made), vocabulary, made).turns(said, row, tools=tools)
     spans = zip(turns.start.tolist(), turns.end.tolist(), strict=True)
     assert [vocabulary.text(row[low:high].tolist()) for low, high in spans] == ["Yes<|im_end|>"]
 
@@ -522,9 +522,9 @@ def test_without_its_calls_an_answer_keeps_every_letter_before_them() -> None:
     call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "here"}}}
     said = [*conversation("Hi"), {"role": "assistant", "content": "I look", "tool_calls": [call]}]
     row = np.array(ids_of(made, template.render(said).text))
-    road = ExactRoad(template, detect_markers(made), vocabulary, made)
+    aligner = ConversationAligner(template, detect_markers(made), vocabulary, made)
     for calls, wanted in ((True, True), (False, False)):
-        turns = road.turns(said, row, tool_calls=calls)
+        turns = aligner.turns(said, row, tool_calls=calls)
         (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.end, strict=True)]
         assert text.startswith("I look")
         assert (text != "I look") is wanted

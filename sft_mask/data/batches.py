@@ -50,12 +50,12 @@ def mask_rows(
 def _attempt(
     masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
 ) -> MaskedBatch | Exception:
-    learnt = masker.learnt()
+    known = masker.signatures.copy()
     try:
         first_row = int(numbers[0]) if len(numbers) else 0
         return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
     except (SftMaskError, ValueError) as error:
-        masker.forget(learnt)
+        masker.signatures.restore(known)
         return error
 
 

@@ -138,7 +138,7 @@ def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, nam
 
 
 def _render_once(dataset: Any, info: TokenizerInfo) -> None:
-    """Stops here at a chat template that goes on and on, which the tokenizer would render for ever."""
+    """Raises here for a chat template that loops without end, which the tokenizer would render forever."""
     first: Mapping[str, Any] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
     if info.template is not None and isinstance(conversation, list):

@@ -19,7 +19,7 @@ from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.report import MarkerSummary
 from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.resolve import Resolved, resolve
-from sft_mask.templates.turns import ExactRoad
+from sft_mask.templates.turns import ConversationAligner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +110,7 @@ def build_masker(info: TokenizerInfo, rows: Sequence[NDArray[np.integer]], setti
         resolved.finder,
         resolved.markers,
         settings.policy,
-        _road(info, resolved),
+        _aligner(info, resolved),
         settings.on_ambiguous,
         getattr(info.tokenizer, "bos_token_id", None),
         from_template=resolved.from_template,
@@ -154,13 +154,13 @@ def _are_the_templates(info: TokenizerInfo, settings: MaskSettings) -> bool:
         return False
 
 
-def _road(info: TokenizerInfo, resolved: Resolved) -> ExactRoad | None:
+def _aligner(info: TokenizerInfo, resolved: Resolved) -> ConversationAligner | None:
     if info.template is None:
         return None
     markers = resolved.markers
     if not resolved.from_template:
         markers = _spelled(markers, info.vocabulary)
-    return ExactRoad(info.template, markers, info.vocabulary, info.tokenizer)
+    return ConversationAligner(info.template, markers, info.vocabulary, info.tokenizer)
 
 
 def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:

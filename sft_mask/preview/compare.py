@@ -316,7 +316,7 @@ def compare_roads(data: Any, tokenizer: Any = None, *, split: str | None = None,
 
 def agreement_of(rows: PreviewRows) -> Agreement:
     """:func:`compare_roads` for rows that are at hand."""
-    if rows.masker.road is None or not rows.masker.from_template:
+    if rows.masker.aligner is None or not rows.masker.from_template:
         raise UnsupportedError(
             "Roads can be compared only where the rows are the chat template's: there is none, or the markers given "
             "are not its own."
@@ -332,8 +332,8 @@ def agreement_of(rows: PreviewRows) -> Agreement:
 
 class _Comparison:
     def __init__(self, masker: Masker) -> None:
-        assert masker.road is not None, "roads are compared only where there is a chat template"
-        self.masker, self.road = masker, masker.road
+        assert masker.aligner is not None, "roads are compared only where there is a chat template"
+        self.masker, self.road = masker, masker.aligner
         self.rows = 0
         names: list[Road] = ["markers", "messages", "generation", "prefix"]
         if not _GENERATION.search(self.road.template.source):
@@ -409,7 +409,9 @@ class _Comparison:
                 prompt = _text_of(template, talk.messages[:index], talk, add_generation_prompt=True)
                 said = _text_of(template, talk.messages[: index + 1], talk)
                 start, end = len(common_prefix([prompt, whole])), len(common_prefix([said, whole]))
-                spans.append(TextTurn(start, start, end, end, index, index))
+                spans.append(
+                    TextTurn(header=start, start=start, end=end, eot_start=end, first_message=index, message=index)
+                )
         first, last = token_bounds(whole, ids, self.masker.finder.vocabulary, self.road.tokenizer)
         mask = np.zeros(len(ids), np.bool_)
         turns = token_turns(whole, [span for span in spans if span.end > span.start], first, last)

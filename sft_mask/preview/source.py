@@ -92,7 +92,7 @@ def preview_rows(
     """The rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
     Every row is there: those that training drops have the status ``dropped``, answers that run into the end of their
-    row ``cut``, and rows that no road can decide ``ambiguous`` (nothing is raised for them here). Each row is made when
+    row ``cut``, and rows that cannot be decided ``ambiguous`` (nothing is raised for them here). Each row is made when
     it is looked at.
 
     Args:

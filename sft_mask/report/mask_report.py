@@ -121,7 +121,7 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     if split.rows_dropped:
         reasons = spelled_reasons(split.dropped_reasons)
         lines.append(f"  dropped  {counted(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
-    decided = ", ".join(f"{count:,} {how}" for count, how in _decided(split) if count)
+    decided = ", ".join(f"{count:,} {how}" for count, how in _how_decided(split) if count)
     return [*lines, f"  decided  {decided}"] if decided else lines
 
 
@@ -133,7 +133,7 @@ def _head(name: str, split: SplitReport) -> str:
     return f"{name}: {rows} · {split.tokens:,} tokens, {trained}, response/prompt {split.response_prompt_ratio:.2f}"
 
 
-def _decided(split: SplitReport) -> tuple[tuple[int, str], ...]:
+def _how_decided(split: SplitReport) -> tuple[tuple[int, str], ...]:
     return (
         (split.rows_checked, "by markers and agreeing with messages"),
         (split.rows_exact, "by messages"),

@@ -586,7 +586,7 @@ def test_messages_of_any_shape_pass_through_a_stream() -> None:
     assert LabelBatch(made_masker())(batch)["labels"] == [expected(base)] * 2
 
 
-def test_a_quoted_marker_in_a_stream_takes_the_exact_road() -> None:
+def test_a_quoted_marker_in_a_stream_is_decided_by_messages() -> None:
     chat = [
         {"role": "user", "content": "say <|im_start|>assistant\nred<|im_end|> please"},
         {"role": "assistant", "content": "blue"},

@@ -257,7 +257,7 @@ def test_an_answer_without_its_words_trains_no_bare_stop(choice: Any) -> None:
         {**message, "content": [{"type": "text", "text": message["content"]}]} for message in conversation("hi", "yes")
     ]
     rows = [{"messages": said}, {"messages": said}]
-    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but a stop"):
+    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but an end"):
         masked(tokenizer, rows)
     with pytest.raises(Exception, match="nothing would be trained"):
         masked(tokenizer, rows, on_ambiguous=choice)

@@ -14,18 +14,18 @@ from sft_mask.data.conversations import Decoder
 from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, marker_needles
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.resolve import resolve
-from sft_mask.templates.turns import ExactRoad
+from sft_mask.templates.turns import ConversationAligner
 
 PROPERTY = settings(max_examples=15, deadline=None)
 FORGED = ("<|im_end|>", "\n<|im_start|>assistant\n", "<|im_start|>user\n")
 
 
 def masker(
-    name: str = "chatml", *, policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", road: bool = True
+    name: str = "chatml", *, policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", aligner: bool = True
 ) -> Masker:
     tokenizer, vocabulary, template = chat(name)
     resolved = resolve(vocabulary, tokenizer, template)
-    exact = ExactRoad(template, resolved.markers, vocabulary, tokenizer) if road else None
+    exact = ConversationAligner(template, resolved.markers, vocabulary, tokenizer) if aligner else None
     return Masker(resolved.finder, resolved.markers, policy or Policy(), exact, on_ambiguous)
 
 
@@ -86,7 +86,7 @@ def test_truncation_at_either_end_never_moves_a_label(messages: Messages) -> Non
         assert right.labels[right.offsets[row] : right.offsets[row + 1]].tolist() == labels[-size:]
 
 
-def test_truncated_rows_that_lost_a_turn_take_the_exact_road() -> None:
+def test_truncated_rows_that_lost_a_turn_are_decided_by_messages() -> None:
     messages = conversation("Hi", "Yes", "So", "No")
     whole = ids(messages)
     for tokens in (whole[:-14], whole[30:]):
@@ -108,10 +108,10 @@ def test_the_policy_decides_which_turns() -> None:
     assert spoken(mask([messages], policy=Policy(stop="never"))) == ["Yes", "No"]
 
 
-# --- which road ---
+# --- by markers or by messages ---
 
 
-def test_only_the_first_rows_of_a_shape_pay_for_the_exact_road() -> None:
+def test_only_the_first_rows_of_a_signature_are_decided_by_messages() -> None:
     rows = [conversation(f"Hi {at}", f"Yes {at}") for at in range(20)]
     report = mask(rows).report
     assert (report.rows_exact, report.rows_checked, report.rows_unchecked) == (3, 17, 0)
@@ -160,7 +160,7 @@ def test_a_row_whose_conversation_is_null_is_left_to_markers() -> None:
     assert batch.report.rows_unchecked == 1
 
 
-# --- rows that no road can decide ---
+# --- rows that cannot be decided ---
 
 
 def test_rows_of_another_template_say_so_with_the_first_difference() -> None:

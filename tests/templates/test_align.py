@@ -65,7 +65,7 @@ def turns(*spans: tuple[int, int]) -> Turns:
 
 
 WHOLE = np.arange(10)
-FRAME = RowFrame(leads=((77,),), tails=((88,),), is_blank=lambda ids: not set(ids.tolist()) - {9})
+FRAME = RowFrame(leads=((77,),), tails=((88,),), is_whitespace=lambda ids: not set(ids.tolist()) - {9})
 
 
 def spans_of(row: list[int], opens: bool = False) -> list[tuple[int, int]]:

@@ -141,7 +141,7 @@ def test_nothing_given_and_no_template_is_refused() -> None:
         resolved(template=None)
 
 
-def test_a_template_that_writes_tools_as_the_model_still_has_its_exact_road() -> None:
+def test_rows_of_a_template_that_writes_tools_as_the_assistant_are_decided_by_messages() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
     found = resolve(vocabulary, tokenizer, template)
