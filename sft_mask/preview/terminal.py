@@ -6,30 +6,20 @@ smaller weight is less bold, a negative one is magenta), masked text is dim, a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from sft_mask.preview.cells import visible
-from sft_mask.preview.rows import PreviewRow, Run, Segment, build_row
+from sft_mask.preview.rows import PreviewRow, Run, Segment
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _BRACKETS = ("⟦⟧", "⟪⟫", "【】")
-
-
-def render_row(
-    tokenizer: Any, input_ids: Iterable[int], labels: Iterable[int], *, colour: bool = True, **details: Any
-) -> Text:
-    """The text of one row, coloured by what is trained; ``details`` are those of ``build_row``.
-
-    ``RowView(build_row(...))`` adds a heading and a legend, and finds out by itself whether a console has colours.
-    """
-    return draw_row(build_row(tokenizer, input_ids, labels, **details), colour=colour)
 
 
 def draw_row(row: PreviewRow, *, colour: bool = True) -> Text:
