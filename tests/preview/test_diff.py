@@ -15,7 +15,7 @@ from support.tiny import expected, messages_dataset, tokenizer
 from sft_mask import Policy, compare_masks, preview_rows
 from sft_mask.errors import DataError
 from sft_mask.preview import build_row
-from sft_mask.preview.compare import diff_rows
+from sft_mask.preview.diff import diff_rows
 from sft_mask.preview.side_by_side import DiffView
 
 
