@@ -12,7 +12,7 @@ from sft_mask.data.mask_dataset import tokenized
 from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import Storyteller
-from sft_mask.explanations.rows import InspectedRow, inspect_rows, lenient
+from sft_mask.explanations.rows import inspect_rows, lenient
 from sft_mask.preview.rows import Note, PreviewRow, build_row
 
 if TYPE_CHECKING:
@@ -57,10 +57,6 @@ class PreviewRows(Sequence[PreviewRow]):
         """The rows at some places, in that order."""
         chosen = [self._numbers[number] for number in numbers]
         return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, chosen)
-
-    def inspected(self) -> Iterator[InspectedRow]:
-        """The rows as masking knows them."""
-        return inspect_rows(self._dataset, self.masker, self._numbers, self._name)
 
     def _rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
         for row in inspect_rows(self._dataset, self.masker, numbers, self._name):
