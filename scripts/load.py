@@ -39,7 +39,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarking import Peak  # noqa: E402
+from benchmarking.memory import Peak  # noqa: E402
 from rich.console import Console  # noqa: E402 - the repository is put in front first
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402

@@ -94,15 +94,7 @@ def fresh_process(script: str | Path, *arguments: object) -> dict[str, Any]:
 
 
 def table(title: str, measured: Measured, baseline: str, *, caption: str = "", unit: str = "s") -> Table:
-    """One row per arm: median, range, and the ratio of its median to the baseline's.
-
-    Args:
-        title: above the table.
-        measured: seconds or (``unit="B"``) bytes of every arm.
-        baseline: the arm that the ratios refer to.
-        caption: below the table.
-        unit: ``"s"`` or ``"B"``.
-    """
+    """One row per arm: median and range in seconds (``unit="B"``: bytes), and the ratio of medians to the baseline's."""
     made = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     made.add_column("arm", overflow="fold")
     for heading in ("median", "range", f"× {baseline}"):
@@ -136,16 +128,7 @@ def digits(value: float) -> str:
 
 
 def plot_lines(path: Path, lines: Lines, *, title: str, x: str, y: str, log: bool = False) -> None:
-    """One line per arm with the machine below; the same numbers make the same file.
-
-    Args:
-        path: ``.svg`` or ``.png``.
-        lines: by name ``(x values, y values)``; the first is drawn in the library's green.
-        title: above the plot.
-        x: label of the axis.
-        y: label of the axis.
-        log: both axes logarithmic.
-    """
+    """``lines`` by name, each ``(x values, y values)``, as ``.svg`` or ``.png``; the same numbers make the same file."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

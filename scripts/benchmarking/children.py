@@ -22,10 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import datasets  # noqa: E402 - the clone's own folders come first
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq  # noqa: E402
+
 from benchmarking.arms import timed  # noqa: E402
 from benchmarking.chats import MARKERS, corpus  # noqa: E402
 from benchmarking.memory import Peak  # noqa: E402
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq  # noqa: E402
 
 
 def write(folder: str, style: str, model: str, given: str) -> dict[str, Any]:

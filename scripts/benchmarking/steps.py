@@ -11,13 +11,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from benchmarking.chats import MARKERS, paragraphs
 from datasets import Dataset
 from local_model import smollm2_folder
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from benchmarking.chats import MARKERS, paragraphs
 from sft_mask import train_on_responses_only
 
 KINDS = ("full", "lora")
@@ -104,9 +104,9 @@ class Setup:
         batch = first_batch(trainer)
         if name == TRL:
             return step(self.trainer(length, share, masked=False), batch)
-        return {OURS: step(trainer, batch), MODEL: own_loss(trainer.model, batch), BODY: body(trainer.model, batch)}[
-            name
-        ]
+        if name == OURS:
+            return step(trainer, batch)
+        return own_loss(trainer.model, batch) if name == MODEL else body(trainer.model, batch)
 
     def fused_losses(self, length: int, share: float) -> dict[str, Step]:
         """Fused losses of other packages, by name and version; both need Triton."""
@@ -156,7 +156,7 @@ def own_loss(model: Any, batch: Batch) -> Step:
 
 def body(model: Any, batch: Batch) -> Step:
     """Forward and backward pass without the head: the lower bound for any loss."""
-    return with_loss(model, batch, lambda hidden, head, labels: hidden.mean())
+    return with_loss(model, batch, lambda hidden, *_: hidden.mean())
 
 
 def with_loss(model: Any, batch: Batch, loss_of: Callable[[Any, Any, Any], Any]) -> Step:
