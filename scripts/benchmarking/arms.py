@@ -94,7 +94,7 @@ def fresh_process(script: str | Path, *arguments: object) -> dict[str, Any]:
 
 
 def table(title: str, measured: Measured, baseline: str, *, caption: str = "", unit: str = "s") -> Table:
-    """One row per arm: median and range in seconds (``unit="B"``: bytes), and the ratio of medians to the baseline's."""
+    """One row per arm: median and range in seconds (``unit="B"``: bytes), and the ratio to the baseline's median."""
     made = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     made.add_column("arm", overflow="fold")
     for heading in ("median", "range", f"× {baseline}"):
@@ -128,7 +128,7 @@ def digits(value: float) -> str:
 
 
 def plot_lines(path: Path, lines: Lines, *, title: str, x: str, y: str, log: bool = False) -> None:
-    """``lines`` by name, each ``(x values, y values)``, as ``.svg`` or ``.png``; the same numbers make the same file."""
+    """Plots lines ``{name: (x values, y values)}`` to ``.svg`` or ``.png``; the same numbers make the same file."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
