@@ -33,7 +33,7 @@ from rich.console import Console  # noqa: E402
 def measure_one(options: argparse.Namespace) -> None:
     """One arm in this process; bytes on the last line."""
     setup = Setup(options.model, options.kind[0], options.device, options.batch)
-    run = setup.arm(options.child, options.length, options.share[0])
+    run = setup.arms(options.length, options.share[0])[options.child]()
     run()
     if options.device == "cpu":
         with Peak() as peak:

@@ -31,7 +31,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes"), str(ROOT / "scripts")]
 import torch  # noqa: E402 - the project's folders come first
 from benchmarking.arms import Measured, machine, plot_lines, ratio, table, take_turns, timed  # noqa: E402
 from benchmarking.steps import (  # noqa: E402
-    ARMS,
     BODY,
     KINDS,
     MODEL,
@@ -90,7 +89,7 @@ def length(setup: Setup, options: argparse.Namespace) -> None:
 
 
 def losses(setup: Setup, tokens: int, share: float) -> dict[str, Step]:
-    return {name: setup.arm(name, tokens, share) for name in ARMS} | setup.fused_losses(tokens, share)
+    return {name: make() for name, make in setup.arms(tokens, share).items()}
 
 
 def check_same(arms: dict[str, Step]) -> None:

@@ -68,7 +68,7 @@ class Setup:
 
     def rows(self, length: int, share: float) -> Dataset:
         """Rows of exactly ``length`` tokens: a question and its answer, with ``share`` of the row supervised."""
-        words = self.tokenizer("\n\n".join(paragraphs()), add_special_tokens=False)["input_ids"]
+        words = self.tokenizer("\n\n".join(paragraphs()[:400]), add_special_tokens=False)["input_ids"]
         eot = [self.tokenizer.eos_token_id]
         headers = [self.tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in MARKERS["special"]]
         answer = round(share * length) - len(eot)
@@ -98,27 +98,21 @@ class Setup:
         trainer.model.train()
         return train_on_responses_only(trainer, *MARKERS["special"], **weights) if masked else trainer
 
-    def arm(self, name: str, length: int, share: float) -> Step:
-        """One of ``ARMS``, all on the same batch and labels."""
+    def arms(self, length: int, share: float) -> dict[str, Callable[[], Step]]:
+        """What makes the step of each arm, all on the same batch and labels; fused losses only if they run here."""
         trainer = self.trainer(length, share)
         batch = first_batch(trainer)
-        if name == TRL:
-            return step(self.trainer(length, share, masked=False), batch)
-        if name == OURS:
-            return step(trainer, batch)
-        return own_loss(trainer.model, batch) if name == MODEL else body(trainer.model, batch)
-
-    def fused_losses(self, length: int, share: float) -> dict[str, Step]:
-        """Fused losses of other packages, by name and version; both need Triton."""
-        if self.device == "cpu":
-            return {}
-        trainer = self.trainer(length, share)
-        peers = {"cut-cross-entropy": ("cut_cross_entropy", cut_cross_entropy), "liger-kernel": ("liger_kernel", liger)}
-        return {
-            f"{package} {version(package)}": make(trainer.model, first_batch(trainer))
-            for package, (module, make) in peers.items()
-            if importlib.util.find_spec(module)
+        model = trainer.model
+        made = {
+            OURS: lambda: step(trainer, batch),
+            TRL: lambda: step(self.trainer(length, share, masked=False), batch),
+            MODEL: lambda: own_loss(model, batch),
+            BODY: lambda: body(model, batch),
         }
+        for name, (module, fused) in FUSED.items():
+            if self.device != "cpu" and importlib.util.find_spec(module):  # both need Triton
+                made[f"{name} {version(name)}"] = lambda fused=fused: fused(model, batch)
+        return made
 
 
 def first_batch(trainer: Any) -> Batch:
@@ -189,3 +183,7 @@ def liger(model: Any, batch: Batch) -> Step:
         batch,
         lambda hidden, head, labels: fused(head, hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
     )
+
+
+FUSED = {"cut-cross-entropy": ("cut_cross_entropy", cut_cross_entropy), "liger-kernel": ("liger_kernel", liger)}
+"""Losses of other packages, by name: the module, and what makes a step."""
