@@ -142,8 +142,8 @@ def parse_arguments() -> argparse.Namespace:
         description="Fine-tune SmolLM2-135M-Instruct with LoRA on the assistant's words only, on CPU or one GPU.",
         epilog=(
             "What you will see: how many tokens are trained, and which; then how many held-out questions are answered "
-            "in the house style (three fixed lines; no prompt asks for them), and the mean loss per token of the held-out "
-            "answers, before and after."
+            "in the house style (three fixed lines; no prompt asks for them), and the mean loss per token of the "
+            "held-out answers, before and after."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
