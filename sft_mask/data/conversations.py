@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EXTRAS = ("tools", "chat_template_kwargs")
+_MESSAGES = ("messages", "conversations", "prompt", "completion")
 _JSON_ESCAPE = "\\u"
 """In JSON text any character, a marker's too, can be written as an escape."""
 
@@ -173,3 +174,26 @@ def read_variables(variables: Any) -> Mapping[str, Any] | None:
         "Give a mapping of names to values; if it is JSON text, read it:\n\n"
         f"    import json\n    dataset = dataset.map(lambda row: {read})"
     )
+
+
+def as_chatml(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with ``messages`` of ``role`` and ``content``, as TRL's ``maybe_convert_to_chatml`` makes them.
+
+    >>> as_chatml({"conversations": [{"from": "user", "value": "Hi"}], "id": 1})
+    {'id': 1, 'messages': [{'role': 'user', 'content': 'Hi'}]}
+    """
+    made = {name: _role_and_content(value) if name in _MESSAGES else value for name, value in row.items()}
+    if "conversations" in made:
+        made["messages"] = made.pop("conversations")
+    return made
+
+
+def _role_and_content(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    return [_renamed_keys(message) if isinstance(message, dict) else message for message in messages]
+
+
+def _renamed_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {new: message[old] for old, new in (("from", "role"), ("value", "content")) if old in message}
+    return {key: value for key, value in message.items() if key not in ("from", "value")} | renamed

@@ -10,7 +10,7 @@ from typing import Any
 from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.data.conversations import read_tools, read_variables
+from sft_mask.data.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
@@ -176,11 +176,9 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
 
 
 def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
-    from trl import maybe_convert_to_chatml
-
     if _reads_text(row):
         return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
-    example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
+    example = as_chatml(row)
     if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
     conversation = example["messages"]
