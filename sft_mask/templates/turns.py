@@ -17,22 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import MODEL_ROLES
+from sft_mask.core.arrays import Bools, Ids, Ints, common_prefix_length
 from sft_mask.core.markers import Kind, Markers
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
 from sft_mask.templates.align import RowFrame, TextTurn, fit_to_row, token_bounds, token_turns
-from sft_mask.templates.chat_template import EMPTY_BLOCK, common_prefix
+from sft_mask.templates.chat_template import EMPTY_BLOCK
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 Message = Mapping[str, Any]
 
@@ -234,7 +231,7 @@ class ExactRoad:
 
     def _sampled_until(self, text: _Text, said: int, bound: int, alone: str) -> int:
         """How far the template's words after an answer stay the same when nothing follows it; whole tokens only."""
-        shared = min(len(common_prefix([text.text, alone])), bound)
+        shared = min(common_prefix_length(text.text, alone), bound)
         reached = said
         position = said
         while position < shared:
@@ -273,7 +270,7 @@ class ExactRoad:
     def turns(
         self,
         messages: Sequence[Message],
-        row: NDArray[np.integer],
+        row: Ids,
         *,
         tools: Any = None,
         variables: Mapping[str, Any] | None = None,

@@ -20,18 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import MODEL_ROLES
+from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import Kind, separated
 from sft_mask.core.search import offset_in_token, token_holding
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.markers import Markers
     from sft_mask.core.spans import SpanFinder
 
-    Ints = NDArray[np.int64]
 
 Message = Mapping[str, Any]
 _PLAIN = frozenset({"role", "content", "name", "train", "weight"})
@@ -71,10 +69,10 @@ class _Placed:
 class _RowText:
     """The bytes of a row, and the markers in them."""
 
-    def __init__(self, row: NDArray[np.integer], finder: SpanFinder, markers: Markers) -> None:
+    def __init__(self, row: Ids, finder: SpanFinder, markers: Markers) -> None:
         ids = finder.in_vocabulary(row)
         pieces = [finder.vocabulary.piece(token) for token in ids.tolist()]
-        self.bounds = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        self.bounds = offsets_of([len(piece) for piece in pieces])
         self.raw = b"".join(pieces)
         found = finder.markers_in(ids, np.array([0, len(ids)], np.int64))
         start, end = (
@@ -107,7 +105,7 @@ class WordsRoad:
     def __init__(self, finder: SpanFinder, markers: Markers) -> None:
         self._finder, self._markers = finder, markers
 
-    def turns(self, messages: Sequence[Message], row: NDArray[np.integer]) -> Turns:
+    def turns(self, messages: Sequence[Message], row: Ids) -> Turns:
         """The turns of the model, each with its message.
 
         Where a message holds more than its content (a tool call, reasoning), which no format is known for, the turns
@@ -222,9 +220,7 @@ class WordsRoad:
         more = between.rstrip() or (own if between.startswith(own) else b"")
         return words.end + len(more), words.end + len(more)
 
-    def _verified(
-        self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText, row: NDArray[np.integer]
-    ) -> Turns:
+    def _verified(self, placed: Sequence[_Placed], messages: Sequence[Message], text: _RowText, row: Ids) -> Turns:
         """The turns that markers find, where no message quotes one and none holds words of others."""
         found = self._finder.find(row, np.array([0, len(row)], np.int64))
         answers = sum(messages[words.message].get("role") in MODEL_ROLES for words in placed)
