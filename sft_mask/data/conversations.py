@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS
-from sft_mask.data.columns import Signatures, has_items, holds_any, is_conversation, rows_with, signatures
+from sft_mask.data.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ class Decoder:
             flags |= rows_with(table[name], FLAGS)
         return flags
 
-    def signatures(self, table: pa.Table, needles: Sequence[str]) -> Signatures:
+    def signatures(self, table: pa.Table, texts: Sequence[str]) -> Signatures:
         """Signatures of the rows; see :func:`sft_mask.data.columns.signatures`."""
-        parts = [signatures(table[name], needles) for name in self.columns(table)]
+        parts = [signatures(table[name], texts) for name in self.columns(table)]
         answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
         quotes = np.zeros(table.num_rows, np.bool_)
         key = np.zeros(table.num_rows, np.int64)
@@ -92,7 +92,7 @@ class Decoder:
         for extra in _EXTRAS:
             if extra in table.column_names:
                 filled = np.asarray(table[extra].is_valid(), np.bool_)
-                quotes |= holds_any(table[extra], (*needles, _JSON_ESCAPE))
+                quotes |= quotes_any(table[extra], (*texts, _JSON_ESCAPE))
                 quotes |= filled & (extra == "chat_template_kwargs")
                 key = key * np.int64(31) + filled + has_items(table[extra])
         answered_before = parts[0].answers > 0 if len(parts) > 1 else np.zeros(table.num_rows, np.bool_)

@@ -130,7 +130,7 @@ class Masker:
         self.pieces: Pieces | None = None
         self._fragments: FragmentReader | None = None
         self._bos = bos_token_id
-        self.needles = marker_needles(finder)
+        self.quotable = quotable_texts(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
         self._key = key
@@ -291,7 +291,7 @@ class Masker:
         if self.aligner is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
-        seen = decode.signatures(table, self.needles)
+        seen = decode.signatures(table, self.quotable)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         if not self.prompt_answers:
@@ -466,19 +466,19 @@ def _is_same(exact: Turns, marked: Turns, offset: int) -> bool:
     return np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
 
 
-def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
+def quotable_texts(finder: SpanFinder) -> tuple[str, ...]:
     """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
-    needles: dict[str, None] = {}
+    texts: dict[str, None] = {}
     vocabulary = finder.vocabulary
     for pattern in finder.trie.patterns:
         tokens = [atom - 256 for atom in pattern.atoms if atom >= 256]
         for token in tokens:
-            needles.update(dict.fromkeys(_halves(vocabulary.text([token]))))
+            texts.update(dict.fromkeys(_halves(vocabulary.text([token]))))
         if tokens:
             continue
         if isinstance(pattern.text, str) and pattern.text.strip():
-            needles[pattern.text.strip()] = None
-    return tuple(needle for needle in needles if needle.strip())
+            texts[pattern.text.strip()] = None
+    return tuple(text for text in texts if text.strip())
 
 
 def _halves(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from sft_mask.core.packing import Pieces
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
 from sft_mask.data.conversations import Decoder
-from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, marker_needles
+from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, quotable_texts
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.resolve import resolve
 from sft_mask.templates.turns import ConversationAligner
@@ -246,10 +246,10 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
 
 
 def test_needles_are_halves_of_control_tokens_and_the_visible_text_of_plain_markers() -> None:
-    assert set(marker_needles(masker().finder)) == {"<|im_s", "tart|>", "<|im_", "end|>", "<s>"}
+    assert set(quotable_texts(masker().finder)) == {"<|im_s", "tart|>", "<|im_", "end|>", "<s>"}
     tokenizer, vocabulary, _ = chat("chatml")
     plain = resolve(vocabulary, tokenizer, None, instruction="\n### User:\n", response="\n### Bot:\n")
-    assert {"### User:", "### Bot:"} <= set(marker_needles(plain.finder))
+    assert {"### User:", "### Bot:"} <= set(quotable_texts(plain.finder))
 
 
 def single_tokens(count: int) -> Turns:
