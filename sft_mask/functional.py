@@ -113,7 +113,7 @@ def create_loss_mask_batch(
 
 
 def compute_sft_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-    """The mean negative log-likelihood of the graded tokens, weighted by ``loss_mask``.
+    """The mean negative log-likelihood of the trained tokens, weighted by ``loss_mask``.
 
     .. code-block:: python
 

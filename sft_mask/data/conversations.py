@@ -67,7 +67,7 @@ class Decoder:
         return bool(self.columns(table))
 
     def unknown(self, table: pa.Table) -> Bools:
-        """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
+        """``(rows,)`` rows whose conversation is null, so that they cannot be checked."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
             flags |= np.asarray(table[name].is_null(), np.bool_)
@@ -102,7 +102,7 @@ class Decoder:
         """The conversation of one row, decoded.
 
         Raises:
-            DataError: a message is no mapping, its tools are text that is no JSON, or its variables no mapping.
+            DataError: a message is not a mapping, its tools are not JSON, or its variables are not a mapping.
         """
         names = [*self.columns(table), *(name for name in _EXTRAS if name in table.column_names)]
         values = {name: table[name][row].as_py() for name in names}
@@ -140,7 +140,9 @@ def read_tools(tools: Any) -> Any:
     read = _tools_of_text(tools) if isinstance(tools, str) else tools
     if read is None or isinstance(read, (Sequence, Mapping)):
         return read
-    raise DataError(f"The tools column holds {tools!r:.80}, which is no list of tool definitions. Give JSON or a list.")
+    raise DataError(
+        f"The tools column holds {tools!r:.80}, which is not a list of tool definitions. Give JSON or a list."
+    )
 
 
 def _tools_of_text(text: str) -> Any:
@@ -150,7 +152,7 @@ def _tools_of_text(text: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
-            f"The tools column holds {text[:80]!r}, which is no JSON: {error}. Give JSON or a list."
+            f"The tools column holds {text[:80]!r}, which is not JSON: {error}. Give JSON or a list."
         ) from error
 
 
@@ -158,7 +160,7 @@ def read_variables(variables: Any) -> Mapping[str, Any] | None:
     """Variables of a template, as a row gives them.
 
     Raises:
-        DataError: they are no mapping.
+        DataError: they are not a mapping.
     """
     if variables is None or isinstance(variables, Mapping):
         return variables

@@ -147,8 +147,8 @@ class Masker:
         """The same masker for rows that the trainer cut, some of which may begin inside an answer.
 
         Raises:
-            UnsupportedError: the policy asks for what is last in a conversation, or for the mean over one, and the
-                packing left no trace of where conversations end.
+            UnsupportedError: the policy asks for the last turn of a conversation, or for the mean over one, and the
+                packing does not record where conversations end.
         """
         if pieces == self.pieces:
             return self

@@ -107,7 +107,7 @@ def weighed_run(
     return trainer, gradients
 
 
-def weighed(name: str, arm: str, split: str, out: Path) -> dict[str, Any]:
+def weighted(name: str, arm: str, split: str, out: Path) -> dict[str, Any]:
     """What one rank has after two steps, and what it says of seven rows, of which ``accelerate`` repeats one."""
     trainer, gradients = weighed_run(arm, split, out, name=name)
     trainer.train()
@@ -153,7 +153,7 @@ def worker(data: Path, out: Path) -> None:
     }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
     for name, arm, split in product(MODELS, ARMS, SPLITS):
-        torch.save(weighed(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
+        torch.save(weighted(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_what_is_logged_starts_again_after_each_log() -> None:
         (Policy(measure="region", regions=[Region(pattern=BLUE.pattern, weight=0.5)]), {"prompt", "region_1"}),
         (Policy(measure="role", prompt_weight=0.2, reduction="sequence"), {"prompt", "assistant"}),
     ],
-    ids=["prompt", "role", "turn", "region", "weighed"],
+    ids=["prompt", "role", "turn", "region", "weighted"],
 )
 @pytest.mark.parametrize("options", [{}, {"padding_free": True, "max_length": None}], ids=["padded", "padding-free"])
 def test_measured_losses_are_plain_means(options: dict[str, Any], policy: Policy, names: set[str]) -> None:
