@@ -29,7 +29,7 @@ from sft_mask.core.packing import Pieces, cut_at
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import Region, in_regions
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.core.token_weights import Graded, grade, group_names
+from sft_mask.core.token_weights import Graded, grade
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.data.batches import Tally
 from sft_mask.data.cache import schema, store, stored
@@ -222,9 +222,8 @@ def test_weights_of_regions_that_overlap_are_multiplied() -> None:
     yes = np.array([True])
     answer = Turns.of_model(np.array([0]), np.array([4]), ~yes, ~yes, np.array([0]), np.array([0]), np.array([4]))
     regions = [Region(pattern="abc", weight=0.5), Region(pattern="bcd", weight=0.25)]
-    factor, number = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
+    factor = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
     assert factor.tolist() == [0.5, 0.125, 0.125, 0.25]
-    assert number.tolist() == [1, 2, 2, 2]
 
 
 def test_a_bar_in_the_name_of_a_control_token_is_no_blank() -> None:
@@ -251,18 +250,9 @@ def graded(turns: Turns, size: int, policy: Policy, factor: Sequence[float] | No
     trained[turns.start] = True
     labels = np.where(trained, ids, IGNORE_INDEX).astype(np.int32)
     factors = np.ones(size) if factor is None else np.array(factor)
-    none = np.zeros(size, np.int64)
-    batch = Graded(ids, labels, turns, turns, np.array([0, size]), factors, none, np.ones(size, np.bool_))
+    batch = Graded(ids, labels, turns, turns, np.array([0, size]), factors, np.ones(size, np.bool_))
     encoded, prompt = grade(batch, policy)
     return encoded.tolist(), prompt
-
-
-def test_turns_beyond_the_sixteenth_are_measured_with_it() -> None:
-    policy = Policy(measure="turn")
-    labels, _ = graded(single_tokens(18), 36, policy)
-    names = group_names(policy)
-    given = [names[label >> 24 & 0x7F] for label in labels[1::2]]
-    assert given == [*(f"turn_{number}" for number in range(1, 16)), *["turn_16_on"] * 3]
 
 
 def test_a_token_of_the_prompt_that_weighs_nothing_is_not_trained() -> None:

@@ -190,8 +190,7 @@ class Masker:
             self._decide_fragments(decided, table, decode, (ids, offsets, documents))
         trained_turns = self.policy.apply(decided.turns)
         labels = paint(ids, trained_turns, existing)
-        factor, region = self._regions(ids, trained_turns)
-        factor = factor * loss_weights(table, offsets, first_row)
+        factor = self._region_weights(ids, trained_turns) * loss_weights(table, offsets, first_row)
         counts_everywhere = bool(np.all(factor))
         if not counts_everywhere:
             labels[factor == 0] = IGNORE_INDEX
@@ -204,8 +203,8 @@ class Masker:
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
-        factor, region = np.broadcast_to(factor, labels.shape), np.broadcast_to(region, labels.shape)
-        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, region, may_prompt)
+        factor = np.broadcast_to(factor, labels.shape)
+        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, may_prompt)
         weighted, prompt = grade(batch, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
@@ -262,10 +261,10 @@ class Masker:
         weight = self.policy.role_weights["assistant"]
         return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
 
-    def _regions(self, ids: Ids, turns: Turns) -> tuple[Floats, Ints]:
-        """What regions make of each token's weight, and which region it lies in; one value for all without any."""
+    def _region_weights(self, ids: Ids, turns: Turns) -> Floats:
+        """The factor of each token's weight by regions; one value for all without any."""
         if not self.policy.regions:
-            return np.ones(1), np.zeros(1, np.int64)
+            return np.ones(1)
         return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
 
     def _may_be_prompt(self, ids: Ids, documents: Ints, existing: Labels | None) -> Bools:

@@ -413,7 +413,7 @@ class _Comparison:
         self, row: InspectedRow, masks: tuple[Bools, Bools], parts: Sequence[Part], agreement: RoadAgreement
     ) -> None:
         ours, theirs = masks
-        _, thinks = in_regions(row.ids, row.turns, self.masker.finder.vocabulary, _REASONING)
+        thinks = in_regions(row.ids, row.turns, self.masker.finder.vocabulary, _REASONING) == 0
         part_of = np.repeat(np.arange(len(parts)), [part.end - part.start for part in parts])
         by_cause: dict[Cause, list[int]] = {}
         for token in np.flatnonzero(ours != theirs).tolist():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.core.token_weights import group_names
 from sft_mask.data.masker import Masker, OnAmbiguous
 from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels, refuse_late_policy
 from sft_mask.data.setup import (
@@ -191,7 +190,6 @@ def _state(trainer: Any, plan: Plan, way: _Way, masked: Mapping[str, tuple[Any, 
         sees_all_rows=not (streams and read_elsewhere),
         stops_expected=masker is None or masker.policy.every_turn_stops,
         weighted=way.weighted,
-        groups=group_names(masker.policy) if masker is not None else (),
         masker=masker,
     )
 

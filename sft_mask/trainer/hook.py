@@ -24,7 +24,7 @@ from sft_mask.trainer.guard import check_labels
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.trainer.refusals import refuse_with_weights
-from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, sums_of_groups, total_weight
+from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, total_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,6 @@ class MaskState:
             other ranks read from a stream).
         stops_expected: whether every trained turn should end with a trained stop, for the report.
         weighted: whether labels carry weights.
-        groups: names of the groups whose loss is measured, by number.
         later: counts of datasets that ``evaluate`` and ``predict`` were given.
         masked: these datasets after masking, as long as somebody holds them, by ``id``.
         calls: batches seen.
@@ -70,7 +69,6 @@ class MaskState:
     sees_all_rows: bool = True
     stops_expected: bool = True
     weighted: bool = False
-    groups: tuple[str, ...] = ()
     later: dict[str, Tally] = field(default_factory=dict)
     masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
     calls: int = 0
@@ -136,9 +134,9 @@ class ResponseOnlyMixin:
         training = bool(trainer.model.training)
         if not training:
             inputs = without_repeats(inputs, trainer.accelerator)
-        weights = groups = None
+        weights = None
         if state.weighted and inputs.get("labels") is not None:
-            ids, weights, groups = split_labels(inputs["labels"])
+            ids, weights = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
         labels = inputs["labels"]  # a compute_loss may take them out of the batch
@@ -155,8 +153,6 @@ class ResponseOnlyMixin:
             )
         if weights is not None:
             called.check_scored(type(self).__name__)
-        if groups is not None:
-            self._measure(called, labels, groups, training)
         if not training:
             loss = result[0] if return_outputs else result
             state.eval_loss.add(loss, _weight_of_batch(labels, weights))
@@ -169,20 +165,12 @@ class ResponseOnlyMixin:
             check_labels(inputs, state.trained_ids(), state.text)
         state.calls += 1
 
-    def _measure(self, weighed: WeighedModel, labels: Tensor, groups: Tensor, training: bool) -> None:
-        state = self._sft_mask
-        if not state.groups or weighed.log_probs is None:
-            return
-        numbers, counted = weighed.aligned(groups[..., 1:]), weighed.aligned(labels[..., 1:], IGNORE_INDEX)
-        sums = sums_of_groups(weighed.log_probs, numbers, counted, len(state.groups))
-        state.meters["train" if training else "eval"].count_groups(sums)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
         mode = "train" if trainer.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(trainer.accelerator, self._sft_mask.groups)
+        read = self._sft_mask.meters[mode].read(trainer.accelerator)
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
