@@ -1,8 +1,8 @@
 """What an Arrow column of messages says about its rows without touching a Python object.
 
-Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any
-message holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are
-filled). Rows of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
+Three cheap questions decide which rows markers may decide: how many turns of the model there are, whether any
+message holds text of a marker, and which signature the conversation has (roles that follow each other, fields that are
+filled). Rows of one signature behave alike under a template, so it is proven on a few rows and trusted on the rest.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ _THINKING = ("think", "[THINK]", "channel")
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class Signatures:
     """What is known about each row of a batch.
 
     Attributes:
         answers: ``(rows,)`` messages of the model.
         quotes: ``(rows,)`` whether any text of the conversation holds a piece of a marker.
-        shape: ``(rows,)`` a key; rows with equal keys have the same shape.
+        signature: ``(rows,)`` equal for conversations with the same roles in a row and the same fields.
+        answered_before: ``(rows,)`` whether the prompt holds an answer already, where there is a prompt.
     """
 
     answers: Ints
     quotes: Bools
-    shape: Ints
+    signature: Ints
+    answered_before: Bools
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -215,8 +217,8 @@ def _filled(leaf: pa.Array) -> Bools:
     return np.asarray(leaf.is_valid(), np.bool_)
 
 
-def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes:
-    """Reads a batch of conversations; see :class:`Shapes`."""
+def signatures(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Signatures:
+    """Reads a batch of conversations; see :class:`Signatures`."""
     array = _flat(column)
     count = len(array)
     answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
@@ -240,7 +242,7 @@ def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes
             flags.extend(_rows_where(texts.holds(word), rows, count) for word in _THINKING)
     for flag in flags:
         key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
-    return Shapes(answers, holds_any(array, needles), key.view(np.int64))
+    return Signatures(answers, holds_any(array, needles), key.view(np.int64), np.zeros(count, np.bool_))
 
 
 def _has_offsets(kind: pa.DataType) -> bool:

@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 
 from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache as labelfile
-from sft_mask.data.batches import READ, Tally, list_column, mask_rows
+from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.masker import MaskedBatch, Masker
 from sft_mask.data.roles import no_rows
 from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -38,14 +39,13 @@ _TOKENS_AT_ONCE = 1 << 20
 
 
 def label_dataset(
-    dataset: Dataset, masker: Masker, key: tuple[object, ...], *, name: str = "train", keep_all_rows: bool = False
-) -> tuple[Dataset, Tally]:
+    dataset: Dataset, masker: Masker, *, name: str = "train", keep_all_rows: bool = False
+) -> tuple[Dataset, SplitStats]:
     """A dataset with response-only labels, without the rows that would train nothing.
 
     Args:
         dataset: has ``input_ids``; other columns, the format and the order of the rows are kept.
         masker: decides the labels.
-        key: everything that decides a label; part of the fingerprint.
         name: of the split, for the progress bar and for errors.
         keep_all_rows: keep rows that train nothing too, so that row ``i`` stays row ``i``.
 
@@ -55,13 +55,13 @@ def label_dataset(
     """
     check_columns(dataset, name)
     used = _used_rows(dataset)
-    fingerprint = fingerprint_of(dataset, key)
+    fingerprint = fingerprint_of(dataset, masker.key)
     labels = _labels(dataset, masker, used, fingerprint, name)
     labelled = _beside(dataset, labels.table, fingerprint)
     trained = labels.trained if used is None else labels.trained[used]
     if not keep_all_rows and not trained.all():
         labelled = labelled.select(np.flatnonzero(trained))
-    return labelled, labels.tally
+    return labelled, labels.stats
 
 
 def check_columns(dataset: Dataset, name: str) -> None:
@@ -107,13 +107,13 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
     known = labelfile.stored(path, rows) if path is not None else None
     if known is not None:
         return known
-    tally = Tally(masker.finder.vocabulary.size)
+    stats = SplitStats()
     with _Progress(f"Masking {name}", rows) as advance:
         columns = labelfile.schema(masker.carries_weights(dataset._data.column_names))
-        batches = _label_batches(dataset, masker, used, tally, name, advance)
+        batches = _label_batches(dataset, masker, used, stats, name, advance)
         if path is None:
-            return labelfile.in_memory(columns, batches, tally)
-        return labelfile.store(path, columns, batches, tally)
+            return labelfile.in_memory(columns, batches, stats)
+        return labelfile.store(path, columns, batches, stats)
 
 
 def _cache_folder(dataset: Dataset) -> Path | None:
@@ -239,7 +239,7 @@ def _label_batches(
     dataset: Dataset,
     masker: Masker,
     used: Ints | None,
-    tally: Tally,
+    stats: SplitStats,
     name: str,
     advance: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
@@ -249,7 +249,7 @@ def _label_batches(
         if len(batch.places):
             where = f"the {name} dataset"
             masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)
-            tally.add(masked)
+            stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:
             dtype = np.int64 if masker.carries_weights(batch.table.column_names) else np.int32

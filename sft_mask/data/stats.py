@@ -1,10 +1,10 @@
-"""What was done to a batch, in numbers."""
+"""Counts of a batch and of a split."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,17 @@ from sft_mask.report import SplitReport
 if TYPE_CHECKING:
     from sft_mask.core.spans import Turns
     from sft_mask.data.masker import Decided
+
+
+@dataclass(slots=True)
+class SplitStats:
+    """Counts of one split; those of a stream grow while it is read."""
+
+    report: SplitReport = field(default_factory=SplitReport)
+
+    def add(self, report: SplitReport) -> None:
+        """Adds the counts of a batch."""
+        self.report += report
 
 
 @dataclass(frozen=True, slots=True)

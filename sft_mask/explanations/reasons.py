@@ -173,7 +173,7 @@ class _Story:
         stop = self._is_stop(token, number)
         what = f"{'the stop of' if stop else 'inside'} {self._answer(number)}"
         rules = (
-            (bool(row.undecided), "the whole row is masked because no road could decide it"),
+            (bool(row.undecided), "the whole row is masked because it could not be decided"),
             (self._was_ignored(token), "its label was ignored before"),
             (not row.turns.weight[number], "its message or its role is not trained"),
             (policy.turns == "last" and not self.is_last[number], "only the last answer is trained (turns='last')"),

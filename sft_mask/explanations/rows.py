@@ -40,7 +40,7 @@ class InspectedRow:
         documents: ``(documents,)`` their lengths: one, unless the row is packed.
         turns: of the model, in tokens of this row, before the policy chose among them.
         checked: whether markers decided them and the messages agree.
-        undecided: why no road could decide the row, ``""`` where one could.
+        undecided: why the row could not be decided, ``""`` where it could.
         dropped: why the row trains nothing, ``""`` where it trains something.
         conversation: its messages, where they are there.
     """
@@ -67,7 +67,7 @@ class InspectedRow:
 
 
 def lenient(masker: Masker) -> Masker:
-    """The same masker, for looking: a row that no road decides is masked and tells why, and nothing is raised."""
+    """The same masker, for looking: a row that cannot be decided is masked and says why, and nothing is raised."""
     looking = copy(masker)
     looking.on_ambiguous = "drop"
     return looking

@@ -61,17 +61,17 @@ class Sections:
         Also where it is not needed: a row that markers decided and messages agree with quotes no header, and if nobody
         but system, user and assistant speaks in it, each header says who does.
         """
-        road, talk = self._masker.road, row.conversation
-        if road is None or talk is None:
+        aligner, talk = self._masker.aligner, row.conversation
+        if aligner is None or talk is None:
             return None
         if row.checked and all(message.get("role") in _HAVE_HEADERS for message in talk.messages):
             return None
         try:
-            rendered = road.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
-            whole = np.asarray(road.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
-            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, road.tokenizer)
+            rendered = aligner.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
+            whole = np.asarray(aligner.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, aligner.tokenizer)
             runs = token_turns(rendered.text, list(_owned_runs(rendered.message_of())), first, last)
-            placed = fit_to_row(runs, whole, row.ids, _never, replace(road.frame, is_blank=_never))
+            placed = fit_to_row(runs, whole, row.ids, _never, replace(aligner.frame, is_whitespace=_never))
         except DataError:
             return None  # such a row was decided by its markers, and is told by them
         owners = np.full(len(row.ids), NOBODY, np.int64)
@@ -121,4 +121,4 @@ def _owned_runs(message: NDArray[np.int32]) -> Iterator[TextTurn]:
     for start, end in pairwise([0, *edges.tolist(), len(message)]):
         if end > start and message[start] >= 0:
             owner = int(message[start])
-            yield TextTurn(start, start, end, end, owner, owner)
+            yield TextTurn(header=start, start=start, end=end, eot_start=end, first_message=owner, message=owner)

@@ -101,7 +101,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """Renders a conversation with an owner per character; see :func:`sft_mask.templates.render.render`."""
+        """Renders a conversation, with the source of each character; see :func:`sft_mask.templates.render.render`."""
         return render(
             messages,
             self.source_for(tools),

@@ -187,7 +187,7 @@ class Probe:
     Attributes:
         name: for messages to a person.
         messages: the conversation.
-        optional: whether markers may fail here: such rows then take the exact road.
+        optional: whether markers may fail here: such rows are then decided by their messages.
         plain: whether it shows what the template writes before an answer, for which prompts are rendered.
     """
 

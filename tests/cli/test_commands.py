@@ -24,7 +24,7 @@ from sft_mask.cli.options import marker
 
 ROOT = Path(__file__).parents[2]
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-COMMANDS = ("preview", "check", "detect", "diff", "agree", "snapshot")
+COMMANDS = ("preview", "check", "detect", "diff", "snapshot")
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +206,6 @@ def test_diff_of_two_templates(run: Any, folder: Path) -> None:
     assert (code, json.loads(out)["rows_unlike"]) == (1, 2)
 
 
-def test_agree_shows_causes_and_the_first_row(run: Any) -> None:
-    code, out, _ = run("agree", "model", "chats.jsonl")
-    assert code == 0
-    assert "markers: equal in 8 of 8 rows" in out
-    assert "prefix, overrun: " in out
-    assert json.loads(run("agree", "model", "chats.jsonl", "--rows", "3", "--json")[1])["rows"] == 3
-
-
 def test_a_snapshot_is_written_and_checked(run: Any, folder: Path) -> None:
     assert run("snapshot", "write", "model", "chats.jsonl", "mask.jsonl", "--rows", "4", "--turns", "last")[0] == 0
     code, out, _ = run("snapshot", "check", "model", "chats.jsonl", "mask.jsonl")
@@ -322,6 +314,7 @@ def test_a_pipe_gets_no_colour_and_whole_lines(run: Any) -> None:
     assert max(map(len, out.splitlines())) >= longest
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_leaves_no_traceback(folder: Path) -> None:
     rows = [{"messages": messages} for messages in chats(512)] * 4
     (folder / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -366,6 +359,7 @@ def in_terminal(folder: Path, columns: int, **environment: str) -> str:
     return out.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_unless_it_wants_none(folder: Path) -> None:
     colourful, plain = in_terminal(folder, 40), in_terminal(folder, 40, NO_COLOR="1")
     assert "\x1b[1;32m" in colourful

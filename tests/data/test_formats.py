@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from support.tiny_chat import CHATML, Messages, conversation, tokenizer_for
-from support.trained import trained
+from support.trained_texts import trained_texts
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +57,7 @@ QUESTIONS = (
 
 def masked(tokenizer: Any, rows: list[dict[str, Any]], *parts: object, **how: Any) -> list[list[str]]:
     made = mask_dataset(Dataset.from_list(rows), tokenizer, *parts, **how)
-    return [trained(tokenizer, row) for row in made]
+    return trained_texts(made, tokenizer)
 
 
 def every_way(source: str, messages: Messages, parts: tuple[str, str]) -> list[list[list[str]]]:
@@ -145,7 +145,7 @@ def test_each_row_is_read_by_the_template_that_transformers_renders_it_by(parts:
     talk = conversation("hi <|im_start|>assistant (tools)\nno", "yes")
     rows = [{"messages": talk, "tools": CLOCK}, {"messages": talk, "tools": None}, {"messages": talk, "tools": []}]
     made = mask_dataset(Dataset.from_list(rows), tokenizer, *parts)
-    assert [trained(tokenizer, row) for row in made] == [["yes<|im_end|>"]] * 3
+    assert trained_texts(made, tokenizer) == [["yes<|im_end|>"]] * 3
     for row, ids in zip(rows, made["input_ids"], strict=True):
         assert ids == tokenizer.apply_chat_template(talk, tools=row["tools"], return_dict=True)["input_ids"]
 
@@ -188,7 +188,7 @@ def test_text_with_an_added_bos_and_an_appended_eos_is_read(system: str | None, 
     text = tokenizer.apply_chat_template(shown, tokenize=False)
     made = mask_dataset(Dataset.from_list([{"text": text, "conversations": said}] * 2), tokenizer)
     assert made[0]["input_ids"] == tokenizer(text + "</s>")["input_ids"]
-    assert [trained(tokenizer, row) for row in made] == [["one<|im_end|>", "dos<|im_end|>"]] * 2
+    assert trained_texts(made, tokenizer) == [["one<|im_end|>", "dos<|im_end|>"]] * 2
 
 
 @pytest.mark.parametrize("has_messages", [True, False])
@@ -257,7 +257,7 @@ def test_an_answer_without_its_words_trains_no_bare_stop(choice: Any) -> None:
         {**message, "content": [{"type": "text", "text": message["content"]}]} for message in conversation("hi", "yes")
     ]
     rows = [{"messages": said}, {"messages": said}]
-    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but a stop"):
+    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but an end"):
         masked(tokenizer, rows)
     with pytest.raises(Exception, match="nothing would be trained"):
         masked(tokenizer, rows, on_ambiguous=choice)
