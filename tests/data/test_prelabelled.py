@@ -11,5 +11,5 @@ from sft_mask.data.prelabelled import keep_labels
 def test_rows_of_a_masked_dataset_that_lost_their_answer_go_unless_all_stay() -> None:
     labels = [[IGNORE_INDEX, 5], [IGNORE_INDEX, IGNORE_INDEX], [IGNORE_INDEX, 6]]
     data = Dataset.from_dict({"input_ids": [[4, 5], [4, 5], [4, 6]], "labels": labels})
-    assert keep_labels(data, 9)[0]["labels"] == [labels[0], labels[2]]
-    assert keep_labels(data, 9, keep_all_rows=True)[0]["labels"] == labels
+    assert keep_labels(data)[0]["labels"] == [labels[0], labels[2]]
+    assert keep_labels(data, keep_all_rows=True)[0]["labels"] == labels
