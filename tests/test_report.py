@@ -117,6 +117,7 @@ def test_the_coloured_report_says_what_the_plain_one_says():
         ({"rows_cut": 6, "turns_cut": 6}, "Raise max_length, or drop the rows"),
         ({"rows_dropped": 12}, "12 of 112 rows (10.7 %) would train nothing"),
         ({"rows_ambiguous": 1}, "neither markers nor messages could decide 1 of 100 rows"),
+        ({"rows_mid_turn": 7}, "7 of 100 rows begin inside a turn"),
         ({"trained_tokens": 99}, "only 1.0 % of the tokens are trained"),
         ({"trained_tokens": 9_501}, "Check that the instruction marker occurs"),
         ({"trained_tokens": 0}, "0 of 10,000 tokens are trained"),

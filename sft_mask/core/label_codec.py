@@ -1,12 +1,11 @@
 """Float weights of tokens, carried inside integer labels.
 
-A label is an ``int64`` with three fields, and ``IGNORE_INDEX`` stays ``IGNORE_INDEX``::
+A label is an ``int64`` with two fields, and ``IGNORE_INDEX`` stays ``IGNORE_INDEX``::
 
     bits 32..62   weight   float32 bits, exclusive-or those of 1.0
-    bits 24..30   group    what the token's loss is counted under, 0 for none
     bits  0..23   id       the token itself
 
-So a token of weight 1 and no group is its plain id, and whatever moves labels (truncation, packing, padding, any
+So a token of weight 1 is its plain id, and whatever moves labels (truncation, packing, padding, any
 collator) moves the weights with them; nothing is ever a float that a framework would cast.
 """
 
@@ -25,25 +24,22 @@ if TYPE_CHECKING:
     from sft_mask.core.arrays import Floats, Ids, Ints, Labels
 
 
-GROUP_SHIFT: Final = 24
 WEIGHT_SHIFT: Final = 32
-ID_MASK: Final = (1 << GROUP_SHIFT) - 1
-GROUP_MASK: Final = 0x7F
+PLAIN_BELOW: Final = 1 << 24
+"""A label from here on carries a weight."""
+ID_MASK: Final = PLAIN_BELOW - 1
 ONE_BITS: Final = 0x3F800000
 """The bits of ``float32(1.0)``."""
-PLAIN_BELOW: Final = 1 << GROUP_SHIFT
-"""A label from here on carries a weight or a group."""
 _NOTHING: Final = float(np.finfo(np.float32).tiny)
 """Weights that sum to less are no weights in float32."""
 
 
-def encode_labels(labels: Labels, weights: Floats, groups: Ints | None = None) -> Ints:
+def encode_labels(labels: Labels, weights: Floats) -> Ints:
     """Labels that carry their weights.
 
     Args:
         labels: ``(tokens,)`` ids below 2^24, or ``IGNORE_INDEX``.
         weights: ``(tokens,)`` finite and not negative; kept as float32.
-        groups: ``(tokens,)`` 0 to 127.
 
     Raises:
         DataError: a weight is beyond float32.
@@ -60,8 +56,6 @@ def encode_labels(labels: Labels, weights: Floats, groups: Ints | None = None) -
         )
     bits = narrow.view(np.int32).astype(np.int64) ^ ONE_BITS
     encoded: Ints = labels.astype(np.int64) | (bits << WEIGHT_SHIFT)
-    if groups is not None:
-        encoded |= groups.astype(np.int64) << GROUP_SHIFT
     return np.where(labels == IGNORE_INDEX, np.int64(IGNORE_INDEX), encoded)
 
 

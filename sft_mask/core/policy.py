@@ -21,14 +21,12 @@ WhichTurns = Literal["all", "last", "flagged"]
 WhichStops = Literal["always", "last", "never"]
 CutAnswers = Literal["keep", "mask"]
 Reduction = Literal["token", "turn", "sequence"]
-Measure = Literal["none", "prompt", "role", "turn", "region"]
 
 _CHOICES: Mapping[str, Any] = {
     "turns": WhichTurns,
     "stop": WhichStops,
     "cut_answers": CutAnswers,
     "reduction": Reduction,
-    "measure": Measure,
 }
 
 
@@ -54,8 +52,6 @@ class Policy:
         reduction: what counts the same in the loss: every ``"token"``, every ``"turn"`` (the mean over its tokens), or
             every ``"sequence"`` (conversation, document). The loss is ``sum(w * nll) / sum(w)`` over all tokens of the
             optimizer step with ``w`` divided by the sum of ``w`` over the token's own turn or sequence.
-        measure: losses that are logged beside the loss and change nothing: of the ``"prompt"`` (measured, not trained),
-            and with it by ``"role"``, by number of the ``"turn"``, or by ``"region"``.
 
     Raises:
         SftMaskError: a value that is none of these, a negative weight, or ``prompt_weight`` with
@@ -73,7 +69,6 @@ class Policy:
     regions: Sequence[Region] = ()
     prompt_weight: float = 0.0
     reduction: Reduction = "token"
-    measure: Measure = "none"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -111,7 +106,6 @@ class Policy:
         return (
             bool(self.prompt_weight)
             or self.reduction != "token"
-            or self.measure != "none"
             or any(region.weight for region in self.regions)
             or any(weight not in (0.0, 1.0) for weight in self.role_weights.values())
         )

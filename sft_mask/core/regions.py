@@ -20,7 +20,7 @@ import numpy as np
 from sft_mask.errors import MarkerError
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Floats, Ids, Ints
+    from sft_mask.core.arrays import Floats, Ids
     from sft_mask.core.spans import Turns
     from sft_mask.core.vocabulary import Vocabulary
 
@@ -99,27 +99,21 @@ class Region:
                 yield max(low - before, 0), high - before
 
 
-def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> tuple[Floats, Ints]:
-    """Which tokens of the turns lie in a region with every byte.
-
-    Returns:
-        ``(tokens,)`` the product of the weights of the regions that each token lies in, and ``(tokens,)`` the number,
-        from 1, of the last of them, or 0.
-    """
-    factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
+def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> Floats:
+    """``(tokens,)`` the product of the weights of the regions that each token lies in with every byte."""
+    factor = np.ones(len(ids))
     bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
     for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
         prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
         pieces = [vocabulary.piece(token_id) for token_id in ids[start:end].tolist()]
         begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
-        for index, region in enumerate(regions, start=1):
+        for region in regions:
             within = answer if region.text else answer[: begins[said - start]]
             for low, high in _merged(region.find_after(prefilled, within)):
                 inside = _tokens_inside(begins, low, high)
                 factor[start + inside.start : start + inside.stop] *= region.weight
-                number[start + inside.start : start + inside.stop] = index
-    return factor, number
+    return factor
 
 
 def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

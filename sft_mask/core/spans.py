@@ -169,13 +169,25 @@ class SpanFinder:
         turns = Turns.of_model(start, end, has_eot, cut, answers.document, header, eot_start)
         return turns.select(end > start)
 
+    def begin_inside_turn(self, ids: Ids, offsets: Ints) -> Bools:
+        """``(documents,)`` whether each begins after its turn's header: a turn ends there before any header opens one.
+
+        A document without markers is a part of one message. Text before the first header that no end-of-turn token
+        follows may be what the chat template writes first, and does not count.
+        """
+        safe = self.in_vocabulary(ids)
+        found = self.markers_in(safe, offsets)
+        edges = np.searchsorted(token_holding(found.start), offsets)
+        inside = np.diff(edges) == 0
+        some = np.flatnonzero(~inside)
+        first = edges[some]
+        late = ~self._only_filler(safe, offsets[some], token_holding(found.start[first]))
+        inside[some] = self._is_eot[found.pattern[first]] | (late & self._first_token_ends_turn[found.pattern[first]])
+        return inside & (np.diff(offsets) > 0)
+
     def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
         return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
-
-    def is_filler(self, ids: Ids, start: int, end: int) -> bool:
-        """Whether only blanks and control tokens, and few of them, stand between two tokens of ``ids``."""
-        return bool(self._only_filler(ids, np.array([start]), np.array([end]))[0])
 
     def in_vocabulary(self, ids: Ids) -> Ids:
         """The ids, those that the vocabulary does not have as one that stands for no text."""

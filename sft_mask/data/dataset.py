@@ -30,7 +30,7 @@ from sft_mask.errors import DataError, UnsupportedError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sft_mask.core.packing import Pieces
+    from sft_mask.core.packing import RowCutting
 
 
 _ROWS_AT_ONCE = 4000
@@ -160,10 +160,10 @@ class _Batch:
     rows: int
 
 
-def _batches(dataset: Dataset, used: Ints | None, pieces: Pieces | None = None) -> Iterator[_Batch]:
+def _batches(dataset: Dataset, used: Ints | None, cutting: RowCutting | None = None) -> Iterator[_Batch]:
     table = dataset._data.select([name for name in READ if name in dataset._data.column_names])
-    if pieces is not None and pieces.cutting == "wrapped" and used is None:
-        bounds = _whole_chains(table, pieces.length)
+    if cutting is not None and cutting.kind == "wrapped" and used is None:
+        bounds = _whole_chains(table, cutting.length)
     else:
         bounds = _row_ranges(table["input_ids"])
     order = np.argsort(used, kind="stable") if used is not None else None
@@ -244,8 +244,7 @@ def _label_batches(
     advance: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
     decode = Decoder(dataset.features)
-    masker.look_ahead(dataset._data)
-    for batch in _batches(dataset, used, masker.pieces):
+    for batch in _batches(dataset, used, masker.cutting):
         if len(batch.places):
             where = f"the {name} dataset"
             masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)

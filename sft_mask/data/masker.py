@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
 from sft_mask.core.labels import paint
 from sft_mask.core.markers import Markers
-from sft_mask.core.packing import FragmentReader, Pieces, chained, cut_at
+from sft_mask.core.packing import RowCutting, cut_at, joined_offsets
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import in_regions
 from sft_mask.core.spans import SpanFinder, Turns
@@ -77,8 +76,8 @@ class Decided:
         checked: ``(rows,)`` decided by markers, which agree with the messages.
         unmatched: why rows with messages were decided by markers alone.
         ambiguous: why rows could not be decided.
-        in_part: those of them of which only the first words could not.
         lost: those of them whose chat template leaves out the words of an answer.
+        mid_turn: rows that begin inside a turn; what comes before their first header is masked.
         unread_flags: rows whose messages have flags that the policy does not ask for.
     """
 
@@ -87,7 +86,7 @@ class Decided:
     checked: Bools
     unmatched: dict[int, str] = field(default_factory=dict)
     ambiguous: dict[int, str] = field(default_factory=dict)
-    in_part: set[int] = field(default_factory=set)
+    mid_turn: int = 0
     lost: set[int] = field(default_factory=set)
     unread_flags: int = 0
 
@@ -101,7 +100,6 @@ class Masker:
         policy: what is trained of the turns found.
         aligner: turns by a rendering of the messages, ``None`` where there is no chat template.
         on_ambiguous: what happens to a row that cannot be decided.
-        bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
         prompt_answers: whether answers in the prompt of a prompt/completion row count too.
         signatures: what earlier rows have shown; kept up to date.
@@ -115,7 +113,6 @@ class Masker:
         policy: Policy,
         aligner: ConversationAligner | None,
         on_ambiguous: OnAmbiguous = "error",
-        bos_token_id: int | None = None,
         *,
         from_template: bool = True,
         prompt_answers: bool = False,
@@ -127,9 +124,7 @@ class Masker:
         self.policy = policy
         self.aligner = aligner
         self.on_ambiguous = on_ambiguous
-        self.pieces: Pieces | None = None
-        self._fragments: FragmentReader | None = None
-        self._bos = bos_token_id
+        self.cutting: RowCutting | None = None
         self.quotable = quotable_texts(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
@@ -141,25 +136,24 @@ class Masker:
     @property
     def key(self) -> tuple[object, ...]:
         """Everything that decides a label, for fingerprints."""
-        return (*self._key, self.pieces)
+        return (*self._key, self.cutting)
 
-    def for_pieces(self, pieces: Pieces | None) -> Masker:
+    def for_rows_cut(self, cutting: RowCutting | None) -> Masker:
         """The same masker for rows that the trainer cut, some of which may begin inside an answer.
 
         Raises:
             UnsupportedError: the policy asks for the last turn of a conversation, or for the mean over one, and the
                 packing does not record where conversations end.
         """
-        if pieces == self.pieces:
+        if cutting == self.cutting:
             return self
-        if pieces is not None and pieces.cutting != "tail":
-            self._refuse_unknown_ends(pieces)
+        if cutting is not None and cutting.kind != "tail":
+            self._refuse_unknown_ends(cutting)
         other = copy(self)
-        other.pieces = pieces
-        other._fragments = FragmentReader(self.finder, self.markers, pieces, self._bos) if pieces is not None else None
+        other.cutting = cutting
         return other
 
-    def _refuse_unknown_ends(self, pieces: Pieces) -> None:
+    def _refuse_unknown_ends(self, cutting: RowCutting) -> None:
         needs = {
             "turns='last'": self.policy.turns == "last",
             "stop='last'": self.policy.stop == "last",
@@ -167,7 +161,7 @@ class Masker:
         }
         asked = [name for name, wanted in needs.items() if wanted]
         if asked:
-            strategy = "wrapped" if pieces.cutting == "wrapped" else "bfd_split"
+            strategy = "wrapped" if cutting.kind == "wrapped" else "bfd_split"
             raise UnsupportedError(
                 f"Policy({', '.join(asked)}) needs to know where a conversation ends, which packing_strategy="
                 f"{strategy!r} does not leave behind. Mask before the trainer is built (mask_dataset), or pack with "
@@ -190,15 +184,14 @@ class Masker:
         ids, offsets = token_ids(table)
         existing = existing_labels(table, offsets)
         documents = documents_of(table, offsets, first_row)
-        chain = adjacent and self.pieces is not None and self.pieces.cutting == "wrapped"
-        turns = self._weighed(self._marked(ids, documents, chain))
+        chain = adjacent and self.cutting is not None and self.cutting.kind == "wrapped"
+        turns = self._weighted(self._marked(ids, documents, chain))
         decided = self._decide(table, decode, (ids, offsets, documents), turns)
-        if not chain:
-            self._decide_fragments(decided, table, decode, (ids, offsets, documents))
+        if self.cutting is not None and not chain:
+            self._count_mid_turn(decided, ids, offsets, documents)
         trained_turns = self.policy.apply(decided.turns)
         labels = paint(ids, trained_turns, existing)
-        factor, region = self._regions(ids, trained_turns)
-        factor = factor * loss_weights(table, offsets, first_row)
+        factor = self._region_weights(ids, trained_turns) * loss_weights(table, offsets, first_row)
         counts_everywhere = bool(np.all(factor))
         if not counts_everywhere:
             labels[factor == 0] = IGNORE_INDEX
@@ -211,8 +204,8 @@ class Masker:
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
-        factor, region = np.broadcast_to(factor, labels.shape), np.broadcast_to(region, labels.shape)
-        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, region, may_prompt)
+        factor = np.broadcast_to(factor, labels.shape)
+        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, may_prompt)
         weighted, prompt = grade(batch, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
@@ -223,48 +216,25 @@ class Masker:
 
     def _marked(self, ids: Ids, documents: Ints, chain: bool) -> Turns:
         """The turns by markers; of rows that go on in each other, those of the text they were cut from."""
-        if not chain or self.pieces is None:
+        if not chain or self.cutting is None:
             return self.finder.find(ids, documents)
-        return cut_at(self.finder.find(ids, chained(documents, self.pieces.length)), documents)
+        return cut_at(self.finder.find(ids, joined_offsets(documents, self.cutting.length)), documents)
 
-    def look_ahead(self, table: pa.Table) -> None:
-        """Looks through the lengths of a whole dataset before its batches come one by one."""
-        if self._fragments is None:
-            return
-        packed = "seq_lengths" in table.column_names
-        for chunk in table["seq_lengths" if packed else "input_ids"].chunks:
-            lengths = chunk.flatten() if packed else pc.list_value_length(chunk)
-            self._fragments.expect(np.asarray(pc.fill_null(lengths, 0), np.int64))
+    def _count_mid_turn(self, decided: Decided, ids: Ids, offsets: Ints, documents: Ints) -> None:
+        """Notes how many of the rows that messages did not decide begin inside a turn."""
+        inside = documents[:-1][self.finder.begin_inside_turn(ids, documents)]
+        rows = np.unique(np.searchsorted(offsets, inside, side="right") - 1)
+        decided.mid_turn = int((~decided.exact & ~decided.checked)[rows].sum())
 
-    def _decide_fragments(
-        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[Ids, Ints, Ints]
-    ) -> None:
-        """Adds the answers that documents begin in the middle of; those that nothing decides make their row ambiguous.
-
-        Rows with messages are decided by these.
-        """
-        ids, offsets, documents = row_data
-        if self._fragments is None or (self.aligner is not None and decode.has_conversation(table)):
-            return
-        found, undecided = self._fragments.read(ids, documents)
-        merged = Turns.joined([decided.turns, self._weighed(found)])
-        decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
-        for document, why in undecided.items():
-            row = int(np.searchsorted(offsets, documents[document], side="right")) - 1
-            decided.in_part.add(row)
-            decided.ambiguous[row] = (
-                f"{why} Mask before the trainer is built: mask_dataset(dataset, tokenizer) is exact."
-            )
-
-    def _weighed(self, turns: Turns) -> Turns:
+    def _weighted(self, turns: Turns) -> Turns:
         """Turns that markers found, with the weight of the model's role."""
         weight = self.policy.role_weights["assistant"]
         return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
 
-    def _regions(self, ids: Ids, turns: Turns) -> tuple[Floats, Ints]:
-        """What regions make of each token's weight, and which region it lies in; one value for all without any."""
+    def _region_weights(self, ids: Ids, turns: Turns) -> Floats:
+        """The factor of each token's weight by regions; one value for all without any."""
         if not self.policy.regions:
-            return np.ones(1), np.zeros(1, np.int64)
+            return np.ones(1)
         return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
 
     def _may_be_prompt(self, ids: Ids, documents: Ints, existing: Labels | None) -> Bools:
@@ -424,8 +394,6 @@ class Masker:
         for row, why in decided.ambiguous.items():
             if self.on_ambiguous == "error":
                 raise self._undecided(first_row + row, why, lost=row in decided.lost)
-            if self.on_ambiguous == "mask" and row in decided.in_part:
-                continue  # what nothing decided is no turn, so it is masked already
             labels[offsets[row] : offsets[row + 1]] = IGNORE_INDEX
             reasons[row] = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
         return reasons
@@ -441,11 +409,6 @@ class Masker:
                 f"Row {row} cannot be decided: {why} A message of it quotes a marker, or its markers open another "
                 "number of answers than its messages hold. Repair or remove the row, give the markers of its format, "
                 "or choose on_ambiguous='drop' or 'mask'."
-            )
-        if self._fragments is not None and not self._rendered:
-            return AmbiguousRowError(
-                f"Row {row} cannot be decided: {why} Or leave such rows out (on_ambiguous='drop'), or only those words "
-                "(on_ambiguous='mask')."
             )
         if not self._rendered:
             return AmbiguousRowError(

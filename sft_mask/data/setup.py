@@ -110,7 +110,6 @@ def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSetting
         settings.policy,
         _aligner(info, resolved),
         settings.on_ambiguous,
-        getattr(info.tokenizer, "bos_token_id", None),
         from_template=resolved.from_template,
         prompt_answers=settings.prompt_answers,
         key=(*key, _digest(info)),

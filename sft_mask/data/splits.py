@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sft_mask._compat import main_process_first
-from sft_mask.core.packing import Pieces
+from sft_mask.core.packing import RowCutting
 from sft_mask.data.dataset import label_dataset
 from sft_mask.data.formats import column_names, sample_rows
 from sft_mask.data.masker import Masker
@@ -36,8 +36,8 @@ class SplitMasker:
 
     masker: Masker | MarkerError | DataError
     max_length: int | None = None
-    cutting: Pieces | None = None
-    eval_cutting: Pieces | None = None
+    cutting: RowCutting | None = None
+    eval_cutting: RowCutting | None = None
     weighted: bool = False
 
     def mask(self, split: Any, name: str, *, source: Any = None) -> tuple[Any, SplitStats]:
@@ -75,12 +75,18 @@ class SplitMasker:
         return kept, stats
 
     def label(
-        self, split: Any, name: str, cutting: Pieces | None = None, *, keep_all_rows: bool = False, source: Any = None
+        self,
+        split: Any,
+        name: str,
+        cutting: RowCutting | None = None,
+        *,
+        keep_all_rows: bool = False,
+        source: Any = None,
     ) -> tuple[Any, SplitStats]:
         """Labels a split, whether it came masked or not; see :meth:`mask`."""
         if not isinstance(self.masker, Masker):
             raise self.masker
-        masker = self.masker.for_pieces(cutting)
+        masker = self.masker.for_rows_cut(cutting)
         self.weighted |= masker.carries_weights(column_names(split))
         if hasattr(split, "__len__"):
             with main_process_first():  # the other processes of a node read what it wrote

@@ -81,7 +81,7 @@ def _is_deaf(trainer: Any, other: dict[str, Any], loss: float) -> bool:
 
 
 def _reference(trainer: Any, batch: dict[str, Any]) -> float:
-    labels, weights, _ = split_labels(batch["labels"])
+    labels, weights = split_labels(batch["labels"])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = trainer.model(**inputs, use_cache=False).logits
     virtual = logits.shape[1] - labels.shape[1]

@@ -254,8 +254,7 @@ class _Story:
 
 
 def _masked_regions(row: InspectedRow, masker: Masker) -> Bools:
-    factor, _ = in_regions(row.ids, row.turns, masker.finder.vocabulary, masker.policy.regions)
-    masked: Bools = factor == 0
+    masked: Bools = in_regions(row.ids, row.turns, masker.finder.vocabulary, masker.policy.regions) == 0
     return masked
 
 

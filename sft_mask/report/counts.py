@@ -53,6 +53,9 @@ class SplitReport:
     """Of these, the rows that have messages, and why the messages decided nothing."""
     rows_ambiguous: int = 0
     """Rows that neither markers nor messages could decide; dropped ones are in ``dropped_reasons`` too."""
+    rows_mid_turn: int = 0
+    """Rows that begin inside a turn, because packing or truncation cut them; all of it before their first header is
+    masked."""
     rows_masked_before: int = 0
     """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
     rows_with_unread_flags: int = 0

@@ -116,6 +116,11 @@ def _rows(split: SplitReport) -> Iterator[str]:
             f"neither markers nor messages could decide {split.rows_ambiguous:,} of {split.rows_seen:,} rows. "
             "Look at them in the preview; keep the messages column, or mask before packing."
         )
+    if split.rows_mid_turn:
+        yield (
+            f"{split.rows_mid_turn:,} of {split.rows_seen:,} rows begin inside a turn; what comes before their first "
+            "header is masked, since nothing shows who wrote it. Mask before packing with mask_dataset."
+        )
 
 
 def _share(split: SplitReport) -> Iterator[str]:

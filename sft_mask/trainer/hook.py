@@ -16,7 +16,6 @@ import torch
 
 from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.token_weights import group_names
 from sft_mask.data.masker import Masker
 from sft_mask.data.setup import marker_summary
 from sft_mask.data.splits import SplitMasker
@@ -26,7 +25,7 @@ from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.trainer.refusals import refuse_with_weights
-from sft_mask.trainer.weighted_loss import WeightedModel, split_labels, sums_of_groups, total_weight
+from sft_mask.trainer.weighted_loss import WeightedModel, split_labels, total_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,11 +70,6 @@ class MaskState:
     def masker(self) -> Masker | None:
         """What decides labels; ``None`` where the data came masked and no markers were found."""
         return self.splits.masker if isinstance(self.splits.masker, Masker) else None
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups whose loss is measured, by number."""
-        return () if self.masker is None else group_names(self.masker.policy)
 
     def report(self) -> MaskReport:
         """What the splits train, as far as they have been read."""
@@ -126,9 +120,9 @@ class ResponseOnlyMixin:
         training = bool(trainer.model.training)
         if not training:
             inputs = without_repeats(inputs, trainer.accelerator)
-        weights = groups = None
+        weights = None
         if state.weighted and inputs.get("labels") is not None:
-            ids, weights, groups = split_labels(inputs["labels"])
+            ids, weights = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
         labels = inputs["labels"]  # a compute_loss may take them out of the batch
@@ -145,8 +139,6 @@ class ResponseOnlyMixin:
             )
         if weights is not None:
             called.check_scored(type(self).__name__)
-        if groups is not None:
-            self._measure(called, labels, groups, training)
         if not training:
             loss = result[0] if return_outputs else result
             state.eval_loss.add(loss, _weight_of_batch(labels, weights))
@@ -159,20 +151,12 @@ class ResponseOnlyMixin:
             check_labels(inputs)
         state.calls += 1
 
-    def _measure(self, weighted: WeightedModel, labels: Tensor, groups: Tensor, training: bool) -> None:
-        state = self._sft_mask
-        if not state.groups or weighted.log_probs is None:
-            return
-        numbers, counted = weighted.aligned(groups[..., 1:]), weighted.aligned(labels[..., 1:], IGNORE_INDEX)
-        sums = sums_of_groups(weighted.log_probs, numbers, counted, len(state.groups))
-        state.meters["train" if training else "eval"].count_groups(sums)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
         mode = "train" if trainer.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(trainer.accelerator, self._sft_mask.groups)
+        read = self._sft_mask.meters[mode].read(trainer.accelerator)
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 

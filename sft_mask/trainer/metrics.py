@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,11 @@ class Meter:
     Attributes:
         batches: batches of this process.
         tokens: ``(2,)`` trained tokens, and all that are not padding.
-        groups: ``(groups, 2)`` sum of the losses, and number of tokens.
         since: when the first of the batches came, in seconds.
     """
 
     batches: int = 0
     tokens: Tensor | None = None
-    groups: Tensor | None = None
     since: float = 0.0
 
     def count(self, inputs: Mapping[str, Any], weights: Tensor | None = None) -> None:
@@ -41,15 +39,11 @@ class Meter:
         self.tokens = counts if self.tokens is None else self.tokens + counts
         self.batches += 1
 
-    def count_groups(self, sums: Tensor) -> None:
-        """Counts losses of groups; see :func:`sft_mask.trainer.weighted_loss.sums_of_groups`."""
-        self.groups = sums if self.groups is None else self.groups + sums
-
-    def read(self, accelerator: Any, names: Sequence[str] = ()) -> dict[str, float]:
+    def read(self, accelerator: Any) -> dict[str, float]:
         """The values to log, over all ranks; resets the sums.
 
         ``supervised_tokens`` is the number of trained tokens of a batch, over all ranks, on average since the last log;
-        ``supervised_share`` their share of all tokens that are not padding; ``loss_NAME`` the mean loss of a group.
+        ``supervised_share`` their share of all tokens that are not padding.
         """
         if self.tokens is None:
             return {}
@@ -60,11 +54,7 @@ class Meter:
             "supervised_share": graded / max(seen, 1),
             "supervised_tokens_per_second": graded / seconds if seconds else 0.0,
         }
-        if self.groups is not None:
-            rows = accelerator.reduce(self.groups, "sum").tolist()
-            pairs = zip(names, rows, strict=True)
-            read |= {f"loss_{name}": total / count for name, (total, count) in pairs if name and count}
-        self.batches, self.tokens, self.groups, self.since = 0, None, None, 0.0
+        self.batches, self.tokens, self.since = 0, None, 0.0
         return read
 
 

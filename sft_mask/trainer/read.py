@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_mask._compat import is_sft_trainer
-from sft_mask.core.packing import Cutting, Pieces
+from sft_mask.core.packing import RowCutting
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.setup import TokenizerInfo, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
@@ -29,8 +29,8 @@ class TrainerInfo:
     tokenizer: TokenizerInfo
     splits: Mapping[str, Any]
     max_length: int | None
-    cutting: Pieces | None
-    eval_cutting: Pieces | None
+    cutting: RowCutting | None
+    eval_cutting: RowCutting | None
     prompt_answers: bool
 
 
@@ -77,14 +77,16 @@ def _splits(trainer: Any) -> dict[str, Any]:
     return given if state is None else {name: state.original(split) for name, split in given.items()}
 
 
-def _cutting(trainer: Any, packing: bool) -> Pieces | None:
+def _cutting(trainer: Any, packing: bool) -> RowCutting | None:
     """How a trainer cut its rows; ``None`` where every row begins where a conversation does."""
     args = trainer.args
     if args.max_length is None or trainer._skip_prepare_dataset:
         return None
-    if packing:
-        cuttings: dict[str, Cutting] = {"wrapped": "wrapped", "bfd_split": "split"}
-        cutting = cuttings.get(args.packing_strategy)
-    else:
-        cutting = "tail" if args.truncation_mode == "keep_end" else None
-    return Pieces(cutting, args.max_length) if cutting is not None else None
+    match packing, args.packing_strategy if packing else args.truncation_mode:
+        case True, "wrapped":
+            return RowCutting("wrapped", args.max_length)
+        case True, "bfd_split":
+            return RowCutting("split", args.max_length)
+        case False, "keep_end":
+            return RowCutting("tail", args.max_length)
+    return None

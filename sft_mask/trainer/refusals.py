@@ -7,9 +7,7 @@ from typing import Any
 from sft_mask._compat import LossPath, has_fused_lm_head, loss_path
 from sft_mask.errors import UnsupportedError
 
-_WITHOUT = (
-    "train without weights (prompt_weight, reduction, weights of roles, regions or messages, measure, loss_weights)."
-)
+_WITHOUT = "train without weights (prompt_weight, reduction, weights of roles, regions or messages, loss_weights)."
 
 
 def refuse_with_weights(trainer: Any) -> None:

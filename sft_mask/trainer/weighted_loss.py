@@ -12,31 +12,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.label_codec import GROUP_MASK, GROUP_SHIFT, ID_MASK, ONE_BITS, WEIGHT_SHIFT
+from sft_mask.core.label_codec import ID_MASK, ONE_BITS, WEIGHT_SHIFT
 from sft_mask.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def split_labels(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, float32 weights (0 where ignored) and groups of labels; see :mod:`sft_mask.core.label_codec`.
+def split_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and float32 weights (0 where ignored) of labels; see :mod:`sft_mask.core.label_codec`.
 
-    >>> ids, weights, groups = split_labels(torch.tensor([-100, 7, 36028797018963976]))
-    >>> ids.tolist(), weights.tolist(), groups.tolist()
-    ([-100, 7, 8], [0.0, 1.0, 0.5], [0, 0, 0])
+    >>> ids, weights = split_labels(torch.tensor([-100, 7, 36028797018963976]))
+    >>> ids.tolist(), weights.tolist()
+    ([-100, 7, 8], [0.0, 1.0, 0.5])
     """
     labels = labels.long()
     ignored = labels == IGNORE_INDEX
     bits = ((labels >> WEIGHT_SHIFT) ^ ONE_BITS).to(torch.int32)
     weights = bits.view(torch.float32).masked_fill(ignored, 0.0)
-    groups = ((labels >> GROUP_SHIFT) & GROUP_MASK).masked_fill(ignored, 0)
-    return (labels & ID_MASK).masked_fill(ignored, IGNORE_INDEX), weights, groups
+    return (labels & ID_MASK).masked_fill(ignored, IGNORE_INDEX), weights
 
 
 def total_weight(labels: Tensor) -> Tensor:
     """The sum of the weights of labels that are predicted: all but the first of each row."""
-    _, weights, _ = split_labels(labels[..., 1:])
+    _, weights = split_labels(labels[..., 1:])
     wide = torch.float32 if labels.device.type == "mps" else torch.float64
     return weights.sum(dtype=wide)
 
@@ -72,7 +71,7 @@ class WeightedModel:
             return outputs
         self.log_probs = log_probs.detach()
         weights = self.aligned(self._weights)
-        # TRL's own metrics cover the tokens that are trained, so not those of weight 0.
+        # TRL's own metrics are those of the tokens that are trained.
         outputs.label_mask = outputs.label_mask & (weights > 0)
         outputs.entropy = outputs.entropy * outputs.label_mask
         outputs.is_top1 = outputs.is_top1 & outputs.label_mask
@@ -107,27 +106,11 @@ class WeightedModel:
         total = total.to(label_mask.device)
         return torch.where(total > 0, items.clamp(min=1) / total, torch.zeros_like(total)).float()
 
-    def aligned(self, values: Tensor, outside: int = 0) -> Tensor:
+    def aligned(self, values: Tensor) -> Tensor:
         """Values padded to the length of the log-probabilities: prompt learning puts virtual tokens in front."""
         assert self.log_probs is not None, "the model has not been called"
         virtual = self.log_probs.shape[-1] - values.shape[-1]
-        return torch.nn.functional.pad(values, (virtual, 0), value=outside) if virtual else values
+        return torch.nn.functional.pad(values, (virtual, 0)) if virtual else values
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def sums_of_groups(log_probs: Tensor, groups: Tensor, labels: Tensor, count: int) -> Tensor:
-    """``(count, 2)`` the sum of the losses of each group's tokens, and their number; unweighted.
-
-    Args:
-        log_probs: of the tokens, 0 where a token is ignored.
-        groups: of the same tokens.
-        labels: of the same tokens; ignored ones count nowhere.
-        count: groups there are.
-    """
-    counted = (labels != IGNORE_INDEX).flatten()
-    number = groups.flatten()[counted]
-    pairs = torch.stack([-log_probs.detach().float().flatten()[counted], torch.ones_like(number, dtype=torch.float32)])
-    sums = torch.zeros(2, count, device=log_probs.device)
-    return sums.index_add_(1, number, pairs).T

@@ -21,24 +21,22 @@ CHATS = chats(12)
 entries = st.tuples(
     st.one_of(st.just(IGNORE_INDEX), st.integers(0, (1 << 24) - 1)),
     st.floats(0, 2.0**100, width=32),
-    st.integers(0, 127),
 )
 
 
 @given(st.lists(entries, max_size=40))
-def test_what_goes_in_comes_out(rows: list[tuple[int, float, int]]) -> None:
+def test_what_goes_in_comes_out(rows: list[tuple[int, float]]) -> None:
     labels = np.array([row[0] for row in rows], np.int32)
-    weights, groups = np.array([row[1] for row in rows], np.float64), np.array([row[2] for row in rows], np.int64)
-    encoded = encode_labels(labels, weights, groups)
+    weights = np.array([row[1] for row in rows], np.float64)
+    encoded = encode_labels(labels, weights)
     assert encoded.dtype == np.int64
     assert ((encoded >= 0) | (encoded == IGNORE_INDEX)).all(), "a negative label would be one more to ignore"
     trained = labels != IGNORE_INDEX
     np.testing.assert_array_equal(label_ids(encoded), labels)
     np.testing.assert_array_equal(label_weights(encoded), np.where(trained, weights, 0).astype(np.float32))
-    ids, given_weights, given_groups = split_labels(torch.from_numpy(encoded))
+    ids, given_weights = split_labels(torch.from_numpy(encoded))
     assert ids.tolist() == labels.tolist()
     assert given_weights.tolist() == label_weights(encoded).tolist()
-    assert given_groups.tolist() == np.where(trained, groups, 0).tolist()
 
 
 @given(st.lists(st.integers(0, (1 << 24) - 1), min_size=1, max_size=40))
@@ -185,7 +183,6 @@ def test_labels_that_carry_weights_are_not_masked_again() -> None:
         {"roles": {"assistant": -1}},
         {"roles": {"assistant": 0}},
         {"reduction": "mean"},
-        {"measure": "tokens"},
         {"prompt_weight": 0.1, "reduction": "turn"},
     ],
 )

@@ -17,6 +17,7 @@ from support.reference_spans import reference_turns
 from support.tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
 from transformers import AutoTokenizer
 
+from sft_mask.core.arrays import offsets_of
 from sft_mask.core.markers import Markers, MarkerTrie, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.vocabulary import AddedPiece, Vocabulary, gpt2_byte_alphabet, read_vocabulary
@@ -669,3 +670,31 @@ def test_a_header_cut_right_after_an_end_of_turn_token_shows_that_it_was_not_quo
 def test_a_header_right_after_one_of_two_that_overlap_is_found() -> None:
     plain = Markers(response=("A:",), instruction=("\n Q:", " Q:"))
     assert turns_of("\n Q:A:x", markers=plain) == [(6, 7, True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        (f"{START}user\nHi{STOP}\n{START}assistant\nYo{STOP}\n", False),
+        (f"\n{START}user\nHi{STOP}\n", False),
+        (f"what the template writes first{START}user\nHi{STOP}\n", False),
+        (f"Yo{STOP}\n{START}user\nHi{STOP}\n", True),
+        (f"{STOP}\n{START}user\nHi{STOP}\n", True),
+        ("words of one message", True),
+        ("", False),
+    ],
+)
+def test_a_document_whose_turn_ends_before_any_begins_begins_inside_it(text: str, inside: bool) -> None:
+    tokenizer = byte_level(specials=(START, STOP, PAD))
+    rows = [encode(tokenizer, text), encode(tokenizer, f"{START}user\nHi{STOP}\n")]
+    ids, offsets = np.array([*rows[0], *rows[1]], np.int64), np.array([0, len(rows[0]), len(rows[0]) + len(rows[1])])
+    assert finder_for(tokenizer, CHATML).begin_inside_turn(ids, offsets).tolist() == [inside, False]
+
+
+def test_a_header_that_ends_the_turn_before_it_shows_that_a_document_begins_inside_it() -> None:
+    tokenizer = byte_level(specials=("<sop>", "<|assistant|>", "<|user|>"))
+    markers = Markers(("<|assistant|>",), ("<|user|>",), eot_headers=("<|user|>",))
+    finder = finder_for(tokenizer, markers)
+    rows = [encode(tokenizer, text) for text in ("<sop><|user|>Hi", "Yo<|user|>Hi", "Hi<|assistant|>Yo")]
+    ids, offsets = np.concatenate(rows).astype(np.int64), offsets_of([*map(len, rows)])
+    assert finder.begin_inside_turn(ids, offsets).tolist() == [False, True, False]

@@ -9,7 +9,7 @@ import numpy as np
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
-from sft_mask.core.token_weights import Graded, grade, group_names
+from sft_mask.core.token_weights import Graded, grade
 
 
 def single_tokens(count: int) -> Turns:
@@ -25,18 +25,9 @@ def graded_labels(
     trained[turns.start] = True
     labels = np.where(trained, ids, IGNORE_INDEX).astype(np.int32)
     factors = np.ones(size) if factor is None else np.array(factor)
-    none = np.zeros(size, np.int64)
-    batch = Graded(ids, labels, turns, turns, np.array([0, size]), factors, none, np.ones(size, np.bool_))
+    batch = Graded(ids, labels, turns, turns, np.array([0, size]), factors, np.ones(size, np.bool_))
     encoded, prompt = grade(batch, policy)
     return encoded.tolist(), prompt
-
-
-def test_turns_beyond_the_sixteenth_are_measured_with_it() -> None:
-    policy = Policy(measure="turn")
-    labels, _ = graded_labels(single_tokens(18), 36, policy)
-    names = group_names(policy)
-    given = [names[label >> 24 & 0x7F] for label in labels[1::2]]
-    assert given == [*(f"turn_{number}" for number in range(1, 16)), *["turn_16_on"] * 3]
 
 
 def test_a_token_of_the_prompt_that_weighs_nothing_is_not_trained() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from support.tiny_chat import STOPS, Messages, chat, conversation, conversations, ids_of
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.packing import Pieces
+from sft_mask.core.packing import RowCutting
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
 from sft_mask.data.conversations import Decoder
@@ -310,15 +310,14 @@ def test_documents_of_rows_that_train_nothing_are_not_counted() -> None:
     assert (report.rows, report.documents) == (1, 1)
 
 
-def test_text_before_a_system_prompt_is_ambiguous_and_its_row_is_counted_once() -> None:
+def test_text_before_the_first_header_of_a_row_that_was_cut_is_masked_and_its_row_is_counted() -> None:
     made, _, template = chat("chatml")
     asked = template.render(conversation("Hi", "Yes", system="Be kind")).text
-    row = ids_of(made, "words of somebody<|im_end|>\n" + asked)
-    using = chatml_masker(on_ambiguous="mask").for_pieces(Pieces("split", len(row)))
-    batch = masked_rows([row], using)
-    assert chat("chatml")[1].text(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == "Yes<|im_end|>"
-    report = batch.report
-    assert (report.rows, report.rows_ambiguous, report.rows_unchecked) == (1, 1, 0)
+    row = ids_of(made, "a user's words<|im_end|>\n" + asked)
+    using = chatml_masker().for_rows_cut(RowCutting("split", len(row)))
+    batch = masked_rows([row, ids_of(made, asked)], using)
+    assert chat("chatml")[1].text(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == "Yes<|im_end|>" * 2
+    assert (batch.report.rows, batch.report.rows_mid_turn, batch.report.rows_unchecked) == (2, 1, 2)
 
 
 def test_one_disagreement_among_the_first_rows_of_a_signature_is_enough_to_distrust_markers() -> None:

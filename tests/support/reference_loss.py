@@ -55,7 +55,7 @@ POLICIES: dict[str, Policy] = {
     "turn": Policy(reduction="turn"),
     "sequence": Policy(reduction="sequence"),
     "messages by turn": Policy(turns="flagged", reduction="turn"),
-    "prompt by sequence": Policy(prompt_weight=0.3, reduction="sequence", measure="role"),
+    "prompt by sequence": Policy(prompt_weight=0.3, reduction="sequence"),
 }
 
 

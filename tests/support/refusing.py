@@ -42,7 +42,6 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "role": {"policy": Policy(roles={"assistant": 0.5})},
     "region": {"policy": Policy(regions=[Region("red", "blue", weight=0.5)])},
     "messages": {"policy": Policy(turns="flagged")},
-    "measure": {"policy": Policy(measure="prompt")},
     "column": {},
 }
 
