@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support.recipe_runner import RECIPES, Run, run_recipe
-from support.tiny import tokenizer
 from support.tiny_families import save
 
 RECIPES_THAT_TRAIN = {
@@ -26,10 +25,10 @@ RECIPES_THAT_TRAIN = {
 ELSEWHERE = {
     "answer.py": "test_lora.py",
     "house_style.py": "test_quickstart_data.py",
-    "local_model.py": "test_written.py",
+    "local_model.py": "test_local_model.py",
     "lora_sft.py": "test_lora.py",
     "mask_study.py": "test_study.py",
-    "quickstart.py": "test_written.py",
+    "quickstart.py": "test_quickstart.py",
 }
 LINES = 120
 """A longer file is not a recipe."""
@@ -138,4 +137,3 @@ def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     run = run_recipe("answer.py", tmp_path / "nothing", "Hello?")
     assert run.code == 2
     assert "there is no folder" in run.output
-    assert tokenizer().chat_template is not None

@@ -20,26 +20,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WORDS = [
-    "red",
-    "blue",
-    "seven",
-    "walk",
-    "stone",
-    "river",
-    "café",
-    "naïve",
-    "東京",
-    "quick?",
-    "yes!",
-    "done,",
-    "under",
-    "over",
-    "I",
-    "you",
-    "the",
-    "a",
-    "of",
-]
+    "red", "blue", "seven", "walk", "stone", "river", "café", "naïve", "東京", "quick?", "yes!", "done,",
+    "under", "over", "I", "you", "the", "a", "of",
+]  # fmt: skip
 
 Messages = list[dict[str, str]]
 
@@ -95,18 +78,18 @@ def tokenized(messages: Messages) -> list[int]:
 
 def expected(messages: Messages, only: set[int] | None = None) -> list[int]:
     """Labels counted from character offsets; ``only`` names the messages to train (all of the assistant's)."""
-    text, position, graded = "", 0, []
+    text, trained = "", []
     for at, message in enumerate(messages):
         text += f"<|im_start|>{message['role']}\n"
-        position = len(text)
+        start = len(text)
         text += message["content"] + STOP
         if message["role"] == "assistant" and (only is None or at in only):
-            graded.append((position, len(text)))
+            trained.append((start, len(text)))
         text += "\n"
     assert text == rendered(messages)
     encoded = tokenizer()(text, return_offsets_mapping=True)
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [token if any(a < stop and b > start for start, stop in graded) else -100 for token, (a, b) in pairs]
+    return [token if any(a < end and b > start for start, end in trained) else -100 for token, (a, b) in pairs]
 
 
 def model(seed: int = 0) -> LlamaForCausalLM:
