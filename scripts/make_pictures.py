@@ -1,4 +1,4 @@
-"""Draws the pictures of the README from the quickstart's data, masked by the library.
+"""Draws the pictures of the docs from the quickstart's data, masked by the library.
 
 .venv/bin/python scripts/make_pictures.py    # docs/images/*.svg and *.png; preview.png only with Chromium
 
@@ -21,16 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from datasets import Dataset  # noqa: E402  the recipes folder is no package
+from datasets import Dataset  # noqa: E402  the recipes folder is not a package
 from local_model import smollm2_folder  # noqa: E402
+from mask_figures import draw_gradients, draw_shares, shortest_with_two_answers  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from sft_mask.preview import PreviewRow, preview_rows, write_html  # noqa: E402
-from sft_mask.preview.gradient import draw_gradients, measure_gradients  # noqa: E402
-from sft_mask.preview.shares import draw_shares  # noqa: E402
 from sft_mask.preview.terminal import RowView  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -82,12 +81,9 @@ def photograph(rows: list[PreviewRow], path: Path) -> bool:
 
 
 def draw_measured(rows: list[PreviewRow]) -> None:
-    """The distribution of the trained share, and the gradients of the shortest row with two answers."""
     draw_shares(rows).savefig(IMAGES / "shares.png", dpi=120)
-    several = [row for row in rows if sum(note.reason.startswith("trained: the stop") for note in row.notes) > 1]
-    row = min(several, key=lambda row: len(row.input_ids))
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder())
-    draw_gradients(row, measure_gradients(model, row)).savefig(IMAGES / "gradient.png", dpi=110)
+    draw_gradients(shortest_with_two_answers(rows), model).savefig(IMAGES / "gradient.png", dpi=110)
 
 
 def main() -> None:

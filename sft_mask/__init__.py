@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sft_mask.core.regions import Region
     from sft_mask.data.mask_dataset import mask_dataset
     from sft_mask.errors import SftMaskError
-    from sft_mask.preview.compare import compare_masks, compare_roads
+    from sft_mask.preview.diff import compare_masks
     from sft_mask.preview.rows import explain
     from sft_mask.preview.snapshot import verify_snapshot, write_snapshot
     from sft_mask.preview.source import preview_rows
@@ -33,8 +33,7 @@ _HOME = {
     "Region": "sft_mask.core.regions",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
-    "compare_masks": "sft_mask.preview.compare",
-    "compare_roads": "sft_mask.preview.compare",
+    "compare_masks": "sft_mask.preview.diff",
     "detect_markers": "sft_mask.templates.detect",
     "explain": "sft_mask.preview.rows",
     "mask_dataset": "sft_mask.data.mask_dataset",
@@ -53,7 +52,6 @@ __all__ = [
     "SftMaskError",
     "SplitReport",
     "compare_masks",
-    "compare_roads",
     "detect_markers",
     "explain",
     "mask_dataset",

@@ -33,8 +33,6 @@ ALLOWED = {
     "sft_mask.data.cache": {"datasets"},
     "sft_mask.trainer.hook": {"torch"},
     "sft_mask.trainer.metrics": {"torch"},
-    "sft_mask.data.mask_dataset": {"trl"},
-    "sft_mask.preview.gradient": {"torch"},
     "sft_mask.preview.source": {"datasets"},
     "sft_mask.data.setup": {"datasets"},
     "sft_mask.templates.sandbox": {"transformers"},
@@ -55,7 +53,7 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["trainer"] = {*BELOW["data"], "data"}
 BELOW["explanations"] = BELOW["trainer"] - {"_compat"}
-BELOW["preview"] = {*BELOW["explanations"], "explanations", "functional"}
+BELOW["preview"] = {*BELOW["explanations"], "explanations"}
 BELOW["doctor"] = {*BELOW["trainer"], "trainer", "explanations", "functional"}
 BELOW["cli"] = {*BELOW["preview"], *BELOW["doctor"], "preview", "doctor"}
 """What each package may import, besides itself; ``sft_mask`` itself and its ``__main__`` only pass names on."""

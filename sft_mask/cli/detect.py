@@ -78,8 +78,8 @@ def _as_dict(markers: Markers, prompt: str) -> dict[str, object]:
         "instruction_part": list(markers.instruction),
         "response_part": list(markers.response),
         "others": list(markers.others),
-        "stops": list(markers.stops),
-        "stop_headers": list(markers.stop_headers),
+        "stops": list(markers.eots),
+        "stop_headers": list(markers.eot_headers),
         "prefilled": _prefilled(markers),
         "generation_prompt": prompt,
         "complete": markers.complete,
@@ -90,7 +90,7 @@ def _lines(model: str, markers: Markers, prompt: str) -> list[str]:
     core = str(markers.response[0])
     resumed = [text for text in map(str, markers.response) if not text.startswith(core)]
     facts = {
-        "stops": _listed(markers.stops) + "  # trained: they end an answer",
+        "stops": _listed(markers.eots) + "  # trained: they end an answer",
         "others": _listed(markers.others)
         + "  # system, tool and what begins a conversation: masked" * bool(markers.others),
         "prefilled": _listed(_prefilled(markers))

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from sft_mask.cli.inputs import load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json, progress
     from sft_mask.preview import preview_rows
-    from sft_mask.preview.compare import compare_masks
+    from sft_mask.preview.diff import compare_masks
     from sft_mask.preview.side_by_side import DiffView
 
     if all(getattr(args, f"other_{name}") is None for name in _OTHERS):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from textwrap import dedent
 
-from sft_mask.cli import agree, check, detect, diff, preview, snapshot
+from sft_mask.cli import check, detect, diff, preview, snapshot
 from sft_mask.errors import AmbiguousRowError, NothingToTrainError, SftMaskError
 
 CLEAN, PROBLEMS, WRONG_USE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (preview, check, detect, diff, agree, snapshot):
+    for module in (preview, check, detect, diff, snapshot):
         module.add_parser(commands)
     return parser
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import sft_mask.doctor.findings as symptom
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy
-from sft_mask.data.setup import masker_for, sample_rows
+from sft_mask.data.formats import sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for
 from sft_mask.doctor.findings import Diagnosis, Finding
 from sft_mask.doctor.labels import examine_labels, measure, share
 from sft_mask.doctor.samples import Sample, take_sample
 from sft_mask.errors import LabelsChangedError
 from sft_mask.explanations.reasons import Storyteller
 from sft_mask.explanations.rows import lenient
-from sft_mask.report import SHARE_FACTOR
-from sft_mask.trainer.read import Plan, read_trainer
+from sft_mask.report.warnings import SHARE_FACTOR
+from sft_mask.trainer.read import TrainerInfo, read_trainer
 
 if TYPE_CHECKING:
     from sft_mask.data.masker import Masker
@@ -60,8 +61,8 @@ def diagnose(
     rows: Any = getattr(trainer, "train_dataset", None)
     if hasattr(rows, "__len__") and not len(rows):
         return Diagnosis((_NO_ROWS,))
-    plan = read_trainer(trainer, tokenizer, chat_template)
-    masker = _masker(trainer, plan, instruction_part, response_part)
+    info = read_trainer(trainer, tokenizer, chat_template)
+    masker = _masker(trainer, info, instruction_part, response_part)
     splits = {"train": trainer.train_dataset, **_evals(trainer)}
     found: list[Finding] = []
     samples: dict[str, Sample] = {}
@@ -72,7 +73,7 @@ def diagnose(
         except (LabelsChangedError, KeyError, ValueError) as error:
             found.append(_lost(error, name))
             continue
-        found.extend(examine_labels(samples[name], masker.policy, plan.toolkit.vocabulary.text))
+        found.extend(examine_labels(samples[name], masker.policy, info.tokenizer.vocabulary.text))
         found.extend(_documents(samples[name]))
     found.extend(_unlike(samples))
     found.extend(_stops_at_inference(trainer, samples))
@@ -85,23 +86,13 @@ def diagnose(
     return Diagnosis(tuple(found), {name: measure(sample) for name, sample in samples.items()}, asked)
 
 
-def _masker(trainer: Any, plan: Plan, instruction: object, response: object) -> Masker:
+def _masker(trainer: Any, info: TrainerInfo, instruction: object, response: object) -> Masker:
     state = getattr(trainer, "_sft_mask", None)
     if state is not None and state.masker is not None:
         return lenient(state.masker)
-    train = plan.splits["train"]
-    made, _ = masker_for(
-        plan.toolkit,
-        sample_rows(train),
-        train,
-        "the train dataset",
-        instruction_part=instruction,
-        response_part=response,
-        policy=Policy(),
-        on_ambiguous="drop",
-        max_length=plan.max_length,
-    )
-    return made
+    train = info.splits["train"]
+    asked = MaskSettings(instruction, response, on_ambiguous="drop", max_length=info.max_length)
+    return masker_for(info.tokenizer, sample_rows(train), asked, train, "the train dataset")
 
 
 def _evals(trainer: Any) -> Mapping[str, Any]:
@@ -169,8 +160,8 @@ def _stops_at_inference(trainer: Any, samples: Mapping[str, Sample]) -> Iterator
     learnt: dict[int, int] = {}
     for seen in samples["train"].rows if "train" in samples else ():
         for part in seen.parts:
-            if part.kind == "stop" and seen.trained[part.start : part.stop].all():
-                token = int(seen.row.ids[part.stop - 1])
+            if part.kind == "stop" and seen.trained[part.start : part.end].all():
+                token = int(seen.row.ids[part.end - 1])
                 learnt[token] = learnt.get(token, 0) + 1
     if known and learnt and not known & learnt.keys():
         stop = max(learnt, key=lambda token: learnt[token])

@@ -113,7 +113,7 @@ def _leaks(sample: Sample, policy: Policy, text: object) -> Iterator[Finding]:
             cause = _cause(part)
             if cause is None or (part.kind == "other" and policy.role_weights.get(part.role)):
                 continue
-            leaked = int(seen.trained[part.start : part.stop].sum())
+            leaked = int(seen.trained[part.start : part.end].sum())
             if leaked:
                 counts[cause] = counts.get(cause, 0) + leaked
                 first.setdefault(cause, (seen, part))
@@ -137,8 +137,8 @@ def _cause(part: Part) -> str | None:
 
 def _place(seen: Seen, part: Part, text: object) -> str:
     assert callable(text)
-    shown = repr(text(seen.row.ids[part.start : part.stop].tolist())[:_SHOWN])
-    return f"row {seen.row.number}, tokens {part.start} to {part.stop - 1}: {shown}"
+    shown = repr(text(seen.row.ids[part.start : part.end].tolist())[:_SHOWN])
+    return f"row {seen.row.number}, tokens {part.start} to {part.end - 1}: {shown}"
 
 
 def _missing(sample: Sample, policy: Policy) -> Iterator[Finding]:
@@ -152,7 +152,7 @@ def _missing(sample: Sample, policy: Policy) -> Iterator[Finding]:
         )
     stopped, stops = _counts(sample.rows, "stop")
     if stops and not stopped and policy.stop == "always":
-        in_data = sum(int(seen.stored[part.start : part.stop].sum()) for seen, part in _parts(sample.rows, "stop"))
+        in_data = sum(int(seen.stored[part.start : part.end].sum()) for seen, part in _parts(sample.rows, "stop"))
         cause = (
             "the dataset trains them, so the data collator masks them: it takes the padding token, which is also the "
             "stop, for padding. "
@@ -185,7 +185,7 @@ def _counts(rows: Sequence[Seen], kind: str) -> tuple[int, int]:
     """Tokens of a kind of part that should be trained: how many are, and how many there are."""
     trained = wanted = 0
     for seen, part in _parts(rows, kind):
-        inside = slice(part.start, part.stop)
+        inside = slice(part.start, part.end)
         should = seen.row.labels[inside] != IGNORE_INDEX
         wanted += int(should.sum())
         trained += int((seen.trained[inside] & should).sum())

@@ -6,21 +6,17 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.explanations.segments import NOBODY, Section, Sections
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
 
 PartKind = Literal["answer", "stop", "header", "prefilled", "after", "other", "padding"]
 """Where tokens lie: in an answer, in its stop, in its header, in what is prefilled behind that, in what the template
@@ -32,10 +28,10 @@ _MODEL = [ROLES.index(role) for role in MODEL_ROLES]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens ``[start, stop)`` of a row that share their story; the parts of a row follow each other without a gap."""
+    """Tokens ``[start, end)`` of a row that share their story; the parts of a row follow each other without a gap."""
 
     start: int
-    stop: int
+    end: int
     role: str
     turn: int | None
     kind: PartKind
@@ -54,7 +50,7 @@ class Storyteller:
         owners = self._sections.owners(row)
         story = _Story(row, self._masker, owners, self._sections.find(row, owners))
         edges = story.edges()
-        told = [(story.of(start), start, stop) for start, stop in pairwise(edges)]
+        told = [(story.of(start), start, end) for start, end in pairwise(edges)]
         parts = []
         for (role, turn, kind, reason), group in groupby(told, key=operator.itemgetter(0)):
             pieces = list(group)
@@ -71,27 +67,27 @@ class _Story:
         size = len(row.ids)
         self.section_of = np.full(size, -1, np.int64)
         for number, section in enumerate(self.sections):
-            self.section_of[section.header : section.stop] = number
+            self.section_of[section.header : section.end] = number
         self.turn_of = np.full(size, -1, np.int64)
         self.header_of = np.full(size, -1, np.int64)
-        for number, turn in enumerate(zip(row.turns.header, row.turns.start, row.turns.stop, strict=True)):
-            header, start, stop = map(int, turn)
+        for number, turn in enumerate(zip(row.turns.header, row.turns.start, row.turns.end, strict=True)):
+            header, start, end = map(int, turn)
             self.header_of[header:start] = number
-            self.turn_of[start:stop] = number
+            self.turn_of[start:end] = number
         self.padding = self._padding()
         self.is_last = is_last_of_document(row.turns)
         regions = masker.policy.regions
         self.in_region = _masked_regions(row, masker) if regions else np.zeros(size, np.bool_)
 
-    def _padding(self) -> NDArray[np.bool_]:
+    def _padding(self) -> Bools:
         """Trailing padding of each document, but for what a turn ends with."""
         pad, ids = self.masker.finder.pad_token_id, self.row.ids
         padding = np.zeros(len(ids), np.bool_)
         if pad is None:
             return padding
-        for start, stop in _bounds(self.row.documents):
-            others = np.flatnonzero(ids[start:stop] != pad)
-            padding[start + (int(others[-1]) + 1 if len(others) else 0) : stop] = True
+        for start, end in _bounds(self.row.documents):
+            others = np.flatnonzero(ids[start:end] != pad)
+            padding[start + (int(others[-1]) + 1 if len(others) else 0) : end] = True
         return padding & (self.turn_of < 0)
 
     def edges(self) -> list[int]:
@@ -105,7 +101,7 @@ class _Story:
         follows.extend(given for given in (self.owners, row.existing) if given is not None)
         for values in follows:
             changes[1:size] |= values[1:] != values[:-1]
-        changes[row.turns.stop_at] = True
+        changes[row.turns.eot_start] = True
         changes[[section.start for section in self.sections]] = True
         edges: list[int] = np.flatnonzero(changes).tolist()
         return edges
@@ -163,7 +159,7 @@ class _Story:
 
     def _is_stop(self, token: int, number: int) -> bool:
         turns = self.row.turns
-        return bool(turns.has_stop[number]) and token >= int(turns.stop_at[number])
+        return bool(turns.has_eot[number]) and token >= int(turns.eot_start[number])
 
     def _why_answered(self, token: int, number: int) -> str:
         if self._is_stop(token, number):
@@ -177,7 +173,7 @@ class _Story:
         stop = self._is_stop(token, number)
         what = f"{'the stop of' if stop else 'inside'} {self._answer(number)}"
         rules = (
-            (bool(row.undecided), "the whole row is masked because no road could decide it"),
+            (bool(row.undecided), "the whole row is masked because it could not be decided"),
             (self._was_ignored(token), "its label was ignored before"),
             (not row.turns.weight[number], "its message or its role is not trained"),
             (policy.turns == "last" and not self.is_last[number], "only the last answer is trained (turns='last')"),
@@ -206,8 +202,8 @@ class _Story:
                 f"prefilled before {self._answer(number)}: {_shown(text[ends:])} is the template's, so the model never "
                 "samples it"
             )
-        stop = header + sum(begin < core_ends for begin in begins[:-1])
-        span = f"{_shown(text[:ends])} at {_span(header, stop)}"
+        end = header + sum(begin < core_ends for begin in begins[:-1])
+        span = f"{_shown(text[:ends])} at {_span(header, end)}"
         return "header", f"header of {self._answer(number)}: {span} is given at inference"
 
     def _where(self, token: int) -> tuple[PartKind, str]:
@@ -243,7 +239,7 @@ class _Story:
 
     def _own_turns(self, section: Section) -> list[int]:
         starts = self.row.turns.start
-        return np.flatnonzero((starts >= section.start) & (starts < section.stop)).tolist()
+        return np.flatnonzero((starts >= section.start) & (starts < section.end)).tolist()
 
     def _answer_before(self, token: int, section: Section) -> tuple[int, bool] | None:
         """The answer of this section that ended before the token, and whether with a stop.
@@ -251,25 +247,25 @@ class _Story:
         What a message says behind it (a tool's result inside of the model's turn) is no word of the template's.
         """
         owned = self.owners is not None and self.owners[token] != NOBODY
-        before = [number for number in self._own_turns(section) if int(self.row.turns.stop[number]) <= token]
+        before = [number for number in self._own_turns(section) if int(self.row.turns.end[number]) <= token]
         if not before or owned:
             return None
-        return before[-1], bool(self.row.turns.has_stop[before[-1]])
+        return before[-1], bool(self.row.turns.has_eot[before[-1]])
 
 
-def _masked_regions(row: InspectedRow, masker: Masker) -> NDArray[np.bool_]:
+def _masked_regions(row: InspectedRow, masker: Masker) -> Bools:
     factor, _ = in_regions(row.ids, row.turns, masker.finder.vocabulary, masker.policy.regions)
-    masked: NDArray[np.bool_] = factor == 0
+    masked: Bools = factor == 0
     return masked
 
 
 def _bounds(lengths: Ints) -> list[tuple[int, int]]:
-    edges = [0, *np.cumsum(lengths).tolist()]
+    edges = offsets_of(lengths).tolist()
     return list(pairwise(edges))
 
 
-def _span(start: int, stop: int) -> str:
-    return str(start) if stop - start <= 1 else f"{start}-{stop - 1}"
+def _span(start: int, end: int) -> str:
+    return str(start) if end - start <= 1 else f"{start}-{end - 1}"
 
 
 def _shown(text: str | Sequence[str]) -> str:

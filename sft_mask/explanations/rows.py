@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.core.spans import Turns
 from sft_mask.data.batches import READ, mask_rows
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 500
 
@@ -40,7 +40,7 @@ class InspectedRow:
         documents: ``(documents,)`` their lengths: one, unless the row is packed.
         turns: of the model, in tokens of this row, before the policy chose among them.
         checked: whether markers decided them and the messages agree.
-        undecided: why no road could decide the row, ``""`` where one could.
+        undecided: why the row could not be decided, ``""`` where it could.
         dropped: why the row trains nothing, ``""`` where it trains something.
         conversation: its messages, where they are there.
     """
@@ -67,7 +67,7 @@ class InspectedRow:
 
 
 def lenient(masker: Masker) -> Masker:
-    """The same masker, for looking: a row that no road decides is masked and tells why, and nothing is raised."""
+    """The same masker, for looking: a row that cannot be decided is masked and says why, and nothing is raised."""
     looking = copy(masker)
     looking.on_ambiguous = "drop"
     return looking
@@ -120,7 +120,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
 def _with_its_own_labels(masked: MaskedBatch, table: pa.Table) -> MaskedBatch:
     """Labels that were done before (and packed or truncated since) are what is trained; the turns only tell why."""
     labels, offsets = list_values(table["labels"])
-    graded = np.concatenate([[0], np.cumsum(label_weights(labels) > 0, dtype=np.int64)])
+    graded = offsets_of(label_weights(labels) > 0)
     return replace(masked, labels=labels, trained=np.diff(graded[offsets]), reasons={})
 
 

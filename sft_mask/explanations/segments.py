@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.markers import Kind
 from sft_mask.core.search import MarkerSearch, token_holding, tokens_before
 from sft_mask.data.masker import Masker
@@ -20,7 +21,6 @@ from sft_mask.templates.align import TextTurn, fit_to_row, token_bounds, token_t
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
 
 _NAMES = ("system", "user", "assistant", "tool", "developer", "model", "observation", "ipython", "function", "human")
 _HAVE_HEADERS = frozenset({"system", "user", "assistant"})
@@ -37,14 +37,14 @@ class Section:
         marker: text of the header.
         header: first token of the header.
         start: first token behind it.
-        stop: one past the last token.
+        end: one past the last token.
     """
 
     role: str
     marker: str
     header: int
     start: int
-    stop: int
+    end: int
 
 
 class Sections:
@@ -61,43 +61,43 @@ class Sections:
         Also where it is not needed: a row that markers decided and messages agree with quotes no header, and if nobody
         but system, user and assistant speaks in it, each header says who does.
         """
-        road, talk = self._masker.road, row.conversation
-        if road is None or talk is None:
+        aligner, talk = self._masker.aligner, row.conversation
+        if aligner is None or talk is None:
             return None
         if row.checked and all(message.get("role") in _HAVE_HEADERS for message in talk.messages):
             return None
         try:
-            rendered = road.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
-            whole = np.asarray(road.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
-            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, road.tokenizer)
+            rendered = aligner.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
+            whole = np.asarray(aligner.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, aligner.tokenizer)
             runs = token_turns(rendered.text, list(_owned_runs(rendered.message_of())), first, last)
-            placed = fit_to_row(runs, whole, row.ids, _never, replace(road.frame, is_blank=_never))
+            placed = fit_to_row(runs, whole, row.ids, _never, replace(aligner.frame, is_whitespace=_never))
         except DataError:
             return None  # such a row was decided by its markers, and is told by them
         owners = np.full(len(row.ids), NOBODY, np.int64)
-        for start, stop, message in zip(placed.start, placed.stop, placed.message, strict=True):
-            owners[start:stop] = message
+        for start, end, message in zip(placed.start, placed.end, placed.message, strict=True):
+            owners[start:end] = message
         return owners
 
     def find(self, row: InspectedRow, owners: Ints | None) -> list[Section]:
         """The sections of a row, in order; a header that a message merely quotes opens none."""
         size = self._vocabulary.size
         ids = np.where((row.ids < 0) | (row.ids >= size), size, row.ids)
-        bounds = np.concatenate([[0], np.cumsum(row.documents)])
+        bounds = offsets_of(row.documents)
         patterns = self._search.trie.patterns
         headers = [
-            (int(token_holding(start)), int(tokens_before(stop)), patterns[pattern])
+            (int(token_holding(start)), int(tokens_before(marker_end)), patterns[pattern])
             for found in self._search.find(ids, bounds, bounds[1:])
-            for start, stop, pattern in zip(found.start, found.stop, found.pattern.tolist(), strict=True)
-            if patterns[pattern].kind is not Kind.STOP
+            for start, marker_end, pattern in zip(found.start, found.end, found.pattern.tolist(), strict=True)
+            if patterns[pattern].kind is not Kind.EOT
         ]
         headers = [header for header in headers if owners is None or owners[header[0]] == NOBODY]
         headers.sort(key=lambda header: header[0])
         edges = [*(start for start, _, _ in headers), len(ids)]
         sections = []
-        for (start, stop, pattern), end in zip(headers, edges[1:], strict=True):
+        for (start, marker_end, pattern), end in zip(headers, edges[1:], strict=True):
             text = pattern.text if isinstance(pattern.text, str) else self._vocabulary.text(pattern.text)
-            sections.append(Section(self._role(pattern.kind, text), text, start, min(stop, end), end))
+            sections.append(Section(self._role(pattern.kind, text), text, start, min(marker_end, end), end))
         return sections
 
     def _role(self, kind: Kind, text: str) -> str:
@@ -118,7 +118,7 @@ def _never(ids: Ints) -> bool:
 def _owned_runs(message: NDArray[np.int32]) -> Iterator[TextTurn]:
     """Every run of characters that belong to one message."""
     edges = np.flatnonzero(np.diff(message)) + 1
-    for start, stop in pairwise([0, *edges.tolist(), len(message)]):
-        if stop > start and message[start] >= 0:
+    for start, end in pairwise([0, *edges.tolist(), len(message)]):
+        if end > start and message[start] >= 0:
             owner = int(message[start])
-            yield TextTurn(start, start, stop, stop, owner, owner)
+            yield TextTurn(header=start, start=start, end=end, eot_start=end, first_message=owner, message=owner)

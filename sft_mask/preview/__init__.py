@@ -1,10 +1,9 @@
-"""See a mask: one row with its trained tokens bright, in a terminal, in a browser or in a figure.
+"""See a mask: rows with their trained tokens bright, in a terminal or in a browser.
 
-``rich`` is needed by ``sft_mask.preview.terminal`` alone, and matplotlib only when a figure is drawn.
+``rich`` is imported by ``sft_mask.preview.terminal`` and ``sft_mask.preview.side_by_side`` alone.
 """
 
 from sft_mask.preview.cells import visible
-from sft_mask.preview.figure import draw_figure
 from sft_mask.preview.html import write_html
 from sft_mask.preview.rows import Note, PreviewRow, Run, build_row
 from sft_mask.preview.source import PreviewRows, preview_rows
@@ -15,7 +14,6 @@ __all__ = [
     "PreviewRows",
     "Run",
     "build_row",
-    "draw_figure",
     "preview_rows",
     "visible",
     "write_html",

@@ -152,7 +152,7 @@ def build_row(
     notes = tuple(note if isinstance(note, Note) else Note(*note) for note in spans)
     lengths = (len(ids),) if documents is None else _integers(documents)
     given = tuple(label_weights(encoded).tolist() if weights is None else map(float, weights))
-    _check(name, ids, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
+    _check(name, ids, given, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
     seen = tuple(0.0 if label == IGNORE_INDEX else weight for label, weight in zip(kept, given, strict=True))
     pieces, cells = read_cells(tokenizer, ids)
     document = chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths))
@@ -174,11 +174,15 @@ def _integers(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _check(name: str, ids: Sequence[int], lengths: dict[str, int], notes: Iterable[Note]) -> None:
+def _check(
+    name: str, ids: Sequence[int], weights: Sequence[float], lengths: dict[str, int], notes: Iterable[Note]
+) -> None:
     row = f"row {name!r}" if name else "this row"
     for what, length in lengths.items():
         if length != len(ids):
             raise DataError(f"{row} has {len(ids)} input_ids but {length} {what}: pass one a token, not shifted.")
+    if any(weight < 0 for weight in weights):
+        raise DataError(f"{row} has a negative weight ({min(weights)}): weights are 0 or more.")
     for note in notes:
         if not 0 <= note.start <= note.stop <= len(ids):
             raise DataError(
@@ -206,7 +210,7 @@ def _runs(cells: Iterable[Cell], keys: Sequence[tuple[float, int]]) -> tuple[Run
     shown: list[list[Cell]] = [[] for _ in lengths]
     for cell in cells:
         # a split character is shown on its trained side; of equals, max() keeps the first
-        home = max(range(cell.start, cell.stop), key=lambda at: abs(keys[at][0]))
+        home = max(range(cell.start, cell.stop), key=lambda at: keys[at][0])
         shown[run_of[home]].append(cell)
     bounds = pairwise(accumulate(lengths, initial=0))
     return tuple(

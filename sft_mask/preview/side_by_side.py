@@ -14,7 +14,7 @@ from sft_mask.preview.terminal import draw_row
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from sft_mask.preview.compare import RowDiff
+    from sft_mask.preview.diff import RowDiff
 
 _WIDE = 100
 
@@ -24,7 +24,7 @@ class DiffView:
     """A row with two masks for ``rich``: both coloured, and the token diff below.
 
     Attributes:
-        row: of :func:`sft_mask.preview.compare.diff_rows`.
+        row: of :func:`sft_mask.preview.diff.diff_rows`.
         names: what the two sides are called.
         most_lines: of the token diff; the rest is counted.
     """

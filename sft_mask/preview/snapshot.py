@@ -21,7 +21,7 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import Region
 from sft_mask.errors import DataError, MaskChangedError
-from sft_mask.preview.compare import MaskDiff, diff_rows
+from sft_mask.preview.diff import MaskDiff, diff_rows
 from sft_mask.preview.rows import PreviewRow, Run, Segment
 from sft_mask.preview.source import PreviewRows, preview_rows
 

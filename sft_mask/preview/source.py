@@ -7,11 +7,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
+from sft_mask.data.formats import sample_rows
 from sft_mask.data.mask_dataset import tokenized
-from sft_mask.data.setup import masker_for, read_tokenizer, sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import Storyteller
-from sft_mask.explanations.rows import InspectedRow, inspect_rows, lenient
+from sft_mask.explanations.rows import inspect_rows, lenient
 from sft_mask.preview.rows import Note, PreviewRow, build_row
 
 if TYPE_CHECKING:
@@ -57,10 +58,6 @@ class PreviewRows(Sequence[PreviewRow]):
         chosen = [self._numbers[number] for number in numbers]
         return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, chosen)
 
-    def inspected(self) -> Iterator[InspectedRow]:
-        """The rows as masking knows them."""
-        return inspect_rows(self._dataset, self.masker, self._numbers, self._name)
-
     def _rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
         for row in inspect_rows(self._dataset, self.masker, numbers, self._name):
             yield build_row(
@@ -69,7 +66,7 @@ class PreviewRows(Sequence[PreviewRow]):
                 row.labels.tolist(),
                 weights=row.weights.tolist(),
                 spans=[
-                    Note(part.start, part.stop, part.role, part.reason, part.turn)
+                    Note(part.start, part.end, part.role, part.reason, part.turn)
                     for part in self._storyteller.parts(row)
                 ],
                 documents=row.documents.tolist(),
@@ -91,7 +88,7 @@ def preview_rows(
     """The rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
     Every row is there: those that training drops have the status ``dropped``, answers that run into the end of their
-    row ``cut``, and rows that no road can decide ``ambiguous`` (nothing is raised for them here). Each row is made when
+    row ``cut``, and rows that cannot be decided ``ambiguous`` (nothing is raised for them here). Each row is made when
     it is looked at.
 
     Args:
@@ -119,19 +116,11 @@ def preview_rows(
     if tokenizer is None:
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
-    toolkit = read_tokenizer(tokenizer, chat_template)
+    info = read_tokenizer(tokenizer, chat_template)
     given = _finite(dataset)
-    ready = tokenized(given, toolkit, chat_template, name)
-    masker, _ = masker_for(
-        toolkit,
-        sample_rows(ready),
-        given,
-        f"the {name} dataset",
-        instruction_part=instruction_part,
-        response_part=response_part,
-        policy=policy or Policy(),
-        on_ambiguous="drop",
-    )
+    ready = tokenized(given, info, chat_template, name)
+    asked = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
+    masker = masker_for(info, sample_rows(ready), asked, given, f"the {name} dataset")
     return PreviewRows(ready, tokenizer, masker, name)
 
 

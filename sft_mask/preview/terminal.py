@@ -1,20 +1,20 @@
 """The coloured row in a terminal; where there is no colour, trained text stands in ⟦brackets⟧.
 
 Colours come from the terminal's own palette, so that they can be read on dark and on light: trained text is green (a
-smaller weight is less bold, a negative one is magenta), masked text is dim, a trained special token is a green block.
+smaller weight is less bold), masked text is dim, a trained special token is a green block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from sft_mask.preview.cells import visible
-from sft_mask.preview.rows import PreviewRow, Run, Segment, build_row
+from sft_mask.preview.rows import PreviewRow, Run, Segment
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -22,20 +22,10 @@ if TYPE_CHECKING:
 _BRACKETS = ("⟦⟧", "⟪⟫", "【】")
 
 
-def render_row(
-    tokenizer: Any, input_ids: Iterable[int], labels: Iterable[int], *, colour: bool = True, **details: Any
-) -> Text:
-    """The text of one row, coloured by what is trained; ``details`` are those of ``build_row``.
-
-    ``RowView(build_row(...))`` adds a heading and a legend, and finds out by itself whether a console has colours.
-    """
-    return draw_row(build_row(tokenizer, input_ids, labels, **details), colour=colour)
-
-
 def draw_row(row: PreviewRow, *, colour: bool = True) -> Text:
     """A built row as text; with ``colour=False`` trained runs stand in brackets, with their weight unless it is 1."""
     text = Text(overflow="fold")
-    greatest = max((abs(run.weight) for run in row.runs), default=0.0)
+    greatest = max((run.weight for run in row.runs), default=0.0)
     brackets = _brackets(row)
     for document, runs in groupby(row.runs, key=lambda run: run.document):
         if len(row.documents) > 1:
@@ -60,14 +50,14 @@ class RowView:
 
 def legend(row: PreviewRow, *, colour: bool = True) -> Text:
     """What the colours or brackets of this row mean, one entry for each weight in it."""
-    weights = sorted({run.weight for run in row.runs if run.trained} or {1.0}, key=abs, reverse=True)
+    weights = sorted({run.weight for run in row.runs if run.trained} or {1.0}, reverse=True)
     brackets = _brackets(row)
     if not colour:
         return Text(f"legend: {brackets[0]}trained{brackets[1]} masked")
     entries = [Text("legend:", style="dim")]
     for weight in weights:
         label = "trained" if weight == 1 else f"trained ×{weight:g}"
-        entries.append(Text(label, style=_style(weight, abs(weights[0]))))
+        entries.append(Text(label, style=_style(weight, weights[0])))
     entries.append(Text("masked", style="dim"))
     entries.append(Text("special token", style=_special_style(0.0, 1.0)))
     return Text("  ").join(entries)
@@ -118,9 +108,8 @@ def _shown(segment: Segment) -> str:
 def _style(weight: float, greatest: float) -> str:
     if weight == 0:
         return "dim"
-    hue = "green" if weight > 0 else "magenta"
-    part = abs(weight) / greatest
-    return f"bold {hue}" if part > 2 / 3 else hue if part > 1 / 3 else f"dim {hue}"
+    part = weight / greatest
+    return "bold green" if part > 2 / 3 else "green" if part > 1 / 3 else "dim green"
 
 
 def _special_style(weight: float, greatest: float) -> str:

@@ -24,7 +24,7 @@ from sft_mask.cli.options import marker
 
 ROOT = Path(__file__).parents[2]
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-COMMANDS = ("preview", "check", "detect", "diff", "agree", "snapshot")
+COMMANDS = ("preview", "check", "detect", "diff", "snapshot")
 
 
 @pytest.fixture(scope="module")
@@ -204,14 +204,6 @@ def test_diff_of_two_templates(run: Any, folder: Path) -> None:
     (folder / "other.jinja").write_text(template, "utf-8")
     code, out, _ = run("diff", "model", "chats.jsonl", "--other-chat-template", "other.jinja", "--rows", "2", "--json")
     assert (code, json.loads(out)["rows_unlike"]) == (1, 2)
-
-
-def test_agree_shows_causes_and_the_first_row(run: Any) -> None:
-    code, out, _ = run("agree", "model", "chats.jsonl")
-    assert code == 0
-    assert "markers: equal in 8 of 8 rows" in out
-    assert "prefix, overrun: " in out
-    assert json.loads(run("agree", "model", "chats.jsonl", "--rows", "3", "--json")[1])["rows"] == 3
 
 
 def test_a_snapshot_is_written_and_checked(run: Any, folder: Path) -> None:

@@ -209,7 +209,7 @@ def test_an_ambiguous_row_says_that_no_road_could_decide_it() -> None:
     assert rows[1].trained_tokens == 0
     stories = {note.reason for note in rows[1].notes}
     assert not any(story.startswith("trained") for story in stories)
-    assert any(story.endswith("but the whole row is masked because no road could decide it") for story in stories)
+    assert any(story.endswith("but the whole row is masked because it could not be decided") for story in stories)
 
 
 def test_the_parts_of_a_row_cover_it_without_a_gap() -> None:
@@ -220,7 +220,7 @@ def test_the_parts_of_a_row_cover_it_without_a_gap() -> None:
 
 
 def test_rows_that_only_markers_decided_are_told_alike() -> None:
-    """The first rows of a shape take both roads; the later ones are believed, and nobody lays their messages along."""
+    """The first rows of a signature are decided by markers and by messages, later ones by markers alone."""
     rows = preview_rows([{"messages": CHAT}] * 8, tokenizer())
     assert [list(row.notes) for row in rows] == [list(rows[0].notes)] * 8
     made, _, _ = chat("qwen3")

@@ -42,7 +42,7 @@ def test_a_character_split_by_a_boundary_is_shown_on_the_trained_side(inside):
 def test_of_two_trained_sides_the_heavier_one_shows_the_split_character():
     ids = BYTES("東")["input_ids"]
     assert [run.text for run in build_row(BYTES, ids, ids, weights=[0.5, 1, 1]).runs] == ["", "東"]
-    assert [run.text for run in build_row(BYTES, ids, ids, weights=[-1, 0.5, 0.5]).runs] == ["東", ""]
+    assert [run.text for run in build_row(BYTES, ids, ids, weights=[1, 0.5, 0.5]).runs] == ["東", ""]
     assert [run.text for run in build_row(BYTES, ids, ids, documents=[1, 2]).runs] == ["東", ""]
 
 
@@ -164,6 +164,7 @@ def test_status_is_one_flag_or_several():
     [
         ({"labels": [1]}, "row 'train 3' has 2 input_ids but 1 labels"),
         ({"weights": [1.0]}, "but 1 weights"),
+        ({"weights": [1.0, -1.0]}, "negative weight"),
         ({"documents": [1]}, "but 1 tokens in documents"),
         ({"spans": [(1, 3, "user", "prompt")]}, r"2 tokens, but a note speaks of \[1, 3\): 'prompt'"),
         ({"spans": [(2, 1, "user", "prompt")]}, r"\[2, 1\)"),

@@ -267,7 +267,7 @@ def test_parquet_is_read_and_a_template_can_be_given(tiny_folder: Path, tmp_path
 def test_without_a_trained_stop_the_model_keeps_its_own(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     run = train(tiny_folder, data, tmp_path, "--stop", "never")
     assert run.code == 0, run.output[-3000:]
-    assert "as it was, for no stop token was trained" in run.output
+    assert "as it was, since no end-of-turn token was trained" in run.output
     eos = json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"]
     assert eos == [tokenizer().eos_token_id, tiny_model().generation_config.eos_token_id], (
         "as transformers aligned them"
@@ -280,22 +280,22 @@ def test_without_a_trained_stop_the_model_keeps_its_own(tiny_folder: Path, data:
 @cache
 def refusals() -> dict[str, tuple[tuple[Any, ...], str]]:
     return {
-        "key": (("--config", "{bad_key}"), "no option of this recipe; did you mean 'learning_rate'"),
-        "option": (("--nonsense", 3), "'--nonsense' is no option of this recipe"),
-        "no yaml": (("--config", "{broken}"), "is no YAML"),
-        "list": (("--config", "{listed}"), "holds no `key: value` lines"),
-        "config": (("--config", "nowhere.yaml"), "'nowhere.yaml' is not there"),
+        "key": (("--config", "{bad_key}"), "not an option of this recipe; did you mean 'learning_rate'"),
+        "option": (("--nonsense", 3), "'--nonsense' is not an option of this recipe"),
+        "no yaml": (("--config", "{broken}"), "is not valid YAML"),
+        "list": (("--config", "{listed}"), "has no `key: value` lines"),
+        "config": (("--config", "nowhere.yaml"), "'nowhere.yaml' does not exist"),
         "model": (("--model_name_or_path", "{tmp}/nothing"), "no tokenizer could be read from"),
-        "file": (("--train_data", "nowhere.jsonl"), "the file 'nowhere.jsonl' of train_data is not there"),
-        "eval file": (("--eval_data", "nowhere.parquet"), "the file 'nowhere.parquet' of eval_data is not there"),
+        "file": (("--train_data", "nowhere.jsonl"), "the file 'nowhere.jsonl' of train_data does not exist"),
+        "eval file": (("--eval_data", "nowhere.parquet"), "the file 'nowhere.parquet' of eval_data does not exist"),
         "empty file": (("--train_data", "{empty}"), "of train_data is empty"),
         "no json": (("--train_data", "{no_json}"), "of train_data could not be read"),
-        "columns": (("--train_data", "{columns}"), "has the columns question, answer; needed is messages"),
-        "template": (("--chat_template_path", "nowhere.jinja"), "the chat template 'nowhere.jinja' is not there"),
+        "columns": (("--train_data", "{columns}"), "has the columns question, answer; it needs messages"),
+        "template": (("--chat_template_path", "nowhere.jinja"), "the chat template 'nowhere.jinja' does not exist"),
         "checkpoint": (("--resume_from_checkpoint", "true"), "there is no checkpoint in"),
-        "checkpoint folder": (("--resume_from_checkpoint", "nowhere"), "the checkpoint 'nowhere' is not there"),
+        "checkpoint folder": (("--resume_from_checkpoint", "nowhere"), "the checkpoint 'nowhere' does not exist"),
         "evaluation": (("--eval_strategy", "epoch"), "nothing to evaluate"),
-        "quantized": (("--load_in_4bit", "true"), "needs a CUDA GPU, and there is none here"),
+        "quantized": (("--load_in_4bit", "true"), "needs a CUDA GPU, and none was found"),
         "odd pairs": (("--mask_between", "<think>"), "mask_between has 1 texts"),
         "policy": (("--turns", "first"), "turns='first'"),
         "one marker": (("--response_part", "x"), "instruction_part is missing"),
@@ -357,8 +357,8 @@ def test_bad_input_gets_one_sentence_and_no_model(
 
 
 def test_nothing_named_is_refused_by_name() -> None:
-    assert "no model was named" in run_recipe("lora_sft.py").output
-    assert "no data was named" in run_recipe("lora_sft.py", "--model_name_or_path", "x").output
+    assert "no model was given" in run_recipe("lora_sft.py").output
+    assert "no data was given" in run_recipe("lora_sft.py", "--model_name_or_path", "x").output
 
 
 @pytest.mark.parametrize(("gpus", "said"), [(0, "2 processes were launched on this machine, which has 0 CUDA GPUs")])

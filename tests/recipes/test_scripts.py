@@ -27,6 +27,7 @@ ELSEWHERE = {
     "house_style.py": "test_quickstart_data.py",
     "local_model.py": "test_local_model.py",
     "lora_sft.py": "test_lora.py",
+    "mask_figures.py": "test_figures.py",
     "mask_study.py": "test_study.py",
     "quickstart.py": "test_quickstart.py",
 }

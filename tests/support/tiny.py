@@ -1,18 +1,20 @@
-"""A tiny tokenizer, model and trainer, and labels counted without the library: what trainer tests share."""
+"""A tiny tokenizer, model and trainer, and labels counted without the library. Torch is imported by what needs it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+    from trl import SFTTrainer
 
 USER, ASSISTANT, STOP = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
 TEMPLATE = (
@@ -93,6 +95,9 @@ def expected(messages: Messages, only: set[int] | None = None) -> list[int]:
 
 
 def model(seed: int = 0) -> LlamaForCausalLM:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -115,11 +120,13 @@ def build(
     *,
     collator: Any = None,
     formatting_func: Any = None,
-    kind: type[SFTTrainer] = SFTTrainer,
+    kind: type[SFTTrainer] | None = None,
     compute_metrics: Any = None,
     network: Any = None,
     **options: Any,
 ) -> SFTTrainer:
+    from trl import SFTConfig, SFTTrainer
+
     defaults: dict[str, Any] = {
         "max_length": 256,
         "max_steps": 2,
@@ -132,7 +139,7 @@ def build(
     args = SFTConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **{**defaults, **options}
     )
-    return kind(
+    return (kind or SFTTrainer)(
         model() if network is None else network,
         args=args,
         train_dataset=messages_dataset(24) if train is None else train,

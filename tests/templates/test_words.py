@@ -94,7 +94,7 @@ def test_an_answer_that_the_messages_lack_is_refused() -> None:
         AmbiguousRowError, match="Row 1 cannot be decided: The row holds more answers than its messages"
     ):
         masked([PLAIN, (text, messages[:2])])
-    with pytest.raises(AmbiguousRowError, match="an answer before message 2 that its messages lack"):
+    with pytest.raises(AmbiguousRowError, match="an answer before message 2 that is not in its messages"):
         masked([PLAIN, (text.replace("### Answer:\none", "### Answer:\none\n\n### Answer:\nmore"), messages)])
 
 

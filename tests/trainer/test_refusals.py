@@ -20,10 +20,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft_mask import Policy, Region, mask_dataset, train_on_responses_only
 from sft_mask.errors import AmbiguousRowError, DataError, LabelsChangedError, SftMaskError, UnsupportedError
 
-pytestmark = pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning")
-
-
-pytestmark = pytest.mark.usefixtures("in_tmp_path")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning"),
+    pytest.mark.usefixtures("in_tmp_path"),
+]
 
 
 # trainers whose loss passes weights over

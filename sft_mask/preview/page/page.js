@@ -19,7 +19,6 @@
   const things = (number, thing) => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
   const percent = (part, whole) => `${whole ? ((100 * part) / whole).toFixed(1) : "0.0"} %`;
   const kind = (flag) => flag.split(":")[0].trim();
-  const signed = (number) => String(number).replace("-", "−");
 
   // ---- one row -----------------------------------------------------------------------------------------------------
 
@@ -53,20 +52,19 @@
   const home = (row, cell) => {
     let best = cell.start;
     for (let at = cell.start + 1; at < cell.stop; at++) {
-      if (Math.abs(row.weight[at]) > Math.abs(row.weight[best])) best = at;
+      if (row.weight[at] > row.weight[best]) best = at;
     }
     return best;
   };
 
   const paint = (target, weight, greatest) => {
     target.classList.toggle("trained", weight !== 0);
-    target.classList.toggle("negative", weight < 0);
-    if (weight) target.style.setProperty("--shade", 0.25 + 0.75 * (Math.abs(weight) / greatest));
+    if (weight) target.style.setProperty("--shade", 0.25 + 0.75 * (weight / greatest));
     return target;
   };
 
   const draw = (row) => {
-    const greatest = row.runs.reduce((most, [, weight]) => Math.max(most, Math.abs(weight)), 0);
+    const greatest = row.runs.reduce((most, [, weight]) => Math.max(most, weight), 0);
     const body = document.createDocumentFragment();
     let last = { document: -1, turn: null, run: -1 };
     let turn, run;
@@ -108,9 +106,9 @@
 
   const legend = (row, greatest) => {
     const weights = [...new Set(row.runs.map(([, weight]) => weight).filter(Boolean))];
-    weights.sort((left, right) => Math.abs(right) - Math.abs(left) || right - left);
+    weights.sort((left, right) => right - left);
     const keys = weights.slice(0, 8).map((weight) =>
-      paint(element("span", "key", weight === 1 ? "trained" : `trained ×${signed(weight)}`), weight, greatest));
+      paint(element("span", "key", weight === 1 ? "trained" : `trained ×${weight}`), weight, greatest));
     if (weights.length > 8) keys.push(element("span", "", `and ${weights.length - 8} more weights`));
     return [...keys, element("span", "key", "masked"), element("span", "", "Hover a token for its story, click to keep it.")];
   };
@@ -122,7 +120,7 @@
     const found = [["text", cell.text || "(none)"]];
     for (let at = cell.start; at < cell.stop; at++) {
       const [, bytes, special] = vocabulary[row.ids[at]];
-      const weight = row.weight[at] && row.weight[at] !== 1 ? ` · weight ${signed(row.weight[at])}` : "";
+      const weight = row.weight[at] && row.weight[at] !== 1 ? ` · weight ${row.weight[at]}` : "";
       const side = cell.stop - cell.start > 1 ? (row.weight[at] ? " · trained" : " · masked") : "";
       found.push([`token ${at}`, `id ${row.ids[at]}${special ? " · special" : ""}${side}${weight}\n${bytes || "no bytes"}`]);
       if (row.wrong.has(at)) found.push(["label", `${row.wrong.get(at)}, which is another token`]);
