@@ -178,12 +178,13 @@ class SpanFinder:
         safe = self.in_vocabulary(ids)
         found = self.markers_in(safe, offsets)
         edges = np.searchsorted(token_holding(found.start), offsets)
-        inside = np.diff(edges) == 0
+        inside: Bools = np.diff(edges) == 0
         some = np.flatnonzero(~inside)
         first = edges[some]
         late = ~self._only_filler(safe, offsets[some], token_holding(found.start[first]))
         inside[some] = self._is_eot[found.pattern[first]] | (late & self._first_token_ends_turn[found.pattern[first]])
-        return inside & (np.diff(offsets) > 0)
+        inside &= np.diff(offsets) > 0
+        return inside
 
     def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""

@@ -225,7 +225,7 @@ def test_an_answer_after_a_tool_result_needs_no_header() -> None:
     assert trained("deepseekv3", messages)[-1] == "No.<｜end▁of▁sentence｜>"
 
 
-def test_words_that_the_template_puts_behind_the_results_are_trained_and_the_tools_name_is_not() -> None:
+def test_answer_words_rendered_after_tool_results_are_trained_and_the_tools_name_is_not() -> None:
     messages = [CALLING[0], {**CALLING[1], "content": "I look."}, *CALLING[2:]]
     assert trained("diffusion_gemma", messages) == [
         '<|tool_call>call:look{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>', "I look.", "No.<turn|>",
