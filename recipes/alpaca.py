@@ -1,13 +1,13 @@
-"""A model without a chat template: plain text with Alpaca's headers, and the two markers given.
+"""A model without a chat template: plain text with Alpaca's headers, and the two markers passed.
 
     python recipes/alpaca.py --model HuggingFaceTB/SmolLM2-135M        # a base model from the hub
-    python recipes/alpaca.py                                           # SmolLM2-135M-Instruct, its template put aside
+    python recipes/alpaca.py                                           # SmolLM2-135M-Instruct without its template
 
-Hardware: 2 CPU cores and 4 GB of memory, about 5 s a step; or any CUDA GPU.
-Expected: the header of the response is read, the words after it and the end-of-text token are trained.
+Hardware: 2 CPU cores and 4 GB of memory, about 5 s per step; or any CUDA GPU.
+Expected: the text after the response header is trained, and the end-of-text token; the headers are not.
 
-Plain-text headers are cut by the tokenizer in ways that depend on what stands around them, so they are searched byte by
-byte. Nothing but the row itself says whose words are whose: a header that a user types cannot be told from a real one.
+How the tokenizer splits a plain-text header depends on the text around it, so headers are matched byte by byte. The
+rows are text only, so nothing else shows who wrote what: a header that a user types cannot be told from a real one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name of a model")
-    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation a line, as messages")
+    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation per line, as messages")
     add("--output", default="outputs/alpaca", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)

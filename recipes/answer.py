@@ -1,9 +1,9 @@
-"""Ask a saved adapter, or a merged model, one question; see whether it stops by itself.
+"""Ask a saved adapter or a merged model one question, and see whether it stops by itself.
 
     python recipes/answer.py outputs/smollm2-135m "What is the capital of Japan?"
 
-Hardware: whatever the model fits in. The folder is one that recipes/lora_sft.py saved: its tokenizer, chat template and
-generation config (whose eos is the stop that was trained) are used as they are there.
+Hardware: anything with enough memory for the model. The folder is one that recipes/lora_sft.py saved; its tokenizer,
+chat template and generation config (whose EOS is the end-of-turn token that was trained) are used as they are.
 """
 
 from __future__ import annotations

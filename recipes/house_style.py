@@ -1,6 +1,6 @@
-"""The house style that the quickstart teaches, and the strict test of it.
+"""The house style that the quickstart teaches, and a strict test for it.
 
-Three lines and nothing else: the topic, one sentence, and an offer to go on. For example:
+Three lines and nothing else: the topic, one sentence, and an offer to continue. For example:
 
     Topic: geography
     The capital of Japan is Tokyo (東京).
@@ -21,7 +21,7 @@ _HOUSE_STYLE = re.compile(
 
 
 def follows_house_style(answer: str) -> bool:
-    """Whether an answer, exactly as the model gave it up to its stop token, keeps every rule of the style.
+    """Whether an answer, exactly as generated up to the end-of-turn token, follows every rule of the style.
 
     >>> follows_house_style("Topic: numbers\\n7 is an odd number.\\nNext: Shall I square it?")
     True

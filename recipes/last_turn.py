@@ -3,11 +3,11 @@
     python recipes/last_turn.py
     python recipes/last_turn.py --data my_chats.jsonl --steps 200
 
-Hardware: 2 CPU cores and 4 GB of memory, about 5 s a step; or any CUDA GPU.
-Expected: one answer a row is trained, 26 % of the tokens of the house style's data.
+Hardware: 2 CPU cores and 4 GB of memory, about 5 s per step; or any CUDA GPU.
+Expected: one answer per row is trained, 26 % of the tokens of the house-style data.
 
-Take it where earlier answers are worse than the last one (logs of another model, drafts before a correction), or where
-each row is one more turn of the same conversation, which would train its beginning again and again.
+Use it if earlier answers are worse than the last one (logs of another model, drafts before a correction), or if each
+row is one more turn of the same conversation, whose beginning would otherwise be trained again and again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name of a chat model")
-    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation a line, as messages")
+    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation per line, as messages")
     add("--output", default="outputs/last_turn", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)

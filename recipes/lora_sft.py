@@ -1,16 +1,17 @@
-"""Fine-tune a chat model with LoRA or QLoRA on its own words only, on a CPU, one GPU or many.
+"""Fine-tune a chat model with LoRA or QLoRA on the assistant's words only, on a CPU, one GPU or many.
 
     accelerate launch recipes/lora_sft.py --config recipes/configs/smollm2-135m.yaml
     accelerate launch recipes/lora_sft.py --config recipes/configs/qwen3-8b.yaml --load_in_4bit true      # QLoRA
     accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 \
         recipes/lora_sft.py --config recipes/configs/llama3.1-8b.yaml --train_data my_chats.jsonl
 
-To make it yours, change three lines of a YAML: model_name_or_path, train_data, output_dir. Every field of TRL's
-SFTConfig and ModelConfig and of the class below is a key of the YAML and an option of the command line, which wins.
+To use your own data, change three lines of a YAML file: model_name_or_path, train_data, output_dir. Every field of
+TRL's SFTConfig and ModelConfig and of the class below can be a key of the YAML file or a command-line option; options
+win.
 
-Hardware, minutes, the share of trained tokens and the loss stand on top of each file in recipes/configs; which launch
-configuration to take when, in docs/launch.md. What is saved in output_dir: the adapter, the tokenizer with its chat
-template, and a generation_config.json that ends an answer at the stop tokens that were trained.
+Hardware, minutes, the share of trained tokens and the expected loss are at the top of each file in recipes/configs;
+when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter, the tokenizer with its
+chat template, and a generation_config.json that ends an answer at the end-of-turn tokens that were trained.
 """
 
 from __future__ import annotations
@@ -44,40 +45,48 @@ from sft_mask.preview.terminal import RowView
 
 COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"text"}, {"input_ids"})
 ROWS_LOOKED_AT = 200
-"""So many rows are masked before the model is loaded: what is wrong with markers or template shows in seconds."""
+"""Rows that are masked before the model is loaded, so that problems with markers or template show up in seconds."""
 
 
 @dataclass
 class RecipeArguments:
-    """What is trained on, and which of its tokens."""
+    """The data, and which of its tokens are trained."""
 
     train_data: str | None = field(default=None, metadata={"help": "a .jsonl or .parquet file, or a hub name"})
-    train_split: str = field(default="train", metadata={"help": "split of a hub data set"})
+    train_split: str = field(default="train", metadata={"help": "split of a hub dataset"})
     eval_data: str | None = field(
-        default=None, metadata={"help": "likewise; evaluated at the end, and as eval_strategy"}
+        default=None, metadata={"help": "likewise; evaluated at the end, and according to eval_strategy"}
     )
-    eval_split: str = field(default="test", metadata={"help": "split of a hub data set"})
+    eval_split: str = field(default="test", metadata={"help": "split of a hub dataset"})
     eval_share: float = field(default=0.0, metadata={"help": "without eval_data: share of train_data to hold out"})
     instruction_part: list[str] | None = field(
-        default=None, metadata={"help": "text before the user's words; None: both are read from the chat template"}
+        default=None, metadata={"help": "text before the user's words; None: both are detected"}
     )
-    response_part: list[str] | None = field(default=None, metadata={"help": "text before the model's words"})
+    response_part: list[str] | None = field(default=None, metadata={"help": "text before the assistant's words"})
     turns: str = field(default="all", metadata={"help": "all, last, or flagged: which answers are trained"})
-    stop: str = field(default="always", metadata={"help": "always, last or never: is the stop token trained"})
-    cut_answers: str = field(default="keep", metadata={"help": "keep or mask answers that run into the end of a row"})
+    stop: str = field(
+        default="always", metadata={"help": "always, last or never: when the end-of-turn token is trained"}
+    )
+    cut_answers: str = field(
+        default="keep", metadata={"help": "keep or mask answers that are cut off at the end of a row"}
+    )
     mask_between: list[str] = field(
         default_factory=list,
-        metadata={"help": "two texts: parts of answers from one to the other are not trained; or four, or six"},
+        metadata={"help": "two texts: parts of answers from the first to the second are not trained; or several pairs"},
     )
     mask_pattern: list[str] = field(
         default_factory=list, metadata={"help": "regular expressions: parts of answers that are not trained"}
     )
-    on_ambiguous: str = field(default="error", metadata={"help": "error, drop or mask rows that nothing can decide"})
-    prompt_weight: float = field(default=0.0, metadata={"help": "weight of a prompt's token; an answer's is 1"})
-    reduction: str = field(
-        default="token", metadata={"help": "token, turn or sequence: what counts the same in the loss"}
+    on_ambiguous: str = field(
+        default="error", metadata={"help": "error, drop or mask: for rows that cannot be decided"}
     )
-    merge: bool = field(default=False, metadata={"help": "also save the whole model, adapter merged, in merged/"})
+    prompt_weight: float = field(default=0.0, metadata={"help": "weight of a prompt token; an answer token has 1"})
+    reduction: str = field(
+        default="token", metadata={"help": "token, turn or sequence: what has the same weight in the loss"}
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "also save the whole model with the adapter merged, in merged/"}
+    )
 
 
 def main() -> None:
@@ -103,7 +112,7 @@ def main() -> None:
         quantization_config=quantization(model_args),
         peft_config=get_peft_config(model_args),
     )
-    # The one line that this library is about: from here on only the model's own words are graded.
+    # The one line that this library is about: from here on only the assistant's words are trained.
     try:
         trainer = train_on_responses_only(trainer, **mask)
     except SftMaskError as error:
@@ -129,11 +138,11 @@ def main() -> None:
     trainer.accelerator.end_training()
 
 
-# what was asked for
+# arguments
 
 
 def read_arguments(given: Sequence[str]) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
-    """Defaults of this recipe, then the YAML, then the command line; refused before anything is set up."""
+    """Defaults of this recipe, then the YAML file, then the command line; errors come before anything is set up."""
     parser = TrlParser((RecipeArguments, SFTConfig, ModelConfig))
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
     parser.set_defaults(
@@ -151,12 +160,12 @@ def read_arguments(given: Sequence[str]) -> tuple[RecipeArguments, SFTConfig, Mo
     known = [action.dest for action in parser._actions]
     for key in config:
         if key not in {*known, "env"}:
-            refuse(f"{key!r} in the YAML is no option of this recipe{nearest(key, known)}.")
+            refuse(f"{key!r} in the YAML file is not an option of this recipe{nearest(key, known)}.")
     parser.set_defaults_with_config(**{key: value for key, value in config.items() if key != "env"})
     without_config = [text for at, text in enumerate(arguments) if "--config" not in arguments[max(at - 1, 0) : at + 1]]
     wanted, unknown = parser.parse_known_args(without_config)
     if unknown:
-        refuse(f"{unknown[0]!r} is no option of this recipe{nearest(unknown[0].lstrip('-'), known)}.")
+        refuse(f"{unknown[0]!r} is not an option of this recipe{nearest(unknown[0].lstrip('-'), known)}.")
     check_request(wanted)
     recipe, training, model_args = parser.parse_args_and_config(arguments)
     model_args.model_name_or_path = find_model(model_args.model_name_or_path)
@@ -169,13 +178,13 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     path = Path(next(iter(arguments[arguments.index("--config") + 1 :]), ""))
     if not path.is_file():
-        refuse(f"the configuration {str(path)!r} is not there; those that come with the recipe are in recipes/configs.")
+        refuse(f"the configuration {str(path)!r} does not exist; the recipe's own are in recipes/configs.")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        refuse(f"{path} is no YAML: {' '.join(str(error).split())}.")
+        refuse(f"{path} is not valid YAML: {' '.join(str(error).split())}.")
     if not isinstance(config, dict):
-        refuse(f"{path} holds no `key: value` lines.")
+        refuse(f"{path} has no `key: value` lines.")
     return config
 
 
@@ -189,40 +198,40 @@ def local_world_size() -> int:
 
 
 def refuse(why: str) -> NoReturn:
-    """One sentence, from one process; the others end without a word."""
+    """Exits with one sentence from the first process; the others exit silently."""
     first = os.environ.get("RANK", "0") == "0"
     sys.exit(f"lora_sft: {why}" if first else 1)
 
 
 def check_request(wanted: Namespace) -> None:
-    """What cannot work on this machine or with these files, known without loading anything."""
+    """Refuses what cannot work on this machine or with these files, before anything is loaded."""
     processes, gpus = local_world_size(), torch.cuda.device_count()
     if processes > gpus and not wanted.use_cpu:
         refuse(
             f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
-            f"--num_processes {max(gpus, 1)}, or give --use_cpu true to run them on the CPU."
+            f"--num_processes {max(gpus, 1)}, or pass --use_cpu true to run them on the CPU."
         )
     if wanted.load_in_4bit or wanted.load_in_8bit:
         check_quantization(wanted)
     if not wanted.model_name_or_path:
-        refuse("no model was named; give model_name_or_path, a folder or a hub name.")
+        refuse("no model was given; set model_name_or_path, a folder or a hub name.")
     if not wanted.train_data:
-        refuse("no data was named; give train_data, a .jsonl or .parquet file or a hub name.")
+        refuse("no data was given; set train_data, a .jsonl or .parquet file or a hub name.")
     for name in ("train_data", "eval_data"):
         check_file(name, getattr(wanted, name))
     if wanted.eval_strategy != "no" and not wanted.eval_data and not wanted.eval_share:
-        refuse(f"eval_strategy is {wanted.eval_strategy!r} with nothing to evaluate; give eval_data or eval_share.")
+        refuse(f"eval_strategy is {wanted.eval_strategy!r} with nothing to evaluate; set eval_data or eval_share.")
     template = wanted.chat_template_path
     if template and not Path(template).is_file():
-        refuse(f"the chat template {template!r} is not there; give a .jinja file.")
+        refuse(f"the chat template {template!r} does not exist; chat_template_path is a .jinja file.")
 
 
 def check_quantization(wanted: Namespace) -> None:
     if not torch.cuda.is_available() or wanted.use_cpu:
-        refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and there is none here; leave it out for LoRA.")
+        refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and none was found; leave it out to use LoRA.")
     if importlib.util.find_spec("bitsandbytes") is None:
         refuse(
-            "QLoRA needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or leave load_in_4bit out."
+            "QLoRA needs bitsandbytes, which is missing: `pip install 'sft-mask[qlora]'`, or leave load_in_4bit out."
         )
 
 
@@ -230,19 +239,19 @@ def check_file(option: str, name: str | None) -> None:
     if name is None or not name.endswith((".jsonl", ".json", ".parquet")):
         return
     if not Path(name).is_file():
-        refuse(f"the file {name!r} of {option} is not there (looked for in {Path.cwd()}).")
+        refuse(f"the file {name!r} of {option} does not exist (looked for in {Path.cwd()}).")
     if not Path(name).stat().st_size:
-        refuse(f"the file {name!r} of {option} is empty; give it at least one row.")
+        refuse(f"the file {name!r} of {option} is empty; it needs at least one row.")
 
 
 def checkpoint(training: SFTConfig) -> str | None:
-    """The checkpoint to go on from; ``true`` is the last one in ``output_dir``."""
+    """The checkpoint to resume from; ``true`` means the last one in ``output_dir``."""
     asked = str(training.resume_from_checkpoint or "")
     if asked.lower() in ("", "false", "none"):
         return None
     if asked.lower() != "true":
         if not Path(asked).is_dir():
-            refuse(f"the checkpoint {asked!r} is not there; give its folder, or `true` for the last one.")
+            refuse(f"the checkpoint {asked!r} does not exist; give its folder, or `true` for the last one.")
         return asked
     last = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
     if last is None:
@@ -287,10 +296,10 @@ def read_rows(option: str, name: str, split: str) -> Dataset:
     except DatasetGenerationError as error:
         refuse(f"{name!r} of {option} could not be read: {' '.join(str(error.__cause__ or error).split())}")
     if not len(rows):
-        refuse(f"{name!r} of {option} has no rows; give it at least one.")
+        refuse(f"{name!r} of {option} has no rows; it needs at least one.")
     if not any(wanted <= set(rows.column_names) for wanted in COLUMNS):
         refuse(
-            f"{name!r} of {option} has the columns {', '.join(rows.column_names)}; needed is messages, conversations, "
+            f"{name!r} of {option} has the columns {', '.join(rows.column_names)}; it needs messages, conversations, "
             "prompt and completion, text, or input_ids."
         )
     return rows
@@ -303,7 +312,7 @@ def mask_settings(recipe: RecipeArguments) -> dict[str, Any]:
     """The arguments of ``train_on_responses_only``."""
     between = recipe.mask_between
     if len(between) % 2:
-        refuse(f"mask_between has {len(between)} texts; give pairs: what opens a part, and what closes it.")
+        refuse(f"mask_between has {len(between)} texts; it needs pairs: what opens a part, and what closes it.")
     try:
         regions = (
             *(Region(start, end) for start, end in zip(between[::2], between[1::2], strict=True)),
@@ -328,15 +337,13 @@ def mask_settings(recipe: RecipeArguments) -> dict[str, Any]:
 
 
 def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> list[int]:
-    """Masks the first rows, for what the library would refuse of them, and for the stop tokens that they train."""
+    """Masks the first rows, to see what the library refuses, and which end-of-turn tokens are trained."""
     if tokenizer.chat_template is None and {"messages", "conversations"} & set(train.column_names):
-        refuse("the tokenizer has no chat template, and the data are messages; give chat_template_path, a .jinja file.")
+        refuse("the tokenizer has no chat template, and the data are messages; set chat_template_path, a .jinja file.")
     if tokenizer.chat_template is None and mask["response_part"] is None:
-        refuse(
-            "the tokenizer has no chat template, and no markers were given; give instruction_part and response_part."
-        )
+        refuse("the tokenizer has no chat template, and no markers were given; set instruction_part and response_part.")
     rows = train.select(range(min(len(train), ROWS_LOOKED_AT)))
-    plain = {**mask, "policy": replace(mask["policy"], prompt_weight=0.0, reduction="token")}  # a stop is an answer's
+    plain = {**mask, "policy": replace(mask["policy"], prompt_weight=0.0, reduction="token")}  # only answers
     try:
         masked, report = mask_dataset(rows, tokenizer, **plain, return_report=True)
     except SftMaskError as error:
@@ -346,9 +353,10 @@ def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) ->
 
 
 def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
-    """Which stop tokens end what is trained, the most frequent first.
+    """The end-of-turn tokens that end a trained answer, the most frequent first.
 
-    One after which the model itself goes on, as gpt-oss does between its reasoning and its answer, ends no generation.
+    A token after which the model itself continues, as gpt-oss does between reasoning and answer, does not end
+    generation.
 
     >>> trained_stops([[-100, 5, 7, -100, -100, 5, 8, 5, 7]], {7, 8, 9})
     [7]
@@ -365,7 +373,7 @@ def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
 
 
 def show(trainer: Any, tokenizer: Any) -> None:
-    """The early look: what will be trained, in numbers and in one row."""
+    """Shows what will be trained: in numbers, and in one row."""
     console = Console(highlight=False)
     console.print(trainer.mask_report, soft_wrap=True)
     row = next(iter(trainer.train_dataset))
@@ -376,9 +384,9 @@ def show(trainer: Any, tokenizer: Any) -> None:
 
 
 def quantization(model_args: ModelConfig) -> Any:
-    """4 or 8 bit as asked; a model that comes in MXFP4 (gpt-oss) is unpacked, for only then can it be trained."""
+    """4 or 8 bits as requested; a model that comes in MXFP4 (gpt-oss) is unpacked, or it could not be trained."""
     if model_args.load_in_4bit and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        model_args.bnb_4bit_quant_storage = model_args.dtype  # FSDP shards tensors of one dtype only
+        model_args.bnb_4bit_quant_storage = model_args.dtype  # FSDP shards tensors of a single dtype
     chosen = get_quantization_config(model_args)
     if chosen is not None:
         return chosen
@@ -388,10 +396,10 @@ def quantization(model_args: ModelConfig) -> Any:
 
 
 def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
-    """A generation config whose eos is the stop that was trained, and the report."""
+    """Saves the report, and a generation config whose EOS is the end-of-turn token that was trained."""
     folder = Path(trainer.args.output_dir)
     generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
-    # Of several, those that the model was released with: gpt-oss closes earlier answers by a token that is no end.
+    # If there are several, keep those the model was released with: gpt-oss ends earlier answers with another token.
     stops = [stop for stop in stops if stop in as_list(generation.eos_token_id)] or stops
     if stops:
         generation.eos_token_id = stops[0] if len(stops) == 1 else stops
@@ -400,7 +408,7 @@ def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> N
     report = json.dumps(trainer.mask_report.to_dict(), indent=1, ensure_ascii=False)
     (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
     ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))
-    says = f"that stops at {ends}" if stops else "as it was, for no stop token was trained"
+    says = f"that stops at {ends}" if stops else "as it was, since no end-of-turn token was trained"
     print(f"Saved in {folder}: the adapter, the tokenizer and a generation config {says}")
 
 
@@ -409,12 +417,12 @@ def as_list(eos: int | list[int] | None) -> list[int]:
 
 
 def merge(folder: Path, dtype: str) -> None:
-    """The adapter added into the weights of its base model: a model folder like any other."""
+    """Merges the adapter into the weights of its base model, and saves an ordinary model folder."""
     merged = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu").merge_and_unload()
     merged.generation_config = GenerationConfig.from_pretrained(folder)
     merged.save_pretrained(folder / "merged")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "merged")
-    print(f"Saved in {folder / 'merged'}: the whole model, adapter merged")
+    print(f"Saved in {folder / 'merged'}: the whole model with the adapter merged")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What masking changes: four ways to grade the same rows, measured on held-out data.
+"""What masking changes: four masks over the same rows, measured on held-out data.
 
     OMP_NUM_THREADS=1 python recipes/mask_study.py --page docs/mask_study.md            # 24 runs, one CPU core
     python recipes/mask_study.py --model Qwen/Qwen3-0.6B --rows 1600 --steps 200 --held-out 200 \
         --output outputs/mask_study_gpu                                                 # one CUDA GPU
 
-Hardware: one CPU core and 4 GB, about a minute a run for SmolLM2-135M-Instruct; or one CUDA GPU. Every run leaves one
-JSON file in --output, and a run whose file is there is not made again, so the study can be stopped at any time.
+Hardware: one CPU core and 4 GB, about a minute per run for SmolLM2-135M-Instruct; or one CUDA GPU. Every run writes one
+JSON file to --output, and a run whose file exists is not repeated, so the study can be stopped at any time.
+Expected: the table in docs/mask_study.md.
 
 Training losses of different masks are means over different tokens, so they are never compared. What is compared, on
-questions whose words occur in no training row: the loss of the response's tokens, of its words and of its stop alone;
-the share of answers that are right to the character, that begin with the right one, that stop, that echo the prompt.
+questions whose subjects occur in no training row: the loss of the response's tokens, and of its text and its
+end-of-turn token separately; the share of answers that are exact to the character, that begin with the right answer,
+that stop, and that echo the prompt.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ MEASURES = {
     "echoed": "echoed",
 }
 ECHO_WORDS = 5
-"""An answer that holds so many words of its prompt in a row echoes it; no right answer does."""
+"""An answer with this many consecutive words of its prompt echoes it; no right answer does."""
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 VERBS = ("Find", "Wash", "Paint", "Pack")
@@ -66,7 +68,7 @@ HELD_OUT_NOUNS = ["spoon", "bridge", "garden", "button", "pencil", "table", "jac
 
 
 def lookup(rng: random.Random, nouns: list[str]) -> tuple[str, str]:
-    """Long prompt, short answer: one number out of a list."""
+    """Long prompt, short answer: one number from a list."""
     things = [f"{rng.choice(COLOURS)} {noun}" for noun in rng.sample(nouns, 6)]
     stock = {thing: rng.randint(2, 99) for thing in things}
     wanted = rng.choice(things)
@@ -117,22 +119,28 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Four ways to grade the same rows, and what each does to held-out answers.",
+        description="Four masks over the same rows, and the effect of each on held-out answers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name of a chat model")
-    add("--output", type=Path, default=Path("outputs/mask_study"), help="folder for one JSON a run, table and plot")
-    add("--page", type=Path, help="a Markdown page whose table is written anew, its plot beside it in images/")
-    add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="how rows are graded")
-    add("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="SHAPE", help="shapes of the data")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the order of the rows and of the adapter")
-    add("--rows", type=int, default=160, help="training conversations of each shape")
+    add("--output", type=Path, default=Path("outputs/mask_study"), help="folder for the plot and one JSON file per run")
+    add("--page", type=Path, help="a Markdown page whose table is rewritten; the plot goes to images/ next to it")
+    add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="which masks to compare")
+    add("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="SHAPE", help="kinds of data")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        help="for the order of the rows and the adapter's initialization",
+    )
+    add("--rows", type=int, default=160, help="training conversations of each kind")
     add("--steps", type=int, default=20, help="optimizer steps")
-    add("--batch-size", type=int, default=8, help="conversations a step")
+    add("--batch-size", type=int, default=8, help="conversations per step")
     add("--learning-rate", type=float, default=1e-3, help="the same for every arm")
-    add("--held-out", type=int, default=24, help="held-out conversations of each shape")
-    add("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+    add("--held-out", type=int, default=24, help="held-out conversations of each kind")
+    add("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     return parser.parse_args()
 
 
@@ -149,7 +157,7 @@ def refuse_other_settings(path: Path, args: argparse.Namespace) -> None:
 def conversations(shape: str, count: int, nouns: list[str], seed: int) -> Dataset:
     rng = random.Random(seed)
     pairs = [SHAPES[shape](rng, nouns) for _ in range(count)]
-    system = {"role": "system", "content": "Be exact."}  # or SmolLM2's template would write a longer one by itself
+    system = {"role": "system", "content": "Be exact."}  # otherwise SmolLM2's template adds a longer one
     return Dataset.from_list(
         [
             {"messages": [system, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
@@ -159,7 +167,7 @@ def conversations(shape: str, count: int, nouns: list[str], seed: int) -> Datase
 
 
 def measure_run(args: argparse.Namespace, shape: str, arm: str, seed: int) -> dict[str, Any]:
-    """Trains one arm with one seed, and measures it; "before training" is the model as it came."""
+    """Trains one arm with one seed, and measures it; "before training" is the original model."""
     on_gpu = torch.cuda.is_available() and not args.cpu
     transformers.set_seed(seed)
     name = find_model(args.model)
@@ -199,7 +207,7 @@ def build_trainer(
             lr_scheduler_type="cosine",
             warmup_steps=max(1, args.steps // 10),
             max_length=512,
-            gradient_checkpointing=False,  # small enough without: spares a second forward pass
+            gradient_checkpointing=False,  # the model is small enough without it, and it costs a second forward pass
             bf16=on_gpu,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
@@ -216,23 +224,23 @@ def build_trainer(
 
 
 def stop_of(masked: Dataset) -> int:
-    """The id that ends the answers: the last one that is trained."""
+    """The end-of-turn token: the last trained id of a row."""
     return [label for label in masked[0]["labels"] if label != IGNORE_INDEX][-1]
 
 
 @torch.inference_mode()
 def held_out_loss(model: Any, masked: Dataset, stop: int) -> dict[str, float]:
-    """Mean negative log likelihood of the response's tokens, of its words alone, and of its stop token alone."""
+    """Mean negative log likelihood of the response's tokens, of its text alone, and of its end-of-turn token alone."""
     model.eval()
     words: list[float] = []
     stops: list[float] = []
     for row in masked:
         ids = torch.tensor([row["input_ids"]], device=model.device)
         targets = torch.tensor(row["labels"][1:], device=model.device)  # position t predicts token t + 1
-        graded = targets != IGNORE_INDEX
-        logits = model(input_ids=ids).logits[0, :-1][graded].float()
-        each = F.cross_entropy(logits, targets[graded], reduction="none").tolist()
-        for loss, target in zip(each, targets[graded].tolist(), strict=True):
+        trained = targets != IGNORE_INDEX
+        logits = model(input_ids=ids).logits[0, :-1][trained].float()
+        each = F.cross_entropy(logits, targets[trained], reduction="none").tolist()
+        for loss, target in zip(each, targets[trained].tolist(), strict=True):
             (stops if target == stop else words).append(loss)
     return {
         "response_loss": statistics.fmean(words + stops),
@@ -243,7 +251,7 @@ def held_out_loss(model: Any, masked: Dataset, stop: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def answers(model: Any, tokenizer: Any, held_out: Dataset, stop: int) -> dict[str, Any]:
-    """Greedy answers with room for half as much again as the right one, and what becomes of them."""
+    """Greedy answers of up to one and a half times the length of the longest right one, and how good they are."""
     prompts = [row["messages"][:-1] for row in held_out]
     wanted = [row["messages"][-1]["content"] for row in held_out]
     room = max(len(tokenizer(text)["input_ids"]) for text in wanted) * 3 // 2 + 2
@@ -264,7 +272,7 @@ def answers(model: Any, tokenizer: Any, held_out: Dataset, stop: int) -> dict[st
 
 
 def echoes(answer: str, prompt: str) -> bool:
-    """Whether an answer holds a run of its prompt's words.
+    """Whether an answer contains enough consecutive words of its prompt.
 
     >>> echoes("It is: red lamp 4, blue chair 7.", "In stock: red lamp 4, blue chair 7.")
     True
@@ -278,7 +286,7 @@ def echoes(answer: str, prompt: str) -> bool:
 
 
 def grouped(results: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Shape, then arm, then its runs; in the order of this file."""
+    """Runs by shape and arm, in the order of this file."""
     by_shape = {
         shape: {
             arm: [run for run in results if run["shape"] == shape and run["arm"] == arm]
@@ -290,7 +298,7 @@ def grouped(results: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str,
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One Markdown table a shape: the mean over the seeds, and the smallest and largest of them."""
+    """One Markdown table per shape: the mean over the seeds, and their smallest and largest value."""
     lines = []
     for shape, arms in grouped(results).items():
         if not arms:
@@ -312,7 +320,7 @@ def spread(values: list[float], key: str) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """A row of panels a shape, a panel a measure; one dot a seed."""
+    """One row of panels per shape, one panel per measure, one dot per seed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -343,11 +351,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_page(page: Path, results: list[dict[str, Any]]) -> None:
-    """Exchanges what stands between the page's two marks."""
+    """Replaces the text between the page's two marks."""
     start, end = "<!-- table -->\n", "<!-- end of table -->"
     text = page.read_text(encoding="utf-8")
     if start not in text or end not in text:
-        sys.exit(f"{page} has no {start.strip()} and {end}: there is no place to write the table to.")
+        sys.exit(f"{page} has no {start.strip()} and {end}: the table cannot be placed.")
     before, rest = text.split(start, 1)
     page.write_text(before + start + "\n" + table(results) + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
     (page.parent / "images").mkdir(exist_ok=True)

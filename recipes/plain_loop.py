@@ -3,13 +3,14 @@
     python recipes/plain_loop.py                              # SmolLM2-135M-Instruct on the house style
     python recipes/plain_loop.py --model Qwen/Qwen3-0.6B --data my_chats.jsonl
 
-Hardware: 2 CPU cores and 4 GB of memory, about 5 s a step; or any CUDA GPU.
+Hardware: 2 CPU cores and 4 GB of memory, about 5 s per step; or any CUDA GPU.
 Expected: 49 % of the tokens are trained, and the loss falls from about 2.7 to below 1 within 20 steps.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from datasets import load_dataset
 from local_model import find_model
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, DataCollatorForSeq2Seq, set_seed
 
 from sft_mask import IGNORE_INDEX, mask_dataset
 
@@ -29,7 +30,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(find_model(args.model))
     chats = load_dataset("json", data_files=args.data, split="train")
 
-    # Every row gets input_ids and labels; a label is the token itself where the model would have to sample it.
+    # Every row gets input_ids and labels; a label is the token itself if the model would have to sample it.
     masked, report = mask_dataset(chats, tokenizer, return_report=True)
     print(report)
 
@@ -37,7 +38,9 @@ def main() -> None:
         masked.select_columns(["input_ids", "labels"]),
         batch_size=args.batch_size,
         shuffle=True,
-        collate_fn=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX),  # pads labels, and masks pads
+        collate_fn=DataCollatorForSeq2Seq(
+            tokenizer, label_pad_token_id=IGNORE_INDEX
+        ),  # pads the labels with IGNORE_INDEX
     )
     model = AutoModelForCausalLM.from_pretrained(
         find_model(args.model), dtype=torch.bfloat16 if device == "cuda" else torch.float32
@@ -61,26 +64,27 @@ def main() -> None:
 
 
 def response_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over the trained tokens of the batch: the logits at t grade the token at t + 1."""
+    """Mean over the trained tokens of the batch: the logits at t predict the token at t + 1."""
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch).logits[:, :-1]
-    graded = targets != IGNORE_INDEX
-    return F.cross_entropy(logits[graded].float(), targets[graded])
+    trained = targets != IGNORE_INDEX
+    return F.cross_entropy(logits[trained].float(), targets[trained])
 
 
-def forever(loader: DataLoader):
+def forever(loader: DataLoader) -> Iterator[BatchEncoding]:
+    """Batches of one epoch after another."""
     while True:
         yield from loader
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="LoRA on the model's own words only, in a plain PyTorch loop.",
+        description="LoRA on the assistant's words only, in a plain PyTorch loop.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name of a chat model")
-    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation a line, as messages")
+    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation per line, as messages")
     add("--output", default="outputs/plain_loop", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)

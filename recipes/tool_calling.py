@@ -1,14 +1,15 @@
-"""Tool calls: the model learns to make the call and to use the result, never to write the result itself.
+"""Tool calls: the model learns to make the call and to use the result, not to write the result itself.
 
     python recipes/tool_calling.py                     # Qwen3-0.6B on recipes/data/tools.jsonl
     python recipes/tool_calling.py --data my_agents.jsonl --steps 200
 
-Hardware: one CUDA GPU with 8 GB (computed, not measured); any machine with a smaller model whose template knows tools.
-Expected: not run with Qwen3-0.6B. A call and the stop after it are trained; the result that comes back is not, and
-neither are the tools' definitions in the system turn.
+Hardware: one CUDA GPU with 8 GB (calculated, not measured); any machine for a smaller model whose template supports
+tools.
+Expected: not run with Qwen3-0.6B. A call and the end-of-turn token after it are trained; the result that comes back is
+not, and neither are the tool definitions in the system turn.
 
-The data: messages with ``tool_calls`` and turns of the role ``tool``, and a column ``tools`` with the definitions, as
-JSON text or as lists. The chat template writes all of it; the same one has to be used when the model is asked.
+The data: messages with ``tool_calls`` and messages with the role ``tool``, and a column ``tools`` with the definitions,
+as JSON text or as lists. The chat template writes all of it; use the same template at inference.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
             per_device_train_batch_size=args.batch_size,
             learning_rate=1e-3 if args.model.endswith("135M-Instruct") else 2e-4,
             lr_scheduler_type="cosine",
-            max_length=2048,  # the definitions of tools take their share
+            max_length=2048,  # the tool definitions need room
             bf16=on_gpu,
             use_cpu=not on_gpu,
             dataloader_pin_memory=on_gpu,
@@ -51,7 +52,7 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    trainer = train_on_responses_only(trainer)  # calls are the model's words, results are somebody else's
+    trainer = train_on_responses_only(trainer)  # calls are the assistant's, results are not
     print(trainer.mask_report)
     first = trainer.train_dataset[0]["labels"]
     print("trained of the first row:", repr(tokenizer.decode([label for label in first if label != IGNORE_INDEX])))
@@ -66,8 +67,8 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", default="Qwen/Qwen3-0.6B", help="a chat model whose template knows tools")
-    add("--data", default="recipes/data/tools.jsonl", help="one conversation a line: messages and tools")
+    add("--model", default="Qwen/Qwen3-0.6B", help="a chat model whose template supports tools")
+    add("--data", default="recipes/data/tools.jsonl", help="one conversation per line: messages and tools")
     add("--output", default="outputs/tool_calling", help="folder for the adapter")
     add("--steps", type=int, default=20)
     add("--batch-size", type=int, default=8)

@@ -5,16 +5,17 @@
     python scripts/attack_templates.py --rows 20000 --tokenizers FOLDER           # a folder of tokenizer folders
     python scripts/attack_templates.py --rows 3000 --kind stops --show 5          # one kind, five failures in full
 
-The kinds of templates are at the top of ``tests/support/conformance/random_templates.py``. Each template is tried four
-times: with and without messages, markers given and detected. Rows with typed markers are judged where there are
-messages.
+The kinds of templates are listed in ``tests/support/conformance/random_templates.py``. Each template is tried four
+times: with and without messages, markers passed and detected. Rows with typed markers are checked only if they have
+their messages.
 
-lost        tokens of an answer, or of its stop, that are not trained
-leaked      tokens of somebody else, of headers, or behind a stop, that are trained
-uneven      rows in which the separator behind an answer without a stop is trained here and not there
+lost        tokens of an answer, or of its end-of-turn token, that are not trained
+leaked      tokens of other turns, of headers, or after an end-of-turn token, that are trained
+uneven      rows in which the separator after an answer without an end-of-turn token is trained in one place but not in
+            another
 left out    rows that were dropped as ambiguous
-crashed     calls that raised something else than a refusal
-refused     templates; unexpected are those of ``plain`` and ``stops`` with markers given and none typed
+crashed     calls that raised an error that is not a refusal
+refused     templates; unexpected are those of ``plain`` and ``stops`` with markers passed and none typed
 
 The exit code is 0 if nothing was lost and nothing leaked.
 """
@@ -61,16 +62,22 @@ Scores = dict[tuple[str, str], Score]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="stop after so many judged rows (default: 20,000)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other templates (default: 0)")
-    parser.add_argument("--tokenizers", type=Path, help="folder of tokenizer folders (default: small ones)")
+    parser.add_argument("--rows", type=int, default=20_000, help="stop after so many checked rows (default: 20,000)")
+    parser.add_argument("--seed", type=int, default=0, help="a different seed makes different templates (default: 0)")
+    parser.add_argument(
+        "--tokenizers", type=Path, help="folder of tokenizer folders (default: small tokenizers of the tests)"
+    )
     parser.add_argument("--tokenizer", action="append", default=[], help="only this one; may be repeated")
     parser.add_argument("--kind", action="append", default=[], choices=KINDS, help="only this kind; may be repeated")
     parser.add_argument("--mode", choices=[mode.name for mode in MODES], help="only this one")
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="print N kinds of failures (default: 3)")
-    parser.add_argument("--templates", type=int, default=7, metavar="N", help="of a tokenizer before the next (7)")
-    parser.add_argument("--reasons", action="store_true", help="print a template for each reason of a refusal")
-    parser.add_argument("--minimise", type=int, default=20, metavar="N", help="calls to make a failure small (20)")
+    parser.add_argument(
+        "--show", type=int, default=3, metavar="N", help="print N kinds of failures in full (default: 3)"
+    )
+    parser.add_argument(
+        "--templates", type=int, default=7, metavar="N", help="templates of a tokenizer before the next one (7)"
+    )
+    parser.add_argument("--reasons", action="store_true", help="print a template for each reason for a refusal")
+    parser.add_argument("--minimise", type=int, default=20, metavar="N", help="calls to minimise a failure (20)")
     return parser.parse_args()
 
 
@@ -93,12 +100,12 @@ def library() -> Subject:
 
 @dataclass
 class Findings:
-    """All that a run has found.
+    """Everything that a run has found.
 
     Attributes:
         scores: by kind and mode.
-        failures: how often each signature failed, and one failure of it in full.
-        calls: how often the library may be called to make a failure small.
+        failures: how often each signature failed, and one failure with that signature in full.
+        calls: how often the library may be called to minimise a failure.
     """
 
     calls: int
@@ -114,12 +121,12 @@ class Findings:
             count, text = self.failures.get(failure.signature, (0, ""))
             failure.tokenizer = name
             self.failures[failure.signature] = (count + 1, text or told(minimised(failure, subject, self.calls)))
-        score.failures = []  # which would keep the tokenizer
+        score.failures = []  # they would keep the tokenizer in memory
         self.scores[attack.kind, mode.name].add(score)
 
 
 def attacked(options: argparse.Namespace, console: Console) -> Findings:
-    """Rounds over all tokenizers until there are enough rows, or a person interrupts."""
+    """Rounds over all tokenizers until there are enough rows, or until Ctrl-C."""
     found, turn, before = Findings(options.minimise), 0, -1
     with suppress(KeyboardInterrupt):
         while before < found.rows < options.rows:
@@ -134,7 +141,7 @@ def attacked(options: argparse.Namespace, console: Console) -> Findings:
 
 
 def one_tokenizer(options: argparse.Namespace, found: Findings, name: str, tokenizer: Any, place: int) -> None:
-    """Some templates of a tokenizer; the kinds go round from tokenizer to tokenizer too."""
+    """Some templates of a tokenizer; the kinds rotate from tokenizer to tokenizer too."""
     subject, first = library(), place * options.templates
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
     numbers = range(first, first + options.templates)

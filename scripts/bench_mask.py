@@ -1,25 +1,22 @@
 #!/usr/bin/env python
-"""How fast labels are made: a search over ids, a whole dataset on disk, beside a trainer, and as data grows.
+"""How fast labels are made: the search in ids, a whole dataset on disk, next to a trainer, and as data grows.
 
     python scripts/bench_mask.py                                   # everything, about 8 minutes on two cores
-    python scripts/bench_mask.py --part kernel --part import       # parts of it
+    python scripts/bench_mask.py --part kernel --part import       # only these parts
     python scripts/bench_mask.py --tokens 1000000 --rounds 3       # a quick look
     python scripts/bench_mask.py --part end_to_end --dataset "ids, special markers" --tokens 100000000
-    python scripts/bench_mask.py --json bench.json --markdown      # parts of several runs come together in one file
 
-Every number is a ratio of medians, measured in one run while the arms took turns; seconds are of this machine only.
-
-kernel      ids to labels, in blocks as the library reads them, against copying the same ids; exactness is checked
+kernel      ids to labels, in blocks as the library reads them, against copying the same ids; labels are checked
             against labels counted from character offsets
-end_to_end  a tokenized dataset on disk to one with labels, without the rows that train nothing, nothing cached,
-            against copying its files, against datasets.map of a loop over tokens with a filter behind it, and against
-            the function of unsloth_zoo where that is installed
+end_to_end  from a tokenized dataset on disk to one with labels, without the rows that train nothing, nothing cached:
+            against copying its files, against datasets.map of a loop over tokens followed by a filter, and against the
+            function of unsloth_zoo if it is installed
 trainer     building a first SFTTrainer, and what train_on_responses_only adds
 scaling     time against the number of tokens, for long and for short rows
 import      a fresh `import sft_mask`, and the command's --help, above a bare Python
 
-The exit code is 1 if a label differs from the counted one. A target that is missed is shown, and is no failure: nobody
-promises seconds on a machine that others use too.
+Every number is a ratio of medians, measured in one run while the arms took turns; seconds are of this machine only. The
+exit code is 1 if a label differs from the counted one.
 """
 
 from __future__ import annotations
@@ -35,7 +32,6 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,500 +44,280 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 import datasets  # noqa: E402 - the clone's own folders come first
 import numpy as np  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
-from benchmarking import (  # noqa: E402  # noqa: E402
-    alternate,
-    alternate_values,
-    bar,
-    fresh_process,
-    machine,
-    machine_line,
-    plot_lines,
-    ratio,
-    save_json,
-    summary,
-    table,
-    timed,
-)
-from benchmarking.chats import LONG, MARKERS, SHORT, Corpus, Style, corpus, expected_labels  # noqa: E402
-from benchmarking.scan import ScanRow, plain_scan, scan, scan_batch, trains_something  # noqa: E402
+from benchmarking.arms import fresh_process, machine, plot_lines, ratio, table, take_turns, timed  # noqa: E402
+from benchmarking.chats import LONG, MARKERS, SHORT, Corpus, corpus, expected_labels  # noqa: E402
+from benchmarking.loops import fast_loop, plain_loop  # noqa: E402
 from local_model import smollm2_folder  # noqa: E402
-from rich.box import MARKDOWN  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from sft_mask import mask_dataset  # noqa: E402
+from sft_mask import mask_dataset, train_on_responses_only  # noqa: E402
 from sft_mask.constants import IGNORE_INDEX  # noqa: E402
 from sft_mask.core.labels import paint  # noqa: E402
-from sft_mask.core.policy import Policy  # noqa: E402
-from sft_mask.core.spans import SpanFinder  # noqa: E402
-from sft_mask.data.dataset import _ROWS_AT_ONCE, _TOKENS_AT_ONCE  # noqa: E402
-from sft_mask.data.setup import build_masker, read_tokenizer  # noqa: E402
+from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer  # noqa: E402
 
 CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
-IMAGE = ROOT / "docs" / "images" / "bench_mask_scaling.svg"
-STYLES: tuple[Style, ...] = ("special", "text")
-LIKE_TRL = ("input_ids", "labels")
-DATASETS: dict[str, tuple[Style, tuple[str, ...], bool]] = {
-    "ids, special markers": ("special", LIKE_TRL, False),
-    "ids, special markers, an index mapping": ("special", LIKE_TRL, True),
-    "ids, plain-text markers": ("text", LIKE_TRL, False),
-    "ids and messages": ("special", (*LIKE_TRL, "messages"), False),
+BLOCK = 1 << 20  # tokens that the library reads at once
+CHECKED_ROWS = 200
+UNANSWERED = 100  # every so many rows hold no answer, and are dropped
+TRL_COLUMNS = ("input_ids", "labels")
+DATASETS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "ids, special markers": ("special", TRL_COLUMNS, False),
+    "ids, special markers, an index mapping": ("special", TRL_COLUMNS, True),
+    "ids, plain-text markers": ("text", TRL_COLUMNS, False),
+    "ids and messages": ("special", (*TRL_COLUMNS, "messages"), False),
 }
-"""Of end_to_end: whose markers, which columns, and whether rows are left out by an index mapping."""
-_CHECKED_ROWS = 200
-UNSLOTH = "Unsloth's function"
-PLAIN, QUICK = "map of a plain loop", "map of a quick loop"
-_MAPS: dict[str, tuple[ScanRow, int | None]] = {
-    PLAIN: (plain_scan, None),
-    QUICK: (scan, None),
-    f"{QUICK}, 2 processes": (scan, 2),
-}
-_SILENT = 100  # every so many rows hold no answer, and are dropped
+"""Of end_to_end: style of the markers, columns, and whether rows are left out by an index mapping."""
+
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A number to reach."""
-
-    name: str
-    value: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it is reached."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+def marker_ids(tokenizer: Any, style: str) -> dict[str, Any]:
+    """What the loops need: the ids of both markers by themselves."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in MARKERS[style]]
+    return {"instruction": ids[0], "response": ids[1], "ignored": IGNORE_INDEX}
 
 
-@dataclass(slots=True)
-class Bench:
-    """One run: what was asked, where it says something, and what was measured."""
-
-    options: argparse.Namespace
-    console: Console
-    tokenizer: Any
-    record: dict[str, Any] = field(default_factory=dict)
-    targets: list[Target] = field(default_factory=list)
-    wrong: int = 0
-
-    def show(self, part: str, title: str, measured: dict[str, list[float]], baseline: str, **words: Any) -> None:
-        """Prints the arms of a comparison, and keeps them."""
-        self.console.print(table(title, measured, baseline, markdown=self.options.markdown, **words))
-        self.record.setdefault(part, {})[title] = summary(measured, baseline)
-
-    def target(self, name: str, value: float, limit: float, *, at_least: bool = False) -> None:
-        """Keeps a number that has a limit."""
-        self.targets.append(Target(name, value, limit, at_least))
+# kernel: ids to labels
 
 
-# ids to labels
+def kernel(options: argparse.Namespace, tokenizer: Any) -> None:
+    for style in MARKERS:
+        data = corpus(options.tokens, tokenizer, style)
+        label = label_function(data, style, tokenizer)
+        check_labels(data.head(min(CHECKED_ROWS, data.rows)), style, label, tokenizer)
+        arms: dict[str, Callable[[], object]] = {
+            "copy": data.ids.copy,
+            "copy in blocks": lambda data=data: [ids.copy() for ids, _ in blocks(data)],
+            "sft_mask": lambda data=data, label=label: [label(*block) for block in blocks(data)],
+        }
+        title = f"kernel, {style} markers"
+        measured = take_turns(title, {name: timed(run) for name, run in arms.items()}, options.rounds)
+        part = data.head(max(1, data.rows // 40))
+        batch = {"input_ids": [part.row(number).tolist() for number in range(part.rows)]}
+        loop = timed(partial(fast_loop, batch, **marker_ids(tokenizer, style)))
+        seconds = take_turns(title, {"loop": loop}, options.rounds)["loop"]
+        measured["fast loop over tokens"] = [each * len(data.ids) / len(part.ids) for each in seconds]
+        caption = f"{data.rows:,} rows, {len(data.ids):,} tokens; the loop on {part.rows:,} rows, scaled up"
+        console.print(table(title, measured, "copy", caption=caption))
 
 
-def finder_for(data: Corpus, style: Style, tokenizer: Any) -> SpanFinder:
-    """The search as the library builds it for these rows."""
-    rows = [data.row(number) for number in np.unique(np.linspace(0, data.rows - 1, 256).astype(int))]
+def label_function(data: Corpus, style: str, tokenizer: Any) -> Callable[[Any, Any], Any]:
+    """From ids and offsets to labels, as the library does it for these rows."""
     instruction, response = MARKERS[style]
-    masker, _ = build_masker(
-        read_tokenizer(tokenizer),
-        rows,
-        instruction_part=instruction,
-        response_part=response,
-        policy=Policy(),
-        on_ambiguous="error",
-    )
-    return masker.finder
+    rows = [data.row(number) for number in np.unique(np.linspace(0, data.rows - 1, 256).astype(int))]
+    finder = build_masker(read_tokenizer(tokenizer), rows, MaskSettings(instruction, response)).finder
+    return lambda ids, offsets: paint(ids, finder.find(ids, offsets))
 
 
 def blocks(data: Corpus) -> Iterator[tuple[Any, Any]]:
-    """Ids and offsets of some rows at a time, as the library reads a dataset."""
+    """Ids and offsets of some rows at a time."""
     first = 0
     while first < data.rows:
-        full = int(np.searchsorted(data.offsets, data.offsets[first] + _TOKENS_AT_ONCE, side="right")) - 1
-        last = min(first + _ROWS_AT_ONCE, max(first + 1, full))
+        full = int(np.searchsorted(data.offsets, data.offsets[first] + BLOCK, side="right")) - 1
+        last = min(first + 4000, max(first + 1, full))
         offsets = data.offsets[first : last + 1]
         yield data.ids[offsets[0] : offsets[-1]], offsets - offsets[0]
         first = last
 
 
-def wrong_labels(data: Corpus, style: Style, finder: SpanFinder, tokenizer: Any) -> int:
-    """Labels of the first rows that differ from those counted by characters."""
-    part = data.head(min(_CHECKED_ROWS, data.rows))
-    found = paint(part.ids, finder.find(part.ids, part.offsets))
-    counted = [expected_labels(said, tokenizer, style, IGNORE_INDEX) for said in part.messages]
-    return int((found != np.concatenate([np.asarray(row) for row in counted])).sum())
+def check_labels(data: Corpus, style: str, label: Callable[[Any, Any], Any], tokenizer: Any) -> None:
+    """Ends the program if a label differs from the one counted by characters."""
+    counted = [expected_labels(messages, tokenizer, style, IGNORE_INDEX) for messages in data.messages]
+    wrong = int((label(data.ids, data.offsets) != np.concatenate(counted)).sum())
+    if wrong:
+        sys.exit(f"{wrong} labels with {style} markers differ from those counted by characters.")
 
 
-def bench_kernel(bench: Bench) -> None:
-    """Ids to labels against copying the ids."""
-    for style in STYLES:
-        data = corpus(bench.options.tokens, bench.tokenizer, style)
-        finder = finder_for(data, style, bench.tokenizer)
-        bench.wrong += wrong_labels(data, style, finder, bench.tokenizer)
-        arms: dict[str, Callable[[], Any]] = {
-            "copy": data.ids.copy,
-            "copy in blocks": partial(_copy_blocks, data),
-            "sft_mask": partial(_each_block, data, finder),
-        }
-        with bar(f"kernel, {style} markers", len(arms), bench.options.rounds) as advance:
-            measured = alternate(arms, bench.options.rounds, advance)
-        part = data.head(max(1, data.rows // 40))
-        measured["loop over tokens"] = _scaled(data, part, bench, style)
-        words = f"{data.rows:,} rows, {len(data.ids):,} tokens; the loop on {part.rows:,} rows, scaled"
-        bench.show("kernel", f"kernel, {style} markers", measured, "copy", caption=words)
-        limit = 8 if style == "special" else 25
-        bench.target(f"kernel, {style} markers: × copy", ratio(measured, "sft_mask", "copy"), limit)
-
-
-def _copy_blocks(data: Corpus) -> None:
-    for ids, _ in blocks(data):
-        ids.copy()
-
-
-def _each_block(data: Corpus, finder: SpanFinder) -> None:
-    for ids, offsets in blocks(data):
-        paint(ids, finder.find(ids, offsets))
-
-
-def marker_ids(tokenizer: Any, style: Style) -> tuple[list[int], list[int]]:
-    """The ids of both markers by themselves, which is what a loop over tokens looks for."""
-    instruction, response = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in MARKERS[style])
-    return instruction, response
-
-
-def _scaled(data: Corpus, part: Corpus, bench: Bench, style: Style) -> list[float]:
-    instruction, response = marker_ids(bench.tokenizer, style)
-    rows = [part.row(number).tolist() for number in range(part.rows)]
-
-    def loop() -> None:
-        for row in rows:
-            scan(row, instruction, response, IGNORE_INDEX)
-
-    with bar(f"loop, {style} markers", 1, bench.options.rounds) as advance:
-        seconds = alternate({"loop": loop}, bench.options.rounds, advance)["loop"]
-    return [each * len(data.ids) / len(part.ids) for each in seconds]
-
-
-# a dataset on disk
-
-
-def tokens_in(dataset: Any) -> int:
-    """Tokens of a dataset, of all rows in its file."""
-    return int(pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py())
-
-
-def forget_labels(folder: Path) -> None:
-    """Removes the labels that the library keeps beside a dataset."""
-    for path in folder.glob("cache-sft-mask-*"):
-        path.unlink()
+# end_to_end: a dataset on disk
 
 
 @contextmanager
-def on_disk(
-    bench: Bench, tokens: int, style: Style, columns: tuple[str, ...], *, filtered: bool = False, **words: Any
-) -> Iterator[tuple[Path, Any]]:
-    """A tokenized dataset in a folder that goes when it is done; ``filtered`` as TRL leaves it, with an index mapping.
+def on_disk(tokenizer: Any, style: str, *, filtered: bool = False, **given: Any) -> Iterator[tuple[Path, Any]]:
+    """A tokenized dataset in a temporary folder; ``filtered`` as TRL leaves it, with an index mapping.
 
-    Another process makes it: a heap that has held millions of texts is slower ever after.
+    Another process writes it: a heap that has held millions of texts stays slower afterwards.
     """
     with tempfile.TemporaryDirectory(prefix="bench_mask_") as name:
-        _child(bench, "write", Path(name), style, json.dumps({"tokens": tokens, "columns": columns, **words}))
+        fresh_process(CHILDREN, "write", name, style, tokenizer.name_or_path, json.dumps(given))
         made = datasets.load_from_disk(name)
         if filtered:
             made = made.select([number for number in range(len(made)) if number % 50 != 7])
         yield Path(name), made
 
 
-def bench_end_to_end(bench: Bench) -> None:
-    """A dataset on disk to one with labels, nothing cached but the pages of its file."""
-    for name in bench.options.dataset or DATASETS:
-        style, columns, filtered = DATASETS[name]
-        _compare_on_disk(bench, style, columns, name, filtered=filtered)
+def tokens_in(dataset: Any) -> int:
+    """Tokens of all rows in the file of a dataset."""
+    return int(pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py())
 
 
-def _compare_on_disk(
-    bench: Bench, style: Style, columns: tuple[str, ...], title: str, *, filtered: bool = False
-) -> None:
-    asked = {"filtered": filtered, "silent": _SILENT}
-    with on_disk(bench, bench.options.tokens, style, columns, **asked) as (folder, dataset):
-        arms = _disk_arms(bench, folder, dataset, style)
-        with bar(title, len(arms), bench.options.rounds) as advance:
-            measured = alternate_values(arms, bench.options.rounds, advance)
-        measured |= _maps(bench, folder, dataset, style)
-        extra = _memory(bench, folder, style)
-        words = f"{len(dataset):,} rows, {tokens_in(dataset):,} tokens, columns {', '.join(columns)}"
-    bench.show("end_to_end", title, measured, "copy the files", caption=words)
-    bench.record["end_to_end"][title]["extra_memory"] = extra
-    mib = extra["extra_bytes"] / 2**20
-    bench.console.print(f"extra memory {mib:.1f} MiB, of which Arrow {extra['arrow_bytes'] / 2**20:.1f} MiB\n")
-    bench.target(f"{title}: × copying the files", ratio(measured, "sft_mask", "copy the files"), 3)
-    for peer in (PLAIN, QUICK, UNSLOTH):
-        if peer in measured:
-            bench.target(f"{title}: {peer}, × sft_mask", ratio(measured, peer, "sft_mask"), 40, at_least=True)
-    bench.record["end_to_end"][title]["found_ms"] = 1000 * statistics.median(measured["sft_mask, found"])
-    bench.target(f"{title}: extra memory, MiB", mib, 32)
+def forget_labels(folder: Path) -> None:
+    """Removes the labels that the library caches next to a dataset."""
+    for path in folder.glob("cache-sft-mask-*"):
+        path.unlink()
 
 
-def _disk_arms(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[str, Callable[[], float]]:
+def end_to_end(options: argparse.Namespace, tokenizer: Any) -> None:
+    for title in options.dataset or DATASETS:
+        style, columns, filtered = DATASETS[title]
+        given = {"tokens": options.tokens, "columns": columns, "unanswered": UNANSWERED}
+        with on_disk(tokenizer, style, filtered=filtered, **given) as (folder, dataset):
+            measured = take_turns(title, mask_arms(folder, dataset, style, tokenizer), options.rounds)
+            measured |= take_turns(title, map_arms(folder, dataset, style, tokenizer), options.map_rounds)
+            forget_labels(folder)
+            extra = fresh_process(CHILDREN, "memory", folder, style, tokenizer.name_or_path)["bytes"]
+            caption = f"{len(dataset):,} rows, {tokens_in(dataset):,} tokens; extra memory {extra / 2**20:.1f} MiB"
+        console.print(table(title, measured, "sft_mask", caption=caption))
+        copies = ratio(measured, "sft_mask", "copy the files")
+        console.print(f"sft_mask takes {copies:.1f} times as long as copying the files\n")
+
+
+def mask_arms(folder: Path, dataset: Any, style: str, tokenizer: Any) -> dict[str, Callable[[], float]]:
     files = [Path(file["filename"]) for file in dataset.cache_files if Path(file["filename"]).name.startswith("data-")]
     target = folder / "copy.bin"
 
+    def copy() -> float:
+        target.unlink(missing_ok=True)
+        return timed(lambda: [shutil.copyfile(file, target) for file in files])()
+
     def mask() -> None:
-        masked = mask_dataset(dataset, bench.tokenizer, *MARKERS[style])
-        assert len(masked) < len(dataset) or len(dataset) < _SILENT, "rows without an answer are dropped"
+        mask_dataset(dataset, tokenizer, *MARKERS[style])
 
     def cold() -> float:
         forget_labels(folder)
-        return timed(mask)
+        return timed(mask)()
 
-    def copy() -> float:
-        target.unlink(missing_ok=True)
-        return timed(lambda: [shutil.copyfile(file, target) for file in files])
-
-    def found() -> float:
+    def cached() -> float:
         mask()
-        return timed(mask)
+        return timed(mask)()
 
-    return {"copy the files": copy, "sft_mask": cold, "sft_mask, found": found}
-
-
-def _maps(bench: Bench, folder: Path, dataset: Any, style: Style) -> dict[str, list[float]]:
-    """Seconds of the ways that go through Python lists; rows that train nothing are dropped, as by ``sft_mask``."""
-    arms = {name: partial(_map, bench, style, dataset, *way) for name, way in _MAPS.items()}
-    if _unsloth(bench, folder, style) is not None:
-        arms[UNSLOTH] = partial(_unsloth_call, bench, folder, style)
-    with bar("maps", len(arms), bench.options.map_rounds) as advance:
-        return alternate_values(arms, bench.options.map_rounds, advance)
+    return {"copy the files": copy, "sft_mask": cold, "sft_mask, cached": cached}
 
 
-def _map(bench: Bench, style: Style, dataset: Any, scan_row: ScanRow, processes: int | None) -> float:
-    instruction, response = marker_ids(bench.tokenizer, style)
-    given = {"scan_row": scan_row, "instruction": instruction, "response": response, "ignored": IGNORE_INDEX}
+def map_arms(folder: Path, dataset: Any, style: str, tokenizer: Any) -> dict[str, Callable[[], float]]:
+    """The approaches that go through Python lists; rows that train nothing are dropped, as ``sft_mask`` does."""
 
-    def run() -> None:
-        options = {"num_proc": processes, "load_from_cache_file": False}
-        labelled = dataset.map(scan_batch, batched=True, fn_kwargs=given, new_fingerprint=uuid.uuid4().hex, **options)
-        kept = labelled.filter(
-            trains_something,
-            input_columns="labels",
-            fn_kwargs={"ignored": IGNORE_INDEX},
-            new_fingerprint=uuid.uuid4().hex,
-            **options,
-        )
-        assert len(kept) < len(dataset) or len(dataset) < _SILENT, "rows without an answer are dropped"
+    def run(loop: Callable[..., Any], processes: int | None) -> None:
+        given = {"num_proc": processes, "load_from_cache_file": False}
+        markers = marker_ids(tokenizer, style)
+        labelled = dataset.map(loop, batched=True, fn_kwargs=markers, new_fingerprint=uuid.uuid4().hex, **given)
+        labelled.filter(has_label, input_columns="labels", new_fingerprint=uuid.uuid4().hex, **given)
 
-    return timed(run)
-
-
-def _unsloth_call(bench: Bench, folder: Path, style: Style) -> float:
-    return float(_child(bench, "unsloth", folder, style)["seconds"])
+    arms = {
+        "map of a plain loop": timed(lambda: run(plain_loop, None)),
+        "map of a fast loop": timed(lambda: run(fast_loop, None)),
+        "map of a fast loop, 2 processes": timed(lambda: run(fast_loop, 2)),
+    }
+    unsloth = partial(fresh_process, CHILDREN, "unsloth", folder, style, tokenizer.name_or_path)
+    tried = unsloth()
+    console.print(f"unsloth_zoo: {tried.get('version') or tried['missing']}")
+    return {**arms, "Unsloth's function": lambda: unsloth()["seconds"]} if "version" in tried else arms
 
 
-def _unsloth(bench: Bench, folder: Path, style: Style) -> str | None:
-    """The version of ``unsloth_zoo``; ``None``, and a word about it, where it is not there."""
-    tried = _child(bench, "unsloth", folder, style)
-    version: str | None = tried.get("version")
-    bench.record["unsloth_zoo"] = version or tried["missing"]
-    bench.console.print(f"unsloth_zoo: {bench.record['unsloth_zoo']}")
-    return version
+def has_label(labels: list[int]) -> bool:
+    return any(label != IGNORE_INDEX for label in labels)
 
 
-def _child(bench: Bench, kind: str, folder: Path, style: Style, *more: str) -> dict[str, Any]:
-    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    given = (kind, str(folder), style, bench.tokenizer.name_or_path, *more)
-    return fresh_process(CHILDREN, *given, environment=environment)
+# trainer: what one call adds
 
 
-def _memory(bench: Bench, folder: Path, style: Style) -> dict[str, Any]:
-    forget_labels(folder)
-    return _child(bench, "memory", folder, style)
-
-
-# beside a trainer
-
-
-def bench_trainer(bench: Bench) -> None:
-    """What one call adds to building a trainer whose data was never tokenized before."""
+def trainer(options: argparse.Namespace, tokenizer: Any) -> None:
+    """Building a trainer whose data was never tokenized before, and masking it."""
     from trl import SFTConfig, SFTTrainer
 
-    from sft_mask import train_on_responses_only
-
-    count = bench.options.conversations
-    said = corpus(count * 1200, bench.tokenizer, "special").messages[:count]
+    count = options.conversations
+    chats = corpus(count * 1200, tokenizer, "special").messages[:count]
     built: list[Any] = []
 
     def build() -> float:
         folder = tempfile.mkdtemp(dir=scratch)
-        datasets.Dataset.from_list([{"messages": messages} for messages in said]).save_to_disk(folder)
+        datasets.Dataset.from_list([{"messages": messages} for messages in chats]).save_to_disk(folder)
         args = SFTConfig(folder, use_cpu=True, bf16=False, max_length=2048, report_to=[], disable_tqdm=True)
         rows = datasets.load_from_disk(folder)
 
         def make() -> None:
-            built[:] = [SFTTrainer(bench.tokenizer.name_or_path, args=args, train_dataset=rows)]
+            built[:] = [SFTTrainer(tokenizer.name_or_path, args=args, train_dataset=rows)]
 
-        return timed(make)
+        return timed(make)()
 
     def mask() -> float:
-        trainer = built.pop() if built else None
-        if trainer is None:
+        if not built:
             build()
-            trainer = built.pop()
-        return timed(lambda: train_on_responses_only(trainer))
+        return timed(partial(train_on_responses_only, built.pop()))()
 
     with tempfile.TemporaryDirectory(prefix="bench_mask_") as scratch:
         arms = {"build the trainer": build, "train_on_responses_only": mask}
-        with bar("trainer", len(arms), bench.options.map_rounds) as advance:
-            measured = alternate_values(arms, bench.options.map_rounds, advance)
-    words = f"{len(said):,} conversations, SmolLM2-135M-Instruct, loaded and tokenized each time"
-    bench.show("trainer", "beside a trainer", measured, "build the trainer", caption=words)
-    share = 100 * ratio(measured, "train_on_responses_only", "build the trainer")
-    bench.target("added to building a trainer, %", share, 5)
+        measured = take_turns("trainer", arms, options.map_rounds)
+    caption = f"{len(chats):,} conversations, SmolLM2-135M-Instruct, loaded and tokenized each time"
+    console.print(table("with a trainer", measured, "build the trainer", caption=caption))
 
 
-# as data grows
+# scaling: as data grows
 
 
-def bench_scaling(bench: Bench) -> None:
-    """Seconds against tokens, for conversations that are long and short, and for both kinds of markers."""
-    kinds: dict[str, tuple[Style, tuple[int, int]]] = {
+def scaling(options: argparse.Namespace, tokenizer: Any) -> None:
+    kinds = {
         "special markers, long rows": ("special", LONG),
         "special markers, short rows": ("special", SHORT),
         "plain-text markers, long rows": ("text", LONG),
     }
-    points: dict[str, list[dict[str, float]]] = {
-        name: [_point(bench, size, *kind) for size in _sizes(bench.options.largest)] for name, kind in kinds.items()
-    }
-    lines = {name: ([at["tokens"] for at in made], [at["seconds"] for at in made]) for name, made in points.items()}
-    plot_lines(
-        bench.options.plot,
-        lines,
-        title="Labels for a dataset on disk",
-        x="tokens",
-        y="seconds",
-        log=True,
-        note=machine_line(machine()).split("; ")[0],
-    )
-    bench.record["scaling"] = points
-    shown = Table(title="scaling", title_justify="left", box=MARKDOWN if bench.options.markdown else None)
-    for heading in ("kind", "tokens", "rows", "seconds", "tokens per second"):
-        shown.add_column(heading, justify="left" if heading == "kind" else "right")
-    for name, made in points.items():
-        for at in made:
-            rate = at["tokens"] / at["seconds"]
-            shown.add_row(name, f"{at['tokens']:,.0f}", f"{at['rows']:,.0f}", f"{at['seconds']:.3f}", f"{rate:,.0f}")
-    bench.console.print(shown)
-
-
-def _sizes(largest: int) -> list[int]:
     sizes = [10**power * step for power in range(5, 9) for step in (1, 3)]
-    return [size for size in sizes if size <= largest]
+    lines: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in kinds}
+    for name, (style, lengths) in kinds.items():
+        for size in (size for size in sizes if size <= options.largest):
+            given = {"tokens": size, "columns": ["input_ids"], "lengths": lengths}
+            with on_disk(tokenizer, style, **given) as (folder, dataset):
+                cold = mask_arms(folder, dataset, style, tokenizer)["sft_mask"]
+                seconds = take_turns(f"scaling, {size:,}", {"sft_mask": cold}, options.map_rounds)["sft_mask"]
+                lines[name][0].append(tokens_in(dataset))
+            lines[name][1].append(statistics.median(seconds))
+            console.print(f"{name}: {lines[name][0][-1]:,} tokens, {lines[name][1][-1]:.3f} s")
+    plot_lines(options.plot, lines, title="Labels for a dataset on disk", x="tokens", y="seconds", log=True)
 
 
-def _point(bench: Bench, tokens: int, style: Style, lengths: tuple[int, int]) -> dict[str, float]:
-    with on_disk(bench, tokens, style, ("input_ids",), lengths=lengths) as (folder, dataset):
-        found = {"tokens": tokens_in(dataset), "rows": len(dataset)}
-
-        def cold() -> float:
-            forget_labels(folder)
-            return timed(lambda: mask_dataset(dataset, bench.tokenizer, *MARKERS[style]))
-
-        with bar(f"scaling, {tokens:,} tokens", 1, bench.options.map_rounds) as advance:
-            seconds = alternate_values({"sft_mask": cold}, bench.options.map_rounds, advance)["sft_mask"]
-    return {**found, "seconds": statistics.median(seconds)}
+# import: fresh processes
 
 
-# import
-
-
-def bench_import(bench: Bench) -> None:
-    """Fresh processes; an import above a bare interpreter."""
+def importing(options: argparse.Namespace, tokenizer: Any) -> None:
+    del tokenizer
     without_torch = "import sft_mask, sys; assert 'torch' not in sys.modules, 'sft_mask imported torch'"
     commands = {
         "python": ["-c", "pass"],
         "import sft_mask": ["-c", without_torch],
         "python -m sft_mask --help": ["-m", "sft_mask", "--help"],
     }
-    arms = {name: _process(arguments) for name, arguments in commands.items()}
-    rounds = max(bench.options.rounds, 9)
-    with bar("import", len(arms), rounds) as advance:
-        measured = alternate(arms, rounds, advance)
-    bench.show("import", "fresh processes", measured, "python")
-    bare = statistics.median(measured["python"])
-    added = 1000 * (statistics.median(measured["import sft_mask"]) - bare)
-    bench.record["import"]["import sft_mask adds, ms"] = added
-    bench.console.print(f"import sft_mask adds {added:.1f} ms, without torch")
+    run = partial(subprocess.run, check=True, capture_output=True, cwd=ROOT)
+    arms = {name: timed(partial(run, [sys.executable, *given])) for name, given in commands.items()}
+    console.print(table("fresh processes", take_turns("import", arms, max(options.rounds, 9)), "python"))
 
 
-def _process(arguments: list[str]) -> Callable[[], object]:
-    command = [sys.executable, *arguments]
-    return lambda: subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-
-
-# the command
-
-PARTS: dict[str, Callable[[Bench], None]] = {
-    "kernel": bench_kernel,
-    "end_to_end": bench_end_to_end,
-    "trainer": bench_trainer,
-    "scaling": bench_scaling,
-    "import": bench_import,
+PARTS: dict[str, Callable[[argparse.Namespace, Any], None]] = {
+    "kernel": kernel,
+    "end_to_end": end_to_end,
+    "trainer": trainer,
+    "scaling": scaling,
+    "import": importing,
 }
 
 
-def arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, default=[], help="only this one; may be repeated")
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="of kernel and end_to_end (default 20,000,000)")
-    parser.add_argument(
-        "--dataset", action="append", choices=DATASETS, default=[], help="of end_to_end; may be repeated"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="after a warm-up (default 5)")
-    parser.add_argument("--map-rounds", type=int, default=3, help="of maps, trainers and scaling (default 3)")
-    parser.add_argument("--conversations", type=int, default=2000, help="of the trainer (default 2,000)")
-    parser.add_argument("--largest", type=int, default=100_000_000, help="tokens, of scaling (default 100,000,000)")
-    parser.add_argument("--plot", type=Path, default=IMAGE, help="picture of scaling, .svg or .png")
-    parser.add_argument("--json", type=Path, help="write, or add to, this file")
-    parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
-    return parser.parse_args()
-
-
-def print_targets(bench: Bench) -> None:
-    shown = Table(title="targets", title_justify="left", box=MARKDOWN if bench.options.markdown else None)
-    for heading in ("target", "measured", "limit", ""):
-        shown.add_column(heading, justify="left" if heading in ("target", "") else "right", overflow="fold")
-    for each in bench.targets:
-        limit = f"{'≥' if each.at_least else '≤'} {each.limit:g}"
-        shown.add_row(each.name, f"{each.value:,.1f}", limit, "met" if each.is_met else "missed")
-    bench.console.print(shown)
-
-
-def save(bench: Bench) -> None:
-    """Adds the parts of this run to those that the file has."""
-    path: Path = bench.options.json
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    targets = {each["name"]: each for each in before.get("targets", [])}
-    targets |= {each.name: {**asdict(each), "met": each.is_met} for each in bench.targets}
-    save_json(path, {**before, "machine": machine(), **bench.record, "targets": list(targets.values())})
-
-
-def main() -> int:
-    options = arguments()
+    add = parser.add_argument
+    add("--part", action="append", choices=PARTS, help="only this part; may be repeated")
+    add("--tokens", type=int, default=20_000_000, help="of kernel and end_to_end (default 20,000,000)")
+    add("--dataset", action="append", choices=DATASETS, help="of end_to_end; may be repeated")
+    add("--rounds", type=int, default=5, help="after a warm-up (default 5)")
+    add("--map-rounds", type=int, default=3, help="of maps, trainers and scaling (default 3)")
+    add("--conversations", type=int, default=2000, help="of the trainer (default 2,000)")
+    add("--largest", type=int, default=100_000_000, help="tokens, of scaling (default 100,000,000)")
+    add("--plot", type=Path, default=ROOT / "docs/images/bench_mask_scaling.svg", help="of scaling, .svg or .png")
+    options = parser.parse_args()
     datasets.disable_progress_bars()
-    width = None if sys.stdout.isatty() else 160
-    bench = Bench(options, Console(width=width), AutoTokenizer.from_pretrained(smollm2_folder()))
-    bench.console.print(machine_line(machine()), highlight=False)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    console.print(machine(), highlight=False)
     for name in options.part or PARTS:
-        PARTS[name](bench)
-    if bench.targets:
-        print_targets(bench)
-    if options.json:
-        save(bench)
-    if bench.wrong:
-        bench.console.print(f"[red]{bench.wrong} labels differ from those counted by characters[/]")
-    return int(bench.wrong > 0)
+        PARTS[name](options, tokenizer)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

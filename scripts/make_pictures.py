@@ -1,4 +1,4 @@
-"""Draws the pictures of the README from the quickstart's data, masked by the library.
+"""Draws the pictures of the docs from the quickstart's data, masked by the library.
 
 .venv/bin/python scripts/make_pictures.py    # docs/images/*.svg and *.png; preview.png only with Chromium
 
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from datasets import Dataset  # noqa: E402  the recipes folder is no package
+from datasets import Dataset  # noqa: E402  the recipes folder is not a package
 from local_model import smollm2_folder  # noqa: E402
 from mask_figures import draw_gradients, draw_shares, shortest_with_two_answers  # noqa: E402
 from rich.cells import cell_len  # noqa: E402

@@ -22,7 +22,8 @@ fi
 
 "$floor_python" - <<'PYTHON'
 import importlib.metadata, re, sys, tomllib
-needs = " ".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+needs = " ".join(project["dependencies"] + project["optional-dependencies"]["train"])
 for name in ("trl", "transformers"):
     oldest = re.search(rf"\b{name}>=([\d.]+)", needs)[1]
     here = importlib.metadata.version(name)
@@ -31,7 +32,5 @@ for name in ("trl", "transformers"):
         sys.exit(f"requirements/floor.txt has {name} {here}: pin the oldest that pyproject.toml allows.")
 PYTHON
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-"$floor_python" -m pytest -m "not newest" -p no:cacheprovider \
-    tests/trainer/test_floor.py tests/trainer/test_hook.py tests/trainer/test_entry.py tests/data/test_dataset.py tests/data/test_signatures.py \
-    tests/trainer/test_evaluation.py "$@"
+run_pytest "$floor_python" -m "not newest" -p no:cacheprovider \
+    tests/trainer/test_{floor,hook,entry,evaluation}.py tests/data/test_{dataset,signatures}.py "$@"

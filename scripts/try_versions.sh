@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The tests that an upgrade could break, on one pair of versions: a small environment in front of .venv, which stays as
-# it is.
+# Runs the tests that an upgrade could break with one pair of versions, in a small environment on top of .venv, which is
+# not changed.
 #
 #   scripts/try_versions.sh TRL TRANSFORMERS [arguments for pytest]
 #   scripts/try_versions.sh 1.14.2 5.20.0
 #   EXTRA="tokenizers==0.22.2" scripts/try_versions.sh 1.9.0 5.0.0
 #
-# Runs conformance (every template on real tokenizers), golden masks and the trainer's tests; from trl 1.15 on, which has
-# what token weights need, also the exactness of losses and gradients and the tests marked `newest`.
-# Exit code: that of pytest, or that of pip where the pair cannot be installed.
+# The tests are: conformance (every template on real tokenizers), golden masks and the trainer's tests; from trl 1.15 on,
+# which supports token weights, also the exactness of losses and gradients and the tests marked `newest`.
+# Exit code: that of pytest, or that of pip if the pair cannot be installed.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -30,12 +30,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing trl $trl and transformers $transformers into $pair"
     "$venv_python" -m venv --clear --without-pip "$pair"
     folder() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    # What is not installed here is found in .venv, the project's own editable installation included.
+    # What is not installed here is found in .venv, including the project's own editable installation.
     echo "import site; site.addsitedir('$(folder "$venv_python")')" >"$(folder "$pair_python")/newest.pth"
     pip=("$venv_python" -m pip --python "$pair_python" --disable-pip-version-check install --quiet)
     # shellcheck disable=SC2086 # several requirements in one variable
     "${pip[@]}" --no-deps "trl==$trl" "transformers==$transformers" ${EXTRA:-}
-    # What these versions need in other versions than .venv has, and nothing besides.
+    # Only the dependencies that these versions need in a different version than .venv has.
     "$pair_python" - >"$pair/needs" <<'PYTHON'
 import importlib.metadata as metadata
 from packaging.requirements import Requirement
@@ -62,10 +62,9 @@ for name, wanted in zip(("trl", "transformers"), sys.argv[1:]):
     here = metadata.version(name)
     print(f"{name} {here}")
     if here != wanted:
-        sys.exit(f"{name} {here} is found in place of {wanted}: remove the folder .venv/try-* and try again.")
+        sys.exit(f"{name} {here} was found instead of {wanted}: remove the folder .venv/try-* and try again.")
 PYTHON
 
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 tests=(templates/test_conformance templates/test_golden trainer/test_entry data/test_dataset data/test_signatures
        trainer/test_evaluation trainer/test_hook)
 if [ "$(printf '%s\n' "$trl" 1.15 | sort --version-sort | head -n 1)" = 1.15 ]; then
@@ -73,4 +72,4 @@ if [ "$(printf '%s\n' "$trl" 1.15 | sort --version-sort | head -n 1)" = 1.15 ]; 
 else
     tests+=(trainer/test_floor) chosen="not newest"
 fi
-"$pair_python" -m pytest -p no:cacheprovider -m "$chosen" $(printf 'tests/%s.py ' "${tests[@]}") "$@"
+run_pytest "$pair_python" -p no:cacheprovider -m "$chosen" $(printf 'tests/%s.py ' "${tests[@]}") "$@"

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.errors import AmbiguousRowError, DataError, MarkerError
+from sft_mask.errors import AmbiguousRowError, DataError, MarkerError, extra
+
+with extra("train", "sft_mask.functional"):
+    import torch
+    from torch import Tensor
+    from torch.nn.functional import cross_entropy
 
 __all__ = [
     "apply_assistant_masking",
@@ -248,8 +249,8 @@ def apply_assistant_masking(
     delimiters = _Delimiters.read(assistant_start_token, assistant_end_token, user_start_token, train_end_token)
     trained = torch.zeros_like(input_ids, dtype=torch.bool)
     for row, row_trained in zip(_rows(input_ids), _rows(trained), strict=True):
-        for start, stop in delimiters.turns(row):
-            row_trained[start:stop] = True
+        for start, end in delimiters.turns(row):
+            row_trained[start:end] = True
     if attention_mask is not None:
         trained &= _real_by_attention(attention_mask, input_ids)
     return _keep(labels, trained)
@@ -288,8 +289,8 @@ class _Delimiters:
         while (which := bisect_left(opens, cursor)) < len(opens):
             answer = opens[which] + len(self.start)
             closing = bisect_left(places, answer)
-            _, stop, cursor = closings[closing] if closing < len(closings) else (len(row), len(row), len(row))
-            yield answer, stop
+            _, end, cursor = closings[closing] if closing < len(closings) else (len(row), len(row), len(row))
+            yield answer, end
 
     def _closings(self, row: Tensor) -> list[tuple[int, int, int]]:
         """Where a turn may close, in order: (place, where its trained span stops, where reading goes on)."""

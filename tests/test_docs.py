@@ -1,4 +1,7 @@
-"""Every Python block of the README and of the pages in docs/ runs, in order, in one namespace per page."""
+"""Every Python block of the README and of the pages in docs/ runs, in order, in one namespace per page.
+
+The model they name is SmolLM2 itself in the slow tests, and one with its tokenizer and few weights in the others.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 
 import pytest
 from local_model import smollm2_folder
+from support.marks import slow_but
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -25,14 +30,29 @@ def test_the_readme_runs_before_line_30() -> None:
     assert any("train_on_responses_only(trainer" in line for line in first)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_python_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def small_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with SmolLM2's tokenizer and a thousandth of its weights."""
+    folder = tmp_path_factory.mktemp("small-smollm2")
+    AutoTokenizer.from_pretrained(smollm2_folder()).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = AutoConfig.from_pretrained(smollm2_folder(), **sizes, num_attention_heads=1, num_key_value_heads=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", slow_but(["small"], ["small", "smollm2"]))
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_every_python_block_of_a_page_runs(
+    page: Path, model: str, small_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_smollm2 if model == "small" else smollm2_folder()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in blocks(page):
-        # No hub here: the same model from a package. The names of files and everything else run as they stand.
-        exec(compile(block.replace(HUB_NAME, str(smollm2_folder())), page.name, "exec"), namespace)
+        # The hub's name gives way to a folder; the names of files and everything else run as they are written.
+        exec(compile(block.replace(HUB_NAME, str(folder)), page.name, "exec"), namespace)
     assert page.name != "README.md" or namespace["trainer"].state.global_step > 0
 
 

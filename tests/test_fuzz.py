@@ -1,4 +1,4 @@
-"""A short fuzz of every road to labels with fixed seeds, and proof that it notices a label that is wrong.
+"""A short fuzz of every path to labels with fixed seeds, and proof that it notices a label that is wrong.
 
 The long one is ``scripts/fuzz.py``.
 """

@@ -1,13 +1,13 @@
-"""Writes the quickstart's data set: short conversations whose every answer keeps one strict house style.
+"""Writes the quickstart's dataset: short conversations in which every answer follows one strict house style.
 
     python recipes/data/make_house_style.py [FOLDER]
 
-Writes ``house_style_train.jsonl`` and ``house_style_test.jsonl`` to FOLDER (by default: beside this file). All words in
-them are our own, and the result is the same, byte for byte, on every machine. The style itself, with a strict test of
-it, is in ``recipes/house_style.py``. No system prompt mentions it: a model can only know it from the answers.
+Writes ``house_style_train.jsonl`` and ``house_style_test.jsonl`` to FOLDER (by default: next to this file). All text in
+them is our own, and the result is identical, byte for byte, on every machine. The style, with a strict test for it, is
+in ``recipes/house_style.py``. No system prompt mentions it: a model can learn it only from the answers.
 
 A conversation is about one subject (Japan, the swan, the number 12) and asks for one to three facts about it. Whole
-subjects are kept for the test set, so that neither a question nor a fact of it occurs in training.
+subjects are reserved for the test set, so that neither its questions nor its facts occur in training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that can be asked about every subject of a topic; {0} is the subject, {1} the answer's own word."""
+    """One thing that can be asked about every subject of a topic; {0} is the subject, {1} the word of the answer."""
 
     questions: tuple[str, ...]
     """Ways to ask at the start of a conversation."""
@@ -44,7 +44,7 @@ class Topic:
     name: str
     facts: tuple[Fact, ...]
     subjects: tuple[tuple[str, ...], ...]
-    """One row a subject: its name, then one word for each fact."""
+    """One row per subject: its name, then one word for each fact."""
 
 
 GEOGRAPHY = Topic(
@@ -399,7 +399,7 @@ SIGNS = Topic(
 
 TOPICS = (ANIMALS, CALENDAR, CHEMISTRY, GEOGRAPHY, LANGUAGES, MUSIC, NUMBERS, SIGNS, WORDS)
 
-# An empty one leaves the system turn out: some chat templates then write one of their own.
+# An empty prompt means no system turn: some chat templates then write one of their own.
 SYSTEM_PROMPTS = (
     "",
     "You are a patient tutor.",

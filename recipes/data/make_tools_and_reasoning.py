@@ -1,12 +1,12 @@
-"""Writes two small data sets of our own: conversations with tool calls, and answers with their reasoning.
+"""Writes two small example datasets: conversations with tool calls, and answers with their reasoning.
 
     python recipes/data/make_tools_and_reasoning.py [FOLDER]
 
-Writes ``tools.jsonl`` and ``reasoning.jsonl`` to FOLDER (by default: beside this file), the same on every machine. They
-show the shape that such data have, and are enough to try a recipe with; they are no curriculum.
+Writes ``tools.jsonl`` and ``reasoning.jsonl`` to FOLDER (by default: next to this file), identical on every machine.
+They show the format of such data and are enough to try a recipe; they are not meant for real training.
 
 A row of ``tools.jsonl`` has ``messages`` and ``tools``. The definitions and every call's arguments are JSON text: rows
-of different tools then have one type, where nested columns would fill each other's fields with nulls.
+with different tools then have the same type, where nested columns would fill each other's fields with nulls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversations for benchmarks, without a download: paragraphs of Python's own manual, as users and models say them.
+"""Conversations for benchmarks, without a download: paragraphs of Python's own manual as the text of both roles.
 
 The manual (``pydoc_data.topics``) comes with every Python: English, code, ``#`` comments. Every fifth paragraph of an
 answer has a Markdown heading, as chat models write them, so that a search for ``### Response:`` has near misses.
@@ -11,28 +11,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Style = Literal["special", "text"]
 Messages = list[dict[str, str]]
 
-MARKERS: dict[Style, tuple[str, str]] = {
+MARKERS = {
     "special": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
     "text": ("### Instruction:\n", "### Response:\n"),
 }
-"""Before the user's words, and before the model's."""
+"""The user's header and the assistant's, by style: ChatML's control tokens, or plain text."""
 LONG, SHORT = (300, 1500), (60, 300)
 """Least and most tokens of a conversation."""
 _DISTINCT = 4000
-_CHARACTERS = 4  # a token, in this text
+_CHARACTERS = 4  # per token, in this text
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Tokenized conversations; beyond 4,000 rows the same ones again, since no part of a mask remembers a row.
+    """Tokenized conversations; after 4,000 rows they repeat, since masking does not remember a row.
 
     Attributes:
         ids: ``(tokens,)`` flat.
@@ -46,15 +45,12 @@ class Corpus:
 
     @property
     def rows(self) -> int:
-        """Conversations."""
-        return len(self.offsets) - 1
+        return len(self.messages)
 
     def row(self, number: int) -> NDArray[np.int32]:
-        """Ids of one conversation."""
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def head(self, rows: int) -> Corpus:
-        """The first rows."""
         return Corpus(self.ids[: self.offsets[rows]], self.offsets[: rows + 1], self.messages[:rows])
 
 
@@ -67,20 +63,20 @@ def paragraphs() -> tuple[str, ...]:
     return tuple(part for part in found if 40 < len(part) < 1200)
 
 
-def corpus(tokens: int, tokenizer: Any, style: Style, *, lengths: tuple[int, int] = LONG, silent: int = 0) -> Corpus:
-    """Conversations, tokenized as a trainer would, of about so many tokens together.
+def corpus(tokens: int, tokenizer: Any, style: str, *, lengths: tuple[int, int] = LONG, unanswered: int = 0) -> Corpus:
+    """Conversations of about so many tokens in total, tokenized as a trainer would.
 
     Args:
-        tokens: of all conversations.
+        tokens: of all conversations together.
         tokenizer: a fast one; with a chat template for ``"special"``.
-        style: whose markers: ChatML's control tokens, or plain text.
+        style: a key of ``MARKERS``.
         lengths: least and most tokens of a conversation.
-        silent: every so many rows hold a question without an answer; 0 for none.
+        unanswered: every so many rows are a question without an answer; 0 for none.
     """
     low, high = lengths
     rng = random.Random(0)
-    rows = round(tokens / (low + 0.65 * (high - low)))
-    wanted = min(max(rows, 1), _DISTINCT)
+    rows = max(1, round(tokens / (low + 0.65 * (high - low))))
+    wanted = min(rows, _DISTINCT)
     kept: list[tuple[Messages, list[int]]] = []
     while len(kept) < wanted:
         messages = [_conversation(rng, low, high) for _ in range(min(wanted, 500))]
@@ -88,22 +84,22 @@ def corpus(tokens: int, tokenizer: Any, style: Style, *, lengths: tuple[int, int
         kept += [(said, row) for said, row in zip(messages, ids, strict=True) if low <= len(row) <= high]
     question = [{"role": "user", "content": paragraphs()[0]}]
     distinct = [*kept[:wanted], (question, _tokenized([question], tokenizer, style)[0])]
-    which = [wanted if silent and at % silent == silent - 1 else at % wanted for at in range(max(rows, 1))]
+    which = [wanted if unanswered and at % unanswered == unanswered - 1 else at % wanted for at in range(rows)]
     arrays = [np.asarray(row, np.int32) for _, row in distinct]
     offsets = np.concatenate([[0], np.cumsum([len(arrays[at]) for at in which])])
     return Corpus(np.concatenate([arrays[at] for at in which]), offsets, [distinct[at][0] for at in which])
 
 
 def _conversation(rng: random.Random, low: int, high: int) -> Messages:
-    """Turns until a length is reached that lies between the bounds, mostly."""
+    """Turns until a length is reached that is usually between the bounds."""
     left = rng.uniform(low, high) * _CHARACTERS
     most = min(8, max(1, high // 80))
     messages: Messages = []
     while left > 0:
-        said = rng.choice(paragraphs())
+        asked = rng.choice(paragraphs())
         answer = "\n\n".join(_headed(part, rng) for part in rng.choices(paragraphs(), k=rng.randint(1, most)))
-        messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
-        left -= len(said) + len(answer)
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        left -= len(asked) + len(answer)
     return messages
 
 
@@ -111,13 +107,13 @@ def _headed(part: str, rng: random.Random) -> str:
     return f"### {part[:20]}\n{part}" if rng.random() < 0.2 else part
 
 
-def _tokenized(conversations: Sequence[Messages], tokenizer: Any, style: Style) -> list[list[int]]:
+def _tokenized(conversations: Sequence[Messages], tokenizer: Any, style: str) -> list[list[int]]:
     texts = [rendered(messages, tokenizer, style) for messages in conversations]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def rendered(messages: Messages, tokenizer: Any, style: Style) -> str:
+def rendered(messages: Messages, tokenizer: Any, style: str) -> str:
     """A conversation as text."""
     if style == "special":
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
@@ -126,21 +122,21 @@ def rendered(messages: Messages, tokenizer: Any, style: Style) -> str:
     return "\n\n".join(headers[turn["role"]] + turn["content"] for turn in messages) + str(tokenizer.eos_token)
 
 
-def expected_labels(messages: Messages, tokenizer: Any, style: Style, ignored: int) -> list[int]:
-    """Labels counted from the characters of the answers and of their stops, without the library.
+def expected_labels(messages: Messages, tokenizer: Any, style: str, ignored: int) -> list[int]:
+    """Labels counted from the characters of the answers and of their end-of-turn tokens, without the library.
 
-    A token is trained if it holds any character of an answer, or of the stop right behind one.
+    A token is trained if it holds any character of an answer, or of the end-of-turn token directly after one.
     """
     text = rendered(messages, tokenizer, style)
-    stop, header = str(tokenizer.eos_token), MARKERS[style][1]
-    graded, position = [], 0
+    eot, header = str(tokenizer.eos_token), MARKERS[style][1]
+    trained, position = [], 0
     for turn in messages:
         position = text.index(turn["content"], position)
         end = position + len(turn["content"])
         if turn["role"] == "assistant":
-            assert text[:position].endswith(header), "an answer stands right behind its header"
-            graded.append((position, end + len(stop) * text.startswith(stop, end)))
+            assert text[:position].endswith(header), "an answer comes directly after its header"
+            trained.append((position, end + len(eot) * text.startswith(eot, end)))
         position = end
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [token if any(a < stop and b > start for start, stop in graded) else ignored for token, (a, b) in pairs]
+    return [token if any(a < end and b > start for start, end in trained) else ignored for token, (a, b) in pairs]

@@ -1,4 +1,4 @@
-"""Memory of a process that is no mapped file: what a dataset on disk does not explain (Linux)."""
+"""Private memory of a process, without mapped files: what the size of a dataset on disk does not explain (Linux)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def anonymous_bytes() -> int:
-    """Bytes that this process has for itself."""
+    """Bytes that are private to this process."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -15,7 +15,7 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """The most of it while a block runs, looked at every two milliseconds.
+    """The most private memory while a block runs, sampled every two milliseconds.
 
     >>> with Peak() as peak:
     ...     block = bytearray(8_000_000)
@@ -24,7 +24,7 @@ class Peak:
 
     Attributes:
         greatest: bytes.
-        above: how much more than when the block began.
+        above: bytes above what there was when the block began.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,6 @@ class Peak:
 
     @property
     def above(self) -> int:
-        """Bytes above the beginning."""
         return self.greatest - self._before
 
     def __enter__(self) -> Peak:

@@ -1,85 +1,129 @@
-"""Batches of a known supervised share, trainers over one model, and the ways of making a loss that are compared."""
+"""Batches with a known supervised share, trainers over one model, and the losses that are compared."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from datasets import Dataset
+from local_model import smollm2_folder
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from benchmarking.chats import MARKERS, paragraphs
+from sft_mask import train_on_responses_only
 
 KINDS = ("full", "lora")
-Batch = dict[str, Any]
-_PEERS = {"Cut Cross-Entropy": ("cut_cross_entropy", "cut-cross-entropy"), "Liger": ("liger_kernel", "liger-kernel")}
+SHARES = (0.25, 0.5, 0.75)
+OURS, TRL, MODEL, BODY = "sft_mask", "TRL", "the model's own loss", "body alone"
+ARMS = (OURS, TRL, MODEL, BODY)
+Batch = Mapping[str, Any]
+Step = Callable[[], float]
 
 
-def load(name: str, kind: str, device: str) -> Any:
-    """A causal language model that trains all of its parameters (``"full"``), or LoRA on its linear layers."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    if kind == "lora":
-        return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
-    return model
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that both benchmarks of a step have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("--kind", action="append", choices=KINDS, help="all parameters, or LoRA (default: both)")
+    add("--share", action="append", type=float, help="of supervised tokens (default: 0.25, 0.5 and 0.75)")
+    add("--batch", type=int, default=4, metavar="ROWS")
+    add("--length", type=int, default=512, metavar="TOKENS")
+    add("--rounds", type=int, default=5)
+    add("--model", default=str(smollm2_folder()), help="folder or name (default: SmolLM2-135M-Instruct)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return made
 
 
-def conversations(tokenizer: Any, rows: int, length: int, share: float) -> Dataset:
-    """Rows of exactly ``length`` tokens: a question, and an answer of which ``share`` of the row is supervised."""
-    words = tokenizer("\n\n".join(paragraphs()), add_special_tokens=False)["input_ids"]
-    stop = [tokenizer.eos_token_id]
-    before, between = (tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in MARKERS["special"])
-    answer = round(share * length) - len(stop)
-    question = length - answer - len(stop) * 2 - len(before) - len(between)
-    assert answer > 0 < question, "there is room for a question and an answer"
-    made, at = [], 0
-    for _ in range(rows):
-        said, answered = words[at : at + question], words[at + question : at + question + answer]
-        at = (at + length) % (len(words) - 2 * length)
-        made.append([*before, *said, *stop, *between, *answered, *stop])
-    return Dataset.from_dict({"input_ids": made})
+@dataclass
+class Setup:
+    """One model, and the size of its batches.
 
+    Attributes:
+        name: folder or name of the model.
+        kind: all parameters are trained (``"full"``), or LoRA on the linear layers.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch: rows of a batch.
+    """
 
-def build(model: Any, tokenizer: Any, data: Dataset, device: str, *, batch: int, masked: bool, **weights: Any) -> Any:
-    """A trainer that makes steps and no files; ``masked`` by ``train_on_responses_only``."""
-    from sft_mask import train_on_responses_only
+    name: str
+    kind: str
+    device: str
+    batch: int
 
-    args = SFTConfig(
-        output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=batch,
-        max_length=None,
-        report_to="none",
-        use_cpu=device == "cpu",
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-    )
-    trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    trainer.model.train()
-    return train_on_responses_only(trainer, *MARKERS["special"], **weights) if masked else trainer
+    def __post_init__(self) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(self.name)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        self.model.to(torch.device(self.device))
+        if self.kind == "lora":
+            adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+            self.model = get_peft_model(self.model, adapter)
+
+    def rows(self, length: int, share: float) -> Dataset:
+        """Rows of exactly ``length`` tokens: a question and its answer, with ``share`` of the row supervised."""
+        words = self.tokenizer("\n\n".join(paragraphs()[:400]), add_special_tokens=False)["input_ids"]
+        eot = [self.tokenizer.eos_token_id]
+        headers = [self.tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in MARKERS["special"]]
+        answer = round(share * length) - len(eot)
+        question = length - answer - len(eot) * 2 - sum(map(len, headers))
+        assert answer > 0 < question, "there is room for a question and an answer"
+        made, at = [], 0
+        for _ in range(self.batch):
+            asked, answered = words[at : at + question], words[at + question : at + question + answer]
+            at = (at + length) % (len(words) - 2 * length)
+            made.append([*headers[0], *asked, *eot, *headers[1], *answered, *eot])
+        return Dataset.from_dict({"input_ids": made})
+
+    def trainer(self, length: int, share: float, *, masked: bool = True, **weights: Any) -> Any:
+        """A trainer that makes steps and writes no files; ``masked`` by ``train_on_responses_only``."""
+        args = SFTConfig(
+            output_dir=tempfile.gettempdir(),
+            per_device_train_batch_size=self.batch,
+            max_length=None,
+            report_to="none",
+            use_cpu=self.device == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        )
+        rows = self.rows(length, share)
+        trainer = SFTTrainer(model=self.model, args=args, train_dataset=rows, processing_class=self.tokenizer)
+        trainer.model.train()
+        return train_on_responses_only(trainer, *MARKERS["special"], **weights) if masked else trainer
+
+    def arms(self, length: int, share: float) -> dict[str, Callable[[], Step]]:
+        """What makes the step of each arm, all on the same batch and labels; fused losses only if they run here."""
+        trainer = self.trainer(length, share)
+        batch = first_batch(trainer)
+        model = trainer.model
+        made = {
+            OURS: lambda: step(trainer, batch),
+            TRL: lambda: step(self.trainer(length, share, masked=False), batch),
+            MODEL: lambda: own_loss(model, batch),
+            BODY: lambda: body(model, batch),
+        }
+        for name, (module, fused) in FUSED.items():
+            if self.device != "cpu" and importlib.util.find_spec(module):  # both need Triton
+                made[f"{name} {version(name)}"] = lambda fused=fused: fused(model, batch)
+        return made
 
 
 def first_batch(trainer: Any) -> Batch:
-    """The first batch on the trainer's device."""
+    """The first batch, on the trainer's device."""
     batch = next(iter(trainer.get_train_dataloader()))
     return {name: value.to(trainer.args.device) for name, value in batch.items()}
 
 
-def tokenizer_of(name: str) -> Any:
-    """The model's tokenizer."""
-    return AutoTokenizer.from_pretrained(name)
-
-
-def step(trainer: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
-    """Forward and backward pass as the trainer makes them; gives the loss."""
-    labels = batch["labels"]
-    items = (labels[:, 1:] != -100).sum()
+def step(trainer: Any, batch: Batch) -> Step:
+    """Forward and backward pass as the trainer makes them; returns the loss."""
+    items = (batch["labels"][:, 1:] != -100).sum()
     state = getattr(trainer, "_sft_mask", None)
 
     def run() -> float:
@@ -87,13 +131,12 @@ def step(trainer: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
         trainer.current_gradient_accumulation_steps = 1
         if state is not None and state.weighted:
             trainer.get_batch_samples(iter([dict(batch)]), 1, trainer.args.device)
-        loss = trainer.training_step(trainer.model, dict(batch), items)
-        return float(loss)
+        return float(trainer.training_step(trainer.model, dict(batch), items))
 
     return run
 
 
-def plain(model: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
+def own_loss(model: Any, batch: Batch) -> Step:
     """The model's own loss over all logits."""
 
     def run() -> float:
@@ -105,43 +148,19 @@ def plain(model: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
     return run
 
 
-def backbone(model: Any) -> Any:
-    """The model without its head and without an adapter's wrapper."""
-    return getattr(model, "base_model", model).model.model if hasattr(model, "peft_config") else model.model
+def body(model: Any, batch: Batch) -> Step:
+    """Forward and backward pass without the head: the lower bound for any loss."""
+    return with_loss(model, batch, lambda hidden, *_: hidden.mean())
 
 
-def body(model: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
-    """Forward and backward pass without the head: what no loss can save."""
+def with_loss(model: Any, batch: Batch, loss_of: Callable[[Any, Any, Any], Any]) -> Step:
+    """Forward and backward pass with a loss of the last hidden states, the head's weight and the labels."""
+    backbone = getattr(model, "base_model", model).model.model if hasattr(model, "peft_config") else model.model
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def run() -> float:
         model.zero_grad()
-        hidden = backbone(model)(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        hidden.mean().backward()
-        return 0.0
-
-    return run
-
-
-def peers(device: str) -> dict[str, Callable[[Any, Mapping[str, Any]], Callable[[], float]]]:
-    """Fused losses of others that run here, by name and version; both need Triton."""
-    if device == "cpu":
-        return {}
-    makers = {"Cut Cross-Entropy": _cut_cross_entropy, "Liger": _liger}
-    return {
-        f"{name} {version(package)}": makers[name]
-        for name, (module, package) in _PEERS.items()
-        if importlib.util.find_spec(module)
-    }
-
-
-def _with_loss(model: Any, batch: Mapping[str, Any], loss_of: Callable[[Any, Any, Any], Any]) -> Callable[[], float]:
-    def run() -> float:
-        model.zero_grad()
-        hidden = backbone(model)(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        hidden = backbone(**inputs, use_cache=False).last_hidden_state
         loss = loss_of(hidden, model.get_output_embeddings().weight, batch["labels"])
         loss.backward()
         return float(loss.detach())
@@ -149,18 +168,22 @@ def _with_loss(model: Any, batch: Mapping[str, Any], loss_of: Callable[[Any, Any
     return run
 
 
-def _cut_cross_entropy(model: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
+def cut_cross_entropy(model: Any, batch: Batch) -> Step:
     from cut_cross_entropy import linear_cross_entropy
 
-    return _with_loss(model, batch, lambda hidden, head, labels: linear_cross_entropy(hidden, head, labels, shift=True))
+    return with_loss(model, batch, lambda hidden, head, labels: linear_cross_entropy(hidden, head, labels, shift=True))
 
 
-def _liger(model: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
+def liger(model: Any, batch: Batch) -> Step:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     fused = LigerFusedLinearCrossEntropyLoss()
-    return _with_loss(
+    return with_loss(
         model,
         batch,
         lambda hidden, head, labels: fused(head, hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
     )
+
+
+FUSED = {"cut-cross-entropy": ("cut_cross_entropy", cut_cross_entropy), "liger-kernel": ("liger_kernel", liger)}
+"""Losses of other packages, by name: the module, and what makes a step."""

@@ -79,8 +79,8 @@ def _as_dict(markers: Markers, prompt: str) -> dict[str, object]:
         "instruction_part": list(markers.instruction),
         "response_part": list(markers.response),
         "others": list(markers.others),
-        "eots": list(markers.stops),
-        "eot_headers": list(markers.stop_headers),
+        "eots": list(markers.eots),
+        "eot_headers": list(markers.eot_headers),
         "prefilled": _prefilled(markers),
         "generation_prompt": prompt,
         "complete": markers.complete,
@@ -92,7 +92,7 @@ def _lines(model: str, markers: Markers, prompt: str) -> list[str]:
     instruction = repr(markers.instruction[0] if len(markers.instruction) == 1 else list(markers.instruction))
     resumed = [text for text in map(str, markers.response) if not text.startswith(header)]
     facts = [
-        ("eots", list(markers.stops), "end-of-turn tokens: trained"),
+        ("eots", list(markers.eots), "end-of-turn tokens: trained"),
         ("others", list(markers.others), "headers of system and tools, and what begins a conversation: masked"),
         ("prefilled", _prefilled(markers), "written by the template after the header: masked"),
         ("also_response", resumed, "other texts that open an answer"),

@@ -19,8 +19,7 @@ from sft_mask.core.vocabulary import SPACE_PIECE
 from sft_mask.errors import MarkerError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ints
     from sft_mask.core.vocabulary import AddedPiece, Vocabulary
 
 MarkerText = str | tuple[int, ...]
@@ -34,7 +33,7 @@ class Kind(IntEnum):
     """Opens a turn of the model; what follows is trained."""
     OTHER = 1
     """Opens a turn of anybody else, or a new document; ends an open answer."""
-    STOP = 2
+    EOT = 2
     """What the model samples to end its turn."""
 
 
@@ -47,11 +46,11 @@ class Markers:
             own beginning, so that a prefilled tag can stand beside the plain header.
         instruction: headers of the user.
         others: headers of everybody else (system, tool, observation) and tokens that begin a new document.
-        stops: what ends an answer and must be sampled by the model: usually one control token.
-        stop_headers: headers of other roles whose first token is itself the stop (GLM).
+        eots: what ends an answer and must be sampled by the model: usually one control token.
+        eot_headers: headers of other roles whose first token is itself the stop (GLM).
         separator: blank text between an answer that has no stop and the next header; never trained.
         open_end: whether the template leaves the last answer of a conversation without a stop (GLM).
-        complete: whether ``others`` and ``stops`` are known to be all that the chat template writes.
+        complete: whether ``others`` and ``eots`` are known to be all that the chat template writes.
         detected: whether these were read from a chat template.
         like_the_model: roles that the chat template writes just as it writes the model; only messages can tell.
     """
@@ -59,8 +58,8 @@ class Markers:
     response: tuple[MarkerText, ...]
     instruction: tuple[MarkerText, ...]
     others: tuple[MarkerText, ...] = ()
-    stops: tuple[MarkerText, ...] = ()
-    stop_headers: tuple[MarkerText, ...] = ()
+    eots: tuple[MarkerText, ...] = ()
+    eot_headers: tuple[MarkerText, ...] = ()
     separator: str = ""
     open_end: bool = False
     complete: bool = False
@@ -207,7 +206,7 @@ class Pattern:
     text: MarkerText
     kind: Kind
     atoms: tuple[int, ...]
-    first_token_stops: bool = False
+    first_token_ends_turn: bool = False
 
 
 @dataclass(slots=True)
@@ -276,7 +275,7 @@ class MarkerTrie:
         return Step(node if self.nodes[node].edges else -1, pattern, used)
 
     @cached_property
-    def cut_headers(self) -> NDArray[np.int64]:
+    def cut_headers(self) -> Ints:
         """``(nodes,)`` the header that a row cut off at each node was about to write, ``-1`` for none.
 
         Any beginning with a control token counts, and text of which half stands there, four bytes or more: a lone ``#``
@@ -285,14 +284,14 @@ class MarkerTrie:
         return self._begun_headers(surely=True)
 
     @cached_property
-    def begun_headers(self) -> NDArray[np.int64]:
+    def begun_headers(self) -> Ints:
         """As :attr:`cut_headers`, for every beginning: behind a stop a single ``#`` counts too."""
         return self._begun_headers(surely=False)
 
-    def _begun_headers(self, *, surely: bool) -> NDArray[np.int64]:
+    def _begun_headers(self, *, surely: bool) -> Ints:
         cut = np.full(len(self.nodes), -1, np.int64)
-        headers = [index for index, pattern in enumerate(self.patterns) if pattern.kind is not Kind.STOP]
-        for index in sorted(headers, key=lambda index: self.patterns[index].first_token_stops):
+        headers = [index for index, pattern in enumerate(self.patterns) if pattern.kind is not Kind.EOT]
+        for index in sorted(headers, key=lambda index: self.patterns[index].first_token_ends_turn):
             atoms, node = self.patterns[index].atoms, 0
             for read, atom in enumerate(atoms[:-1], start=1):
                 node = self.nodes[node].edges[atom]
@@ -317,7 +316,7 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
     Raises:
         MarkerError: one marker serves both roles, or stands for no token at all.
     """
-    gluing = _gluing((*markers.response, *markers.headers, *markers.stops), vocabulary, tokenizer)
+    gluing = _gluing((*markers.response, *markers.headers, *markers.eots), vocabulary, tokenizer)
     swallows = any(piece.special and piece.rstrip for piece in vocabulary.added.values())
 
     def patterns_of(texts: Sequence[MarkerText], kind: Kind) -> list[Pattern]:
@@ -331,14 +330,14 @@ def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -
             found.extend(Pattern(text, kind, way) for way in dict.fromkeys(ways))
         return found
 
-    stops = patterns_of(markers.stops, Kind.STOP)
+    stops = patterns_of(markers.eots, Kind.EOT)
     stop_tokens = {pattern.atoms[0] for pattern in stops if len(pattern.atoms) == 1}
     patterns = patterns_of(_with_separator(markers.response, markers), Kind.RESPONSE)
     for header in markers.headers:
         for pattern in patterns_of(_with_separator((header,), markers), Kind.OTHER):
-            stopping = pattern.text in markers.stop_headers or pattern.atoms[0] in stop_tokens
+            stopping = pattern.text in markers.eot_headers or pattern.atoms[0] in stop_tokens
             stopping = stopping and _begins_with_token(pattern, vocabulary)  # half a header in plain text stops nothing
-            patterns.append(replace(pattern, first_token_stops=stopping))
+            patterns.append(replace(pattern, first_token_ends_turn=stopping))
     patterns.extend(stops)
     _refuse_shared(patterns)
     return MarkerTrie(patterns, vocabulary)

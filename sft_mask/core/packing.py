@@ -21,13 +21,11 @@ from sft_mask.core.spans import Turns
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ids, Ints
     from sft_mask.core.markers import Markers
     from sft_mask.core.search import Found
     from sft_mask.core.spans import SpanFinder
 
-    Ints = NDArray[np.int64]
 
 Cutting = Literal["wrapped", "split", "tail"]
 
@@ -60,18 +58,18 @@ def cut_at(turns: Turns, offsets: Ints) -> Turns:
     if not len(turns):
         return turns
     first = np.searchsorted(offsets, turns.start, side="right") - 1
-    last = np.searchsorted(offsets, turns.stop, side="left") - 1
+    last = np.searchsorted(offsets, turns.end, side="left") - 1
     pieces = last - first + 1
     whole = turns.select(np.repeat(np.arange(len(turns)), pieces))
     row = np.arange(len(whole)) - np.repeat(np.cumsum(pieces) - pieces, pieces) + np.repeat(first, pieces)
-    start, stop = np.maximum(whole.start, offsets[row]), np.minimum(whole.stop, offsets[row + 1])
-    ends = whole.stop <= offsets[row + 1]  # a piece that goes on in the next row is not cut off
-    has_stop = whole.has_stop & (whole.stop_at < offsets[row + 1])
-    stop_at = np.where(has_stop, np.maximum(whole.stop_at, offsets[row]), stop)
+    start, end = np.maximum(whole.start, offsets[row]), np.minimum(whole.end, offsets[row + 1])
+    ends = whole.end <= offsets[row + 1]  # a piece that goes on in the next row is not cut off
+    has_eot = whole.has_eot & (whole.eot_start < offsets[row + 1])
+    eot_start = np.where(has_eot, np.maximum(whole.eot_start, offsets[row]), end)
     header = np.maximum(whole.header, offsets[row])
     cut = whole.cut & ends
     return replace(
-        whole, start=start, stop=stop, has_stop=has_stop, stop_at=stop_at, header=header, cut=cut, document=row
+        whole, start=start, end=end, has_eot=has_eot, eot_start=eot_start, header=header, cut=cut, document=row
     )
 
 
@@ -90,11 +88,11 @@ class FragmentReader:
         self._pieces = pieces
         self._bos = bos_token_id
         patterns = finder.trie.patterns
-        self._is_stop = np.array([pattern.kind is Kind.STOP for pattern in patterns], np.bool_)
+        self._is_stop = np.array([pattern.kind is Kind.EOT for pattern in patterns], np.bool_)
         self._opens_model = np.array([pattern.kind is Kind.RESPONSE for pattern in patterns], np.bool_)
         self._opens_user = np.array([pattern.text in markers.instruction for pattern in patterns], np.bool_)
-        self._stops = {pattern.atoms[0] - 256 for pattern in patterns if pattern.kind is Kind.STOP}
-        self._first_token_stops = np.array([pattern.first_token_stops for pattern in patterns], np.bool_)
+        self._stops = {pattern.atoms[0] - 256 for pattern in patterns if pattern.kind is Kind.EOT}
+        self._first_token_ends_turn = np.array([pattern.first_token_ends_turn for pattern in patterns], np.bool_)
         speaks = [text for text in markers.others if not (isinstance(text, tuple) and text == (bos_token_id,))]
         self._only_two_speak = not speaks
         self._is_other = np.array([pattern.kind is Kind.OTHER for pattern in patterns], np.bool_) & ~self._opens_user
@@ -105,7 +103,7 @@ class FragmentReader:
         texts = [text if isinstance(text, str) else finder.vocabulary.text(text) for text in headers]
         self._headers = tuple(text.encode() for text in texts)
 
-    def read(self, ids: NDArray[np.integer], offsets: Ints) -> tuple[Turns, Mapping[int, str]]:
+    def read(self, ids: Ids, offsets: Ints) -> tuple[Turns, Mapping[int, str]]:
         """Turns of the model that documents begin with, and why others could not be decided.
 
         Args:
@@ -143,7 +141,7 @@ class FragmentReader:
         """
         self._any_cut |= bool((lengths == self._pieces.length).any())
 
-    def _is_preamble(self, patterns: NDArray[np.integer]) -> bool:
+    def _is_preamble(self, patterns: Ids) -> bool:
         """Whether the markers of a full document are those of the beginning of a long system prompt and of no more."""
         return bool(len(patterns) and self._opens_preamble[patterns].any() and self._is_other[patterns].all())
 
@@ -152,9 +150,9 @@ class FragmentReader:
         return token == self._bos or (self._finder.vocabulary.is_special(token) and token not in self._stops)
 
     def _first_words(
-        self, ids: NDArray[np.integer], bounds: tuple[int, int], inside: slice, found: Found, document: int
+        self, ids: Ids, bounds: tuple[int, int], inside: slice, found: Found, document: int
     ) -> tuple[int, int, int, int] | str | None:
-        """The turn of the model that ends first, as ``(document, start, stop, stop_at)``; why not; or none."""
+        """The turn of the model that ends first, as ``(document, start, stop, eot_start)``; why not; or none."""
         low, high = bounds
         numbers = np.arange(inside.start, inside.stop)
         headers = numbers[~self._is_stop[found.pattern[numbers]]]
@@ -175,19 +173,17 @@ class FragmentReader:
             return (document, low, stop[0], stop[1])
         return "It begins in a message that could be the model's, a system prompt or a tool's result."
 
-    def _stop_before(
-        self, ids: NDArray[np.integer], found: Found, before: Ints, header: int, at: int
-    ) -> tuple[int, int] | None:
+    def _stop_before(self, ids: Ids, found: Found, before: Ints, header: int, at: int) -> tuple[int, int] | None:
         """The end and the beginning of the stop that stands before a header, or is its first token."""
-        if self._first_token_stops[found.pattern[header]]:
+        if self._first_token_ends_turn[found.pattern[header]]:
             return at + 1, at
         for number in before[::-1].tolist():
-            stop = int(tokens_before(found.stop[number : number + 1])[0])
+            stop = int(tokens_before(found.end[number : number + 1])[0])
             if self._finder.is_filler(ids, stop, at):
                 return stop, int(tokens_before(found.start[number : number + 1])[0])
         return None
 
-    def _may_be_header_rest(self, ids: NDArray[np.integer], low: int) -> bool:
+    def _may_be_header_rest(self, ids: Ids, low: int) -> bool:
         """Whether the first tokens could be the end of a header that the piece before began."""
         text = b"".join(self._finder.vocabulary.piece(token) for token in ids[low : low + 16].tolist())
         return any(text.startswith(header[cut:]) for header in self._headers for cut in range(1, len(header)))
@@ -196,6 +192,6 @@ class FragmentReader:
 def _turns(rows: list[tuple[int, int, int, int]]) -> Turns:
     if not rows:
         return Turns.empty()
-    document, start, stop, stop_at = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    document, start, stop, eot_start = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     yes, no = np.ones(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
-    return Turns.of_model(start, stop, yes, no, document, start, stop_at)
+    return Turns.of_model(start, stop, yes, no, document, start, eot_start)

@@ -15,7 +15,7 @@ from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, SftMaskError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools
 
 WhichTurns = Literal["all", "last", "flagged"]
 WhichStops = Literal["always", "last", "never"]
@@ -140,12 +140,12 @@ class Policy:
         keep = last if self.turns == "last" else np.ones(len(turns), np.bool_)
         if self.cut_answers == "mask":
             keep = keep & ~turns.cut
-        without_stop = turns.has_stop & ~self._stops_trained(last)
-        stop = np.where(without_stop, turns.stop_at, turns.stop)
-        trained = replace(turns, stop=stop, has_stop=turns.has_stop & ~without_stop)
-        return trained.select(keep & (stop > turns.start))
+        without_stop = turns.has_eot & ~self._stops_trained(last)
+        end = np.where(without_stop, turns.eot_start, turns.end)
+        trained = replace(turns, end=end, has_eot=turns.has_eot & ~without_stop)
+        return trained.select(keep & (end > turns.start))
 
-    def _stops_trained(self, last: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _stops_trained(self, last: Bools) -> Bools:
         match self.stop:
             case "always":
                 return np.ones(len(last), np.bool_)
@@ -228,7 +228,7 @@ def _flagged(message: Mapping[str, Any], by_role: float) -> float:
         raise DataError(str(error)) from error
 
 
-def is_last_of_document(turns: Turns) -> NDArray[np.bool_]:
+def is_last_of_document(turns: Turns) -> Bools:
     """Which turns are the last of their document.
 
     >>> turns = Turns.empty()

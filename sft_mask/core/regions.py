@@ -20,8 +20,7 @@ import numpy as np
 from sft_mask.errors import MarkerError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Floats, Ids, Ints
     from sft_mask.core.spans import Turns
     from sft_mask.core.vocabulary import Vocabulary
 
@@ -100,9 +99,7 @@ class Region:
                 yield max(low - before, 0), high - before
 
 
-def in_regions(
-    ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> tuple[Floats, Ints]:
     """Which tokens of the turns lie in a region with every byte.
 
     Returns:
@@ -110,10 +107,10 @@ def in_regions(
         from 1, of the last of them, or 0.
     """
     factor, number = np.ones(len(ids)), np.zeros(len(ids), np.int64)
-    bounds = (turns.header, turns.start, np.minimum(turns.stop, turns.stop_at), turns.stop)
-    for header, start, said, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+    bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
+    for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
         prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
-        pieces = [vocabulary.piece(token_id) for token_id in ids[start:stop].tolist()]
+        pieces = [vocabulary.piece(token_id) for token_id in ids[start:end].tolist()]
         begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
         for index, region in enumerate(regions, start=1):
@@ -128,12 +125,12 @@ def in_regions(
 def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Places in order, those that touch as one."""
     low, high = -1, -1
-    for start, stop in places:
+    for start, end in places:
         if start > high and high >= 0:
             yield low, high
         if start > high:
             low = start
-        high = stop
+        high = end
     if high >= 0:
         yield low, high
 

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.core.markers import MarkerTrie
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _BITS = 20
 _UNREAD = -2
@@ -61,12 +60,12 @@ class Found:
 
     Attributes:
         start: ``(n,)`` position of the first byte.
-        stop: ``(n,)`` position one past the last byte.
+        end: ``(n,)`` position one past the last byte.
         pattern: ``(n,)`` index of the pattern in the trie.
     """
 
     start: Ints
-    stop: Ints
+    end: Ints
     pattern: Ints
 
     def __len__(self) -> int:
@@ -75,7 +74,7 @@ class Found:
     def select(self, keep: Bools | Ints) -> Found:
         """The markers that ``keep`` points at."""
         keep = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
-        return Found(self.start[keep], self.stop[keep], self.pattern[keep])
+        return Found(self.start[keep], self.end[keep], self.pattern[keep])
 
     def in_order(self) -> Found:
         """The same markers, by where they begin."""
@@ -86,9 +85,9 @@ class Found:
         """All markers of several searches, in order."""
         none = np.zeros(0, np.int64)
         start = np.concatenate([none, *(part.start for part in parts)])
-        stop = np.concatenate([none, *(part.stop for part in parts)])
+        end = np.concatenate([none, *(part.end for part in parts)])
         pattern = np.concatenate([none, *(part.pattern for part in parts)])
-        return cls(start, stop, pattern).in_order()
+        return cls(start, end, pattern).in_order()
 
 
 class _Table:
@@ -101,7 +100,7 @@ class _Table:
         self.pattern = np.full(size, -1, np.int32)
         self.used = np.zeros(size, np.int32)
 
-    def nodes(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def nodes(self, ids: Ids) -> NDArray[np.int32]:
         """The nodes that ``ids`` lead to; makes sure that all their entries are there."""
         nodes = self.node.take(ids)
         unread = ids[nodes == _UNREAD]
@@ -182,7 +181,7 @@ class _Pairs:
                     self.second[atom - 256] |= bit
         self.second |= of_byte[vocabulary.first_bytes]
 
-    def can_begin(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> Bools:
+    def can_begin(self, first: Ids, second: Ids) -> Bools:
         """Whether a marker may begin in ``first`` where ``second`` follows."""
         may: Bools = (self.first.take(first) & self.second.take(second)) != 0
         return may
@@ -200,10 +199,10 @@ class MarkerSearch:
         self._few_ids = sorted(trie.first_ids) if only_ids else []
         self._tables: dict[int, _Table] = {}
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
-        self._is_stop = kinds == Kind.STOP
+        self._is_eot = kinds == Kind.EOT
         self._is_response = kinds == Kind.RESPONSE
 
-    def find(self, ids: NDArray[np.integer], offsets: Ints, ends: Ints) -> tuple[Found, Found]:
+    def find(self, ids: Ids, offsets: Ints, ends: Ints) -> tuple[Found, Found]:
         """Markers that stand whole in a document, and headers that the end of a document cut.
 
         Args:
@@ -212,7 +211,7 @@ class MarkerSearch:
             ends: ``(documents,)`` where each document's content ends.
 
         Returns:
-            The markers, without overlaps; and for each document at most one cut header behind them, which ``stop``\\s
+            The markers, without overlaps; and for each document at most one cut header behind them, which ``end``\\s
             where the content does.
         """
         parts = [self._candidates(ids[part]) + part.start for part in cache_slices(len(ids))]
@@ -227,33 +226,33 @@ class MarkerSearch:
 
     def _last_of_overlapping(self, found: Found) -> Found:
         """Of a stop that overlaps itself (``###`` in ``####``) the last: what is before it belongs to the answer."""
-        same = (found.pattern[1:] == found.pattern[:-1]) & (found.start[1:] < found.stop[:-1])
-        earlier = np.append(same & self._is_stop[found.pattern[:-1]], False)[: len(found)]
+        same = (found.pattern[1:] == found.pattern[:-1]) & (found.start[1:] < found.end[:-1])
+        earlier = np.append(same & self._is_eot[found.pattern[:-1]], False)[: len(found)]
         return found.select(~earlier) if earlier.any() else found
 
-    def _are_sure(self, cut: Found, whole: Found, ids: NDArray[np.integer], offsets: Ints) -> Bools:
+    def _are_sure(self, cut: Found, whole: Found, ids: Ids, offsets: Ints) -> Bools:
         """Which cut headers are long enough to be told from words, or stand right behind a stop."""
         sure = cut.pattern >= 0
         for index in np.flatnonzero(~sure).tolist():
             start = int(cut.start[index])
             last = int(np.searchsorted(whole.start, start)) - 1
             first = int(offsets[np.searchsorted(offsets, start >> _BITS, side="right") - 1]) << _BITS
-            if last >= 0 and whole.start[last] >= first and self._is_stop[whole.pattern[last]]:
-                sure[index] = not self._text(ids, int(whole.stop[last]), start).strip()
+            if last >= 0 and whole.start[last] >= first and self._is_eot[whole.pattern[last]]:
+                sure[index] = not self._text(ids, int(whole.end[last]), start).strip()
         cut.pattern[cut.pattern < 0] = -1 - cut.pattern[cut.pattern < 0]
         return sure
 
-    def _text(self, ids: NDArray[np.integer], start: int, stop: int) -> bytes:
+    def _text(self, ids: Ids, start: int, end: int) -> bytes:
         """The bytes between two positions; a control token is no blank."""
-        tokens = [int(token) for token in ids[start >> _BITS : (stop >> _BITS) + 1]]
+        tokens = [int(token) for token in ids[start >> _BITS : (end >> _BITS) + 1]]
         if not tokens or any(self.trie.vocabulary.is_special(token) for token in tokens[:-1]):
             return b"-" if tokens else b""
         pieces = [self.trie.vocabulary.piece(token) for token in tokens]
-        low, high = start & ((1 << _BITS) - 1), stop & ((1 << _BITS) - 1)
+        low, high = start & ((1 << _BITS) - 1), end & ((1 << _BITS) - 1)
         kept = b"".join(pieces[:-1]) + pieces[-1][:high]
         return kept[low:]
 
-    def _candidates(self, ids: NDArray[np.integer]) -> Ints:
+    def _candidates(self, ids: Ids) -> Ints:
         if not self._few_ids:
             return np.flatnonzero(self._possible.take(ids, mode="clip"))  # nothing is clipped, and this mode is fast
         first, *others = self._few_ids
@@ -262,7 +261,7 @@ class MarkerSearch:
             hit |= ids == token_id
         return np.flatnonzero(hit)
 
-    def _promising(self, ids: NDArray[np.integer], at: Ints, ends: Ints) -> Ints:
+    def _promising(self, ids: Ids, at: Ints, ends: Ints) -> Ints:
         """Candidates that their second token does not rule out."""
         if self._pairs is None or not len(at):
             return at
@@ -271,25 +270,25 @@ class MarkerSearch:
         keep[last[last < len(at)]] = True
         return at[keep]
 
-    def _begun(self, first: NDArray[np.integer]) -> tuple[Ints, ...]:
+    def _begun(self, first: Ids) -> tuple[Ints, ...]:
         """For tokens in which a marker can begin, at each place: which token, and what reading the rest of it gives."""
         read = [way.read.take(first, axis=0) for way in self._ways]
         begins = [np.flatnonzero(each[:, 0] >= 0) for each in read]
         found = np.concatenate([each.take(which, axis=0) for each, which in zip(read, begins, strict=True)])
         return np.concatenate(begins), *found.T.astype(np.int64)
 
-    def _follow(self, ids: NDArray[np.integer], at: Ints, end: Ints) -> tuple[Found, Found]:
+    def _follow(self, ids: Ids, at: Ints, content_end: Ints) -> tuple[Found, Found]:
         """Reads every candidate on until no marker goes on or its document ends; the longest marker counts."""
         if not self._ways:
             return Found.joined([]), Found.joined([])
         which, skip, node, pattern, used = self._begun(ids[at])
-        at, end = at[which], end[which]
+        at, content_end = at[which], content_end[which]
         last, position = at.copy(), at.copy()
         live = np.flatnonzero(node >= 0)
         ran_out = [live[:0]]
         while len(live):
             position[live] += 1
-            goes_on = position[live] < end[live]
+            goes_on = position[live] < content_end[live]
             ran_out.append(live[~goes_on])
             live = live[goes_on]
             before = node[live]
@@ -302,17 +301,17 @@ class MarkerSearch:
                 pattern[hit], used[hit], last[hit] = table.pattern[hit_tokens], table.used[hit_tokens], position[hit]
             live = live[node[live] >= 0]
         start = position_of(at) + skip
-        stop = np.where(used > 0, position_of(last) + used, position_of(last + 1))
+        end = np.where(used > 0, position_of(last) + used, position_of(last + 1))
         done = pattern >= 0
         left = np.concatenate(ran_out)
         longer = left[done[left]]
         longer = longer[self._is_response[pattern[longer]]]  # cut off inside what a generation prompt prefills
-        stop[longer] = position_of(end[longer])
+        end[longer] = position_of(content_end[longer])
         left = left[~done[left]]
         cut_header, begun = self.trie.cut_headers[node[left]], self.trie.begun_headers[node[left]]
         header = np.where(cut_header >= 0, cut_header, -1 - begun)  # negative: too short to be sure of by itself
         left, header = left[begun >= 0], header[begun >= 0]
-        return Found(start[done], stop[done], pattern[done]), Found(start[left], position_of(end[left]), header)
+        return Found(start[done], end[done], pattern[done]), Found(start[left], position_of(content_end[left]), header)
 
     def _table(self, node: int) -> _Table:
         table = self._tables.get(node)
@@ -323,18 +322,18 @@ class MarkerSearch:
 
 def _without_overlaps(found: Found) -> Found:
     """Drops markers that begin inside an earlier one (`` USER:`` inside ``\\n USER:``)."""
-    reach = np.maximum.accumulate(found.stop)
+    reach = np.maximum.accumulate(found.end)
     inside = np.append(False, found.start[1:] < reach[:-1])[: len(found)]
     if not inside.any():
         return found
     first = np.maximum.accumulate(np.where(inside, 0, np.arange(len(found))))  # which nothing earlier overlaps
-    found = found.select(~inside | (found.start >= found.stop[first]))
-    if not np.any(found.start[1:] < found.stop[:-1]):
+    found = found.select(~inside | (found.start >= found.end[first]))
+    if not np.any(found.start[1:] < found.end[:-1]):
         return found
     keep, reached = np.ones(len(found), np.bool_), -1
-    for index, (start, stop) in enumerate(zip(found.start.tolist(), found.stop.tolist(), strict=True)):
+    for index, (start, end) in enumerate(zip(found.start.tolist(), found.end.tolist(), strict=True)):
         keep[index] = start >= reached
-        reached = stop if keep[index] else reached
+        reached = end if keep[index] else reached
     return found.select(keep)
 
 
@@ -342,6 +341,6 @@ def _behind(cut: Found, whole: Found) -> Found:
     """The earliest cut header of each document that begins behind its last whole marker."""
     if not len(cut):
         return cut
-    reached = np.append(whole.stop, 0)[np.searchsorted(whole.start, cut.stop) - 1]
+    reached = np.append(whole.end, 0)[np.searchsorted(whole.start, cut.end) - 1]
     cut = cut.select(cut.start >= reached)
-    return cut.select(np.unique(cut.stop, return_index=True)[1])
+    return cut.select(np.unique(cut.end, return_index=True)[1])

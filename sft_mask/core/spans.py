@@ -5,7 +5,7 @@ on a Python list of tokens. :mod:`sft_mask.core.search` finds the markers; here 
 its stop, the next header or the end of the document closes it.
 
 Spans are tokens of the unshifted sequence; ``start`` is the first token the model has to sample (it holds at least
-one byte of the answer), ``stop`` is one past the last, the stop token included.
+one byte of the answer), ``end`` is one past the last, the end-of-turn token included.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Floats, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _UNREAD, _TEXT, _BLANK, _CONTROL = -1, 0, 1, 2
 _LONGEST_FILLER = 8
@@ -41,27 +40,27 @@ class Turns:
 
     Attributes:
         start: ``(n,)`` first token of the answer.
-        stop: ``(n,)`` one past the last token, the stop token included.
-        has_stop: ``(n,)`` whether the turn ends with a stop that the model must sample.
+        end: ``(n,)`` one past the last token, the stop token included.
+        has_eot: ``(n,)`` whether the turn ends with a stop that the model must sample.
         cut: ``(n,)`` whether the document ends before the turn does.
         document: ``(n,)`` index of the document the turn lies in.
         header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
-        stop_at: ``(n,)`` first token that holds nothing but the stop, ``stop`` where the turn has none.
+        eot_start: ``(n,)`` first token that holds nothing but the stop, ``end`` where the turn has none.
         message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
         role: ``(n,)`` who speaks: index into :data:`sft_mask.constants.ROLES`.
         weight: ``(n,)`` how much the turn counts in the loss; 0 where it is not trained.
     """
 
     start: Ints
-    stop: Ints
-    has_stop: Bools
+    end: Ints
+    has_eot: Bools
     cut: Bools
     document: Ints
     header: Ints
-    stop_at: Ints
+    eot_start: Ints
     message: Ints
     role: Ints
-    weight: NDArray[np.float64]
+    weight: Floats
 
     def __len__(self) -> int:
         return len(self.start)
@@ -74,13 +73,13 @@ class Turns:
 
     @classmethod
     def of_model(
-        cls, start: Ints, stop: Ints, has_stop: Bools, cut: Bools, document: Ints, header: Ints, stop_at: Ints
+        cls, start: Ints, end: Ints, has_eot: Bools, cut: Bools, document: Ints, header: Ints, eot_start: Ints
     ) -> Turns:
         """Turns of the model of weight 1, in no known message."""
         count = len(start)
         role = np.full(count, MODEL, np.int64)
         return cls(
-            start, stop, has_stop, cut, document, header, stop_at, np.full(count, -1, np.int64), role, np.ones(count)
+            start, end, has_eot, cut, document, header, eot_start, np.full(count, -1, np.int64), role, np.ones(count)
         )
 
     def select(self, keep: Bools | Ints) -> Turns:
@@ -96,9 +95,9 @@ class Turns:
         return replace(
             self,
             start=self.start + by,
-            stop=self.stop + by,
+            end=self.end + by,
             header=np.maximum(self.header + by, 0),
-            stop_at=self.stop_at + by,
+            eot_start=self.eot_start + by,
         )
 
     @classmethod
@@ -134,9 +133,9 @@ class SpanFinder:
         self.pad_token_id = pad_token_id
         self._search = MarkerSearch(trie)
         kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
-        self._is_stop = kinds == Kind.STOP
+        self._is_eot = kinds == Kind.EOT
         self._is_response = kinds == Kind.RESPONSE
-        self._first_token_stops = np.array([pattern.first_token_stops for pattern in trie.patterns], np.bool_)
+        self._first_token_ends_turn = np.array([pattern.first_token_ends_turn for pattern in trie.patterns], np.bool_)
         self._looks = np.full(trie.vocabulary.size + 1, _UNREAD, np.int8)
 
     @property
@@ -144,7 +143,7 @@ class SpanFinder:
         """The vocabulary of the markers."""
         return self.trie.vocabulary
 
-    def find(self, ids: NDArray[np.integer], offsets: Ints) -> Turns:
+    def find(self, ids: Ids, offsets: Ints) -> Turns:
         """The turns of the model, disjoint and in order.
 
         Args:
@@ -154,31 +153,31 @@ class SpanFinder:
         safe = self.in_vocabulary(ids)
         ends = self.content_ends(safe, offsets)
         found, cut_headers = self._search.find(safe, offsets, ends)
-        is_stop = self._is_stop[found.pattern]
-        headers = Found.joined([found.select(~is_stop), cut_headers])
-        stopping = self._first_token_stops[headers.pattern]
-        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), stopping, offsets, ends)
+        is_eot = self._is_eot[found.pattern]
+        headers = Found.joined([found.select(~is_eot), cut_headers])
+        ends_turn = self._first_token_ends_turn[headers.pattern]
+        answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), ends_turn, offsets, ends)
         if not len(answers.start):
             return Turns.empty()
-        stop, stop_at, has_stop = self._closings(safe, answers, headers, found.select(is_stop))
-        ends_open = np.flatnonzero((answers.closer < 0) & ~has_stop)
-        stop[ends_open] = stop_at[ends_open] = self._before_separator(safe, stop[ends_open])
+        end, eot_start, has_eot = self._closings(safe, answers, headers, found.select(is_eot))
+        ends_open = np.flatnonzero((answers.closer < 0) & ~has_eot)
+        end[ends_open] = eot_start[ends_open] = self._before_separator(safe, end[ends_open])
         start = token_holding(answers.start)
-        start[1:] = np.maximum(start[1:], stop[:-1])  # one token can hold an answer's end, a header and a beginning
-        cut = ~has_stop & (answers.closer < 0) & (not self.open_end)
+        start[1:] = np.maximum(start[1:], end[:-1])  # one token can hold an answer's end, a header and a beginning
+        cut = ~has_eot & (answers.closer < 0) & (not self.open_end)
         header = token_holding(headers.start[answers.opener])
-        turns = Turns.of_model(start, stop, has_stop, cut, answers.document, header, stop_at)
-        return turns.select(stop > start)
+        turns = Turns.of_model(start, end, has_eot, cut, answers.document, header, eot_start)
+        return turns.select(end > start)
 
-    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> Found:
+    def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
         return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
 
-    def is_filler(self, ids: NDArray[np.integer], start: int, stop: int) -> bool:
+    def is_filler(self, ids: Ids, start: int, end: int) -> bool:
         """Whether only blanks and control tokens, and few of them, stand between two tokens of ``ids``."""
-        return bool(self._only_filler(ids, np.array([start]), np.array([stop]))[0])
+        return bool(self._only_filler(ids, np.array([start]), np.array([end]))[0])
 
-    def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+    def in_vocabulary(self, ids: Ids) -> Ids:
         """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
         if greatest(ids) >= size:
@@ -187,7 +186,7 @@ class SpanFinder:
 
     # padding
 
-    def content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
+    def content_ends(self, ids: Ids, offsets: Ints) -> Ints:
         """Where each document ends, its trailing padding left out.
 
         Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.
@@ -204,39 +203,37 @@ class SpanFinder:
             others = np.append(-1, np.flatnonzero(ids != pad))
             last = others[np.searchsorted(others, content[longer]) - 1]
             content[longer] = np.maximum(last + 1, first[padded[longer]])
-        end[padded] = content + self._pad_can_stop
+        end[padded] = content + self._pad_is_eot
         return end
 
     @property
-    def _pad_can_stop(self) -> bool:
+    def _pad_is_eot(self) -> bool:
         """Whether the padding token is also a stop."""
-        stops = (pattern.atoms for pattern in self.trie.patterns if pattern.kind is Kind.STOP)
-        return self.pad_token_id is not None and token_atom(self.pad_token_id) in {atoms[0] for atoms in stops}
+        eots = (pattern.atoms for pattern in self.trie.patterns if pattern.kind is Kind.EOT)
+        return self.pad_token_id is not None and token_atom(self.pad_token_id) in {atoms[0] for atoms in eots}
 
     # what ends an answer
 
-    def _closings(
-        self, ids: NDArray[np.integer], answers: _Answers, headers: Found, stops: Found
-    ) -> tuple[Ints, Ints, Bools]:
+    def _closings(self, ids: Ids, answers: _Answers, headers: Found, eots: Found) -> tuple[Ints, Ints, Bools]:
         """One past the last token of each turn, where its stop begins, and whether it has one."""
         closed = answers.closer >= 0
-        stop = tokens_before(answers.stop)
-        stop_at, has_stop = stop.copy(), np.zeros(len(stop), np.bool_)
-        chosen, last = self._chosen_stops(ids, answers, stops)
+        end = tokens_before(answers.end)
+        eot_start, has_eot = end.copy(), np.zeros(len(end), np.bool_)
+        chosen, last = self._chosen_eots(ids, answers, eots)
         turns = np.flatnonzero(chosen >= 0)
         # Where all markers are known, words between the last stop and the row's end show that the stop was quoted.
-        nothing_follows = self._only_filler(ids, tokens_before(stops.stop[last[turns]]), stop[turns])
+        nothing_follows = self._only_filler(ids, tokens_before(eots.end[last[turns]]), end[turns])
         turns = turns[closed[turns] | (not self.complete) | nothing_follows]
         chosen = chosen[turns]
-        stop[turns], stop_at[turns] = tokens_before(stops.stop[chosen]), tokens_before(stops.start[chosen])
-        has_stop[turns] = True
+        end[turns], eot_start[turns] = tokens_before(eots.end[chosen]), tokens_before(eots.start[chosen])
+        has_eot[turns] = True
         # The model ends its turn by sampling the next role's control token.
-        turns = np.flatnonzero(closed & ~has_stop & self._first_token_stops[headers.pattern[answers.closer]])
-        stop_at[turns] = token_holding(headers.start[answers.closer[turns]])
-        stop[turns], has_stop[turns] = stop_at[turns] + 1, True
-        return stop, stop_at, has_stop
+        turns = np.flatnonzero(closed & ~has_eot & self._first_token_ends_turn[headers.pattern[answers.closer]])
+        eot_start[turns] = token_holding(headers.start[answers.closer[turns]])
+        end[turns], has_eot[turns] = eot_start[turns] + 1, True
+        return end, eot_start, has_eot
 
-    def _before_separator(self, ids: NDArray[np.integer], stop: Ints) -> Ints:
+    def _before_separator(self, ids: Ids, end: Ints) -> Ints:
         """Ends of answers without the separator that the template wrote after each of them.
 
         The separator is taken off byte by byte from its end. A token that also holds a byte of the answer stays::
@@ -246,14 +243,14 @@ class SpanFinder:
                                         "Bye" "." "\\n"      ->  all of them: that line break is the answer's own
         """
         size = len(self.separator)
-        end, left = stop.copy(), np.full(len(stop), size, np.int64)
-        for _ in range(size if len(stop) else 0):
-            taken = self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=True) * (end > 0)
-            end, left = end - (taken > 0), left - taken
-        own = (left > 0) & (self._of_separator(ids[np.maximum(end - 1, 0)], left, whole=False) < left)
-        return np.where(own, stop, end)
+        trimmed, left = end.copy(), np.full(len(end), size, np.int64)
+        for _ in range(size if len(end) else 0):
+            taken = self._of_separator(ids[np.maximum(trimmed - 1, 0)], left, whole=True) * (trimmed > 0)
+            trimmed, left = trimmed - (taken > 0), left - taken
+        own = (left > 0) & (self._of_separator(ids[np.maximum(trimmed - 1, 0)], left, whole=False) < left)
+        return np.where(own, end, trimmed)
 
-    def _of_separator(self, tokens: NDArray[np.integer], left: Ints, *, whole: bool) -> Ints:
+    def _of_separator(self, tokens: Ids, left: Ints, *, whole: bool) -> Ints:
         """How many bytes each token holds of the end of what is left of the separator, as all of it or as its end."""
         taken = np.zeros(len(tokens), np.int64)
         found, place = np.unique(tokens, return_inverse=True)
@@ -267,39 +264,39 @@ class SpanFinder:
             taken = np.where(left == length, np.array(held, np.int64)[place], taken)
         return taken
 
-    def _chosen_stops(self, ids: NDArray[np.integer], answers: _Answers, stops: Found) -> tuple[Ints, Ints]:
+    def _chosen_eots(self, ids: Ids, answers: _Answers, eots: Found) -> tuple[Ints, Ints]:
         """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
 
         What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of
         several with nothing but blanks and control tokens between them the first (padding with the stop token). Where
         headers of other roles may be unknown, a control token behind a stop is taken for one.
         """
-        if not len(stops):
+        if not len(eots):
             none = np.full(len(answers.start), -1, np.int64)
             return none, none
-        first_inside = np.searchsorted(stops.start, answers.start)
-        last = np.searchsorted(stops.start, answers.stop) - 1
-        end = tokens_before(stops.stop)
-        linked = np.zeros(len(stops), np.bool_)
-        linked[1:] = self._only_filler(ids, end[:-1], token_holding(stops.start[1:]))
-        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(stops))))
+        first_inside = np.searchsorted(eots.start, answers.start)
+        last = np.searchsorted(eots.start, answers.end) - 1
+        end = tokens_before(eots.end)
+        linked = np.zeros(len(eots), np.bool_)
+        linked[1:] = self._only_filler(ids, end[:-1], token_holding(eots.start[1:]))
+        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(eots))))
         chosen = np.maximum(first_of_run[last], first_inside)
         if not self.complete:
-            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(stops))
+            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(eots))
             chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
         return np.where(last >= first_inside, chosen, -1), last
 
-    def _only_filler(self, ids: NDArray[np.integer], start: Ints, stop: Ints) -> Bools:
+    def _only_filler(self, ids: Ids, start: Ints, end: Ints) -> Bools:
         """Whether only blanks and control tokens, and few of them, stand between two tokens."""
-        answer = stop - start <= _LONGEST_FILLER
+        answer = end - start <= _LONGEST_FILLER
         for ahead in range(_LONGEST_FILLER):
-            inside = np.flatnonzero(answer & (start + ahead < stop))
+            inside = np.flatnonzero(answer & (start + ahead < end))
             if not len(inside):
                 break
             answer[inside] = self._look_of(ids[start[inside] + ahead]) != _TEXT
         return answer
 
-    def _control_follows(self, ids: NDArray[np.integer], start: Ints) -> Bools:
+    def _control_follows(self, ids: Ids, start: Ints) -> Bools:
         """Whether a control token follows, blanks passed over."""
         answer = np.zeros(len(start), np.bool_)
         live = np.arange(len(start))
@@ -310,7 +307,7 @@ class SpanFinder:
             live = live[looks == _BLANK]
         return answer
 
-    def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
+    def _look_of(self, tokens: Ids) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
         for token_id in np.unique(unread).tolist() if len(unread) else ():
             if not self.vocabulary.piece(token_id).strip() and not self.vocabulary.is_special(token_id):
@@ -329,27 +326,27 @@ class _Answers:
         opener: ``(n,)`` index of the header that opens it.
         closer: ``(n,)`` index of the header that closes it, ``-1`` for the document's end.
         start: ``(n,)`` position of the first byte.
-        stop: ``(n,)`` position one past the last byte, the turn's stop included.
+        end: ``(n,)`` position one past the last byte, the turn's stop included.
         document: ``(n,)`` index of the document it lies in.
     """
 
     opener: Ints
     closer: Ints
     start: Ints
-    stop: Ints
+    end: Ints
     document: Ints
 
 
-def _answers(headers: Found, opens: Ints, stopping: Bools, offsets: Ints, ends: Ints) -> _Answers:
+def _answers(headers: Found, opens: Ints, ends_turn: Bools, offsets: Ints, ends: Ints) -> _Answers:
     """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does.
 
-    An empty answer counts where the next header is its stop; ``stopping`` are such headers.
+    An empty answer counts where the next header is its end-of-turn token; ``ends_turn`` marks such headers.
     """
     document = np.searchsorted(offsets, token_holding(headers.start[opens]), side="right") - 1
-    start, end = headers.stop[opens], position_of(ends[document])
+    start, document_end = headers.end[opens], position_of(ends[document])
     following = np.append(headers.start, np.iinfo(np.int64).max)[opens + 1]
-    closed = following < end
-    stop = np.where(closed, following, end)
-    some = np.flatnonzero((stop > start) | (closed & np.append(stopping, False)[opens + 1]))
+    closed = following < document_end
+    end = np.where(closed, following, document_end)
+    some = np.flatnonzero((end > start) | (closed & np.append(ends_turn, False)[opens + 1]))
     closer = np.where(closed, opens + 1, -1)
-    return _Answers(opens[some], closer[some], start[some], stop[some], document[some])
+    return _Answers(opens[some], closer[some], start[some], end[some], document[some])

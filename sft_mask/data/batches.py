@@ -1,100 +1,23 @@
-"""What every road to labels shares: the columns that are read, errors that name their row, and the running counts."""
+"""A batch of rows to labels, with errors that name the row; and the columns that are read."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
-from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.label_codec import label_ids
-from sft_mask.core.vocabulary import cache_slices
 from sft_mask.data.rows import LOSS_WEIGHTS
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
-from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ints
     from sft_mask.data.conversations import Decoder
     from sft_mask.data.masker import MaskedBatch, Masker
 
-    Ints = NDArray[np.int64]
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
 """Columns that decide labels; no other is looked at."""
-
-
-_BEFORE: Final = -IGNORE_INDEX
-"""Entries of a table over labels that stand before that of id 0."""
-
-
-class Tally:
-    """Counts of one split, and which ids it trains; a stream's grows while the stream is read.
-
-    Args:
-        vocabulary_size: ids to expect; the table grows where a row holds a larger one.
-    """
-
-    def __init__(self, vocabulary_size: int = 0) -> None:
-        self.report = SplitReport()
-        self._known = _table_of(np.zeros(vocabulary_size, np.bool_))
-
-    @property
-    def trained_ids(self) -> NDArray[np.bool_]:
-        """``(vocabulary,)`` whether any label is this id."""
-        return self._known[_BEFORE:-1]
-
-    def add(self, batch: MaskedBatch) -> None:
-        """Counts a batch."""
-        self.report += batch.report
-        self.know(batch.labels)
-
-    def know(self, labels: NDArray[np.integer]) -> None:
-        """Remembers which ids labels train."""
-        for part in cache_slices(len(labels)):
-            places = label_ids(labels[part]).astype(np.intp)
-            places += _BEFORE
-            known = self._known.take(places, mode="clip")
-            if not known.all():
-                self._learn(places[~known] - _BEFORE)
-
-    def _learn(self, ids: NDArray[np.integer]) -> None:
-        missing = int(ids.max()) + 1 - len(self.trained_ids)
-        if missing > 0:
-            self._known = _table_of(np.append(self.trained_ids, np.zeros(missing, np.bool_)))
-        self.trained_ids[ids] = True
-
-    def to_dict(self) -> dict[str, object]:
-        """Ready for ``json.dumps``; small whatever the number of rows.
-
-        >>> Tally.from_dict(Tally(9).to_dict()).report == SplitReport()
-        True
-        """
-        bits = base64.b64encode(np.packbits(self.trained_ids).tobytes()).decode()
-        return {"report": asdict(self.report), "trained_ids": bits, "vocabulary_size": len(self.trained_ids)}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Tally:
-        """What :meth:`to_dict` wrote."""
-        tally = cls()
-        tally.report = SplitReport(**stored["report"])
-        bits = np.frombuffer(base64.b64decode(stored["trained_ids"]), np.uint8)
-        tally._known = _table_of(np.unpackbits(bits, count=stored["vocabulary_size"]).astype(np.bool_))
-        return tally
-
-
-def _table_of(trained_ids: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A table over labels: no label below 0 is anything new, and one behind the last id always is."""
-    table = np.zeros(_BEFORE + len(trained_ids) + 1, np.bool_)
-    table[:_BEFORE] = True
-    table[_BEFORE:-1] = trained_ids
-    return table
 
 
 def mask_rows(
@@ -124,12 +47,12 @@ def mask_rows(
 def _attempt(
     masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
 ) -> MaskedBatch | Exception:
-    learnt = masker.learnt()
+    known = masker.signatures.copy()
     try:
         first_row = int(numbers[0]) if len(numbers) else 0
         return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
     except (SftMaskError, ValueError) as error:
-        masker.forget(learnt)
+        masker.signatures.restore(known)
         return error
 
 

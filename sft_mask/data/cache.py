@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.data.batches import Tally
+from sft_mask.data.stats import SplitStats
+from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,23 +35,23 @@ class Labels:
     Attributes:
         table: a ``datasets`` table with the one column ``labels``.
         trained: ``(rows,)`` whether each row trains anything.
-        tally: sums over the rows that the dataset uses.
+        stats: sums over the rows that the dataset uses.
     """
 
     table: Any
     trained: NDArray[np.bool_]
-    tally: Tally
+    stats: SplitStats
 
 
-def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
-    """Writes batches of :func:`schema` as they come; ``tally`` is complete when the last one came."""
+def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], stats: SplitStats) -> Labels:
+    """Writes batches of :func:`schema` as they come; ``stats`` is complete when the last one came."""
     unique = uuid.uuid4().hex
     partial, side = path.with_suffix(f".{unique}.arrow.partial"), path.with_suffix(f".{unique}.json.partial")
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, columns) as stream:
             for batch in batches:
                 stream.write_batch(batch)
-        side.write_text(json.dumps(tally.to_dict()))
+        side.write_text(json.dumps(asdict(stats.report)))
         side.replace(path.with_suffix(".json"))
         partial.replace(path)
     except OSError as error:
@@ -78,16 +79,16 @@ def _load(path: Path) -> Labels:
     from datasets.table import MemoryMappedTable
 
     whole = MemoryMappedTable.from_file(str(path))
-    tally = Tally.from_dict(json.loads(path.with_suffix(".json").read_text()))
-    return Labels(whole.select(["labels"]), _trains(whole), tally)
+    stats = SplitStats(SplitReport(**json.loads(path.with_suffix(".json").read_text())))
+    return Labels(whole.select(["labels"]), _trains(whole), stats)
 
 
-def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], tally: Tally) -> Labels:
+def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], stats: SplitStats) -> Labels:
     """The same for a dataset that has no files of its own."""
     from datasets.table import InMemoryTable
 
     whole = InMemoryTable(pa.Table.from_batches(list(batches), columns))
-    return Labels(whole.select(["labels"]), _trains(whole), tally)
+    return Labels(whole.select(["labels"]), _trains(whole), stats)
 
 
 def _trains(whole: Any) -> NDArray[np.bool_]:

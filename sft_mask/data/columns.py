@@ -1,8 +1,8 @@
 """What an Arrow column of messages says about its rows without touching a Python object.
 
-Three cheap questions decide which rows may take the fast road: how many turns of the model there are, whether any
-message holds text of a marker, and what shape the conversation has (roles that follow each other, fields that are
-filled). Rows of a shape behave alike under a template, so a shape is proven on a few rows and believed on the rest.
+Three cheap questions decide which rows markers may decide: how many turns of the model there are, whether any
+message holds text of a marker, and which signature the conversation has (roles that follow each other, fields that are
+filled). Rows of one signature behave alike under a template, so it is proven on a few rows and trusted on the rest.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.data.needles import Haystack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _ROLES = ROLES[:-1]
 _INSIDE = "[]"
@@ -32,18 +31,20 @@ _THINKING = ("think", "[THINK]", "channel")
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class Signatures:
     """What is known about each row of a batch.
 
     Attributes:
         answers: ``(rows,)`` messages of the model.
         quotes: ``(rows,)`` whether any text of the conversation holds a piece of a marker.
-        shape: ``(rows,)`` a key; rows with equal keys have the same shape.
+        signature: ``(rows,)`` equal for conversations with the same roles in a row and the same fields.
+        answered_before: ``(rows,)`` whether the prompt holds an answer already, where there is a prompt.
     """
 
     answers: Ints
     quotes: Bools
-    shape: Ints
+    signature: Ints
+    answered_before: Bools
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -186,7 +187,7 @@ def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
 
 def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
     """The texts of each row as one."""
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
+    offsets = offsets_of(np.bincount(rows, minlength=count)).astype(np.int32)
     texts = pc.fill_null(leaf.cast(pa.string()), "")
     return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "")
 
@@ -216,8 +217,8 @@ def _filled(leaf: pa.Array) -> Bools:
     return np.asarray(leaf.is_valid(), np.bool_)
 
 
-def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes:
-    """Reads a batch of conversations; see :class:`Shapes`."""
+def signatures(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Signatures:
+    """Reads a batch of conversations; see :class:`Signatures`."""
     array = _flat(column)
     count = len(array)
     answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
@@ -241,7 +242,7 @@ def shapes(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Shapes
             flags.extend(_rows_where(texts.holds(word), rows, count) for word in _THINKING)
     for flag in flags:
         key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
-    return Shapes(answers, holds_any(array, needles), key.view(np.int64))
+    return Signatures(answers, holds_any(array, needles), key.view(np.int64), np.zeros(count, np.bool_))
 
 
 def _has_offsets(kind: pa.DataType) -> bool:
@@ -255,7 +256,7 @@ def _values_between(array: pa.Array) -> tuple[pa.Array, Ints]:
 
 def _values_of_one_size(array: pa.Array) -> tuple[pa.Array, Ints]:
     lengths = np.asarray(pc.list_value_length(array), np.int64)
-    return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return array.flatten(), offsets_of(lengths)
 
 
 def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]:

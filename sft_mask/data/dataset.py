@@ -17,21 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache as labelfile
-from sft_mask.data.batches import READ, Tally, list_column, mask_rows
+from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.masker import MaskedBatch, Masker
 from sft_mask.data.roles import no_rows
 from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from numpy.typing import NDArray
 
     from sft_mask.core.packing import Pieces
 
-    Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4000
 _TOKENS_AT_ONCE = 1 << 20
@@ -39,14 +39,13 @@ _TOKENS_AT_ONCE = 1 << 20
 
 
 def label_dataset(
-    dataset: Dataset, masker: Masker, key: tuple[object, ...], *, name: str = "train", keep_all_rows: bool = False
-) -> tuple[Dataset, Tally]:
+    dataset: Dataset, masker: Masker, *, name: str = "train", keep_all_rows: bool = False
+) -> tuple[Dataset, SplitStats]:
     """A dataset with response-only labels, without the rows that would train nothing.
 
     Args:
         dataset: has ``input_ids``; other columns, the format and the order of the rows are kept.
         masker: decides the labels.
-        key: everything that decides a label; part of the fingerprint.
         name: of the split, for the progress bar and for errors.
         keep_all_rows: keep rows that train nothing too, so that row ``i`` stays row ``i``.
 
@@ -56,13 +55,13 @@ def label_dataset(
     """
     check_columns(dataset, name)
     used = _used_rows(dataset)
-    fingerprint = fingerprint_of(dataset, key)
+    fingerprint = fingerprint_of(dataset, masker.key)
     labels = _labels(dataset, masker, used, fingerprint, name)
     labelled = _beside(dataset, labels.table, fingerprint)
     trained = labels.trained if used is None else labels.trained[used]
     if not keep_all_rows and not trained.all():
         labelled = labelled.select(np.flatnonzero(trained))
-    return labelled, labels.tally
+    return labelled, labels.stats
 
 
 def check_columns(dataset: Dataset, name: str) -> None:
@@ -108,13 +107,13 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
     known = labelfile.stored(path, rows) if path is not None else None
     if known is not None:
         return known
-    tally = Tally(masker.finder.vocabulary.size)
+    stats = SplitStats()
     with _Progress(f"Masking {name}", rows) as advance:
         columns = labelfile.schema(masker.carries_weights(dataset._data.column_names))
-        batches = _label_batches(dataset, masker, used, tally, name, advance)
+        batches = _label_batches(dataset, masker, used, stats, name, advance)
         if path is None:
-            return labelfile.in_memory(columns, batches, tally)
-        return labelfile.store(path, columns, batches, tally)
+            return labelfile.in_memory(columns, batches, stats)
+        return labelfile.store(path, columns, batches, stats)
 
 
 def _cache_folder(dataset: Dataset) -> Path | None:
@@ -212,12 +211,12 @@ def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
     """
     first = last = tokens = 0
     for lengths, is_end in _windows(ids):
-        ends, done = np.append(0, np.cumsum(lengths)), 0
+        ends, done = offsets_of(lengths), 0
         while done < len(lengths):
             fitting = int(np.searchsorted(ends, ends[done] + _TOKENS_AT_ONCE - tokens, side="right")) - 1
-            stop = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
-            tokens, last = tokens + int(ends[stop] - ends[done]), last + stop - done
-            done = stop
+            end = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
+            tokens, last = tokens + int(ends[end] - ends[done]), last + end - done
+            done = end
             if done < len(lengths) or (is_end and 2 * tokens >= _TOKENS_AT_ONCE):
                 yield first, last
                 first, tokens = last, 0
@@ -240,7 +239,7 @@ def _label_batches(
     dataset: Dataset,
     masker: Masker,
     used: Ints | None,
-    tally: Tally,
+    stats: SplitStats,
     name: str,
     advance: Callable[[int], object],
 ) -> Iterator[pa.RecordBatch]:
@@ -250,7 +249,7 @@ def _label_batches(
         if len(batch.places):
             where = f"the {name} dataset"
             masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)
-            tally.add(masked)
+            stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:
             dtype = np.int64 if masker.carries_weights(batch.table.column_names) else np.int32
@@ -268,8 +267,8 @@ def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
     return _record(labels, all_lengths, trained)
 
 
-def _record(labels: NDArray[np.integer], lengths: Ints, trained: Ints) -> pa.RecordBatch:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+def _record(labels: Labels, lengths: Ints, trained: Ints) -> pa.RecordBatch:
+    offsets = offsets_of(lengths).astype(np.int32)
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
     columns = labelfile.schema(weighted=labels.dtype == np.int64)
     return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=columns)

@@ -9,23 +9,16 @@ from typing import Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.data.conversations import read_tools, read_variables
+from sft_mask.data.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.dataset import check_columns
+from sft_mask.data.formats import column_names, in_format_of, plain, sample_rows
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
 from sft_mask.data.roles import without_answers
-from sft_mask.data.setup import (
-    Toolkit,
-    column_names,
-    in_format_of,
-    marker_summary,
-    masker_for,
-    plain,
-    read_tokenizer,
-    sample_rows,
-)
-from sft_mask.data.splits import mask_split
+from sft_mask.data.setup import MaskSettings, TokenizerInfo, marker_summary, masker_for, read_tokenizer
+from sft_mask.data.splits import SplitMasker
 from sft_mask.data.wellformed import PAIR, check_row, oddities
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.report import MaskReport
@@ -70,24 +63,18 @@ def mask_dataset(
         DataError: there is nothing to tokenize, a split is empty, or a row is malformed. Further errors as in
             :func:`~sft_mask.trainer.entry.train_on_responses_only`.
     """
-    toolkit = read_tokenizer(tokenizer, chat_template)
+    info = read_tokenizer(tokenizer, chat_template)
+    chosen = combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction)
+    settings = MaskSettings(instruction_part, response_part, chosen, on_ambiguous)
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
-    ready = {name: tokenized(split, toolkit, chat_template, name) for name, split in splits.items()}
+    ready = {name: tokenized(split, info, chat_template, name) for name, split in splits.items()}
     first = next(iter(ready))
-    masker, key = masker_for(
-        toolkit,
-        sample_rows(ready[first]),
-        splits[first],
-        f"the {first} dataset",
-        instruction_part=instruction_part,
-        response_part=response_part,
-        policy=combined(policy, last_response_only, mask_out_tokens, prompt_weight, reduction),
-        on_ambiguous=on_ambiguous,
-    )
-    masked = {name: mask_split(split, masker, key, name, source=splits[name]) for name, split in ready.items()}
-    reports = {name: tally.report for name, (_, tally) in masked.items()}
+    masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
+    split_masker = SplitMasker(masker)
+    masked = {name: split_masker.label(split, name, source=splits[name]) for name, split in ready.items()}
+    reports = {name: stats.report for name, (_, stats) in masked.items()}
     report = MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
     weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
     if weighted and is_main_process():
@@ -110,7 +97,7 @@ def _refuse_other_data(splits: Mapping[str, Any]) -> None:
             )
 
 
-def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: str) -> Any:
+def tokenized(dataset: Any, info: TokenizerInfo, chat_template: str | None, name: str) -> Any:
     """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
     if "input_ids" not in columns:
@@ -123,8 +110,8 @@ def tokenized(dataset: Any, toolkit: Toolkit, chat_template: str | None, name: s
         if hasattr(dataset, "__len__") and not len(dataset):
             raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
         read = plain(dataset)
-        _render_once(read, toolkit)
-        arguments = {"tokenizer": toolkit.tokenizer, "chat_template": chat_template}
+        _render_once(read, info)
+        arguments = {"tokenizer": info.tokenizer, "chat_template": chat_template}
         keeps = "conversations" not in columns or _reads_text(next(iter(read)))
         renamed = None if keeps else "conversations"
         dataset = in_format_of(dataset, _mapped(read, arguments, renamed, name))
@@ -151,13 +138,13 @@ def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, nam
     return made
 
 
-def _render_once(dataset: Any, toolkit: Toolkit) -> None:
-    """Stops here at a chat template that goes on and on, which the tokenizer would render for ever."""
+def _render_once(dataset: Any, info: TokenizerInfo) -> None:
+    """Raises here for a chat template that loops without end, which the tokenizer would render forever."""
     first: Mapping[str, Any] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
-    if toolkit.template is not None and isinstance(conversation, list):
+    if info.template is not None and isinstance(conversation, list):
         with suppress(DataError):  # said with the number of the row where it is tokenized
-            toolkit.template.render(conversation)
+            info.template.render(conversation)
 
 
 def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
@@ -176,11 +163,9 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
 
 
 def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
-    from trl import maybe_convert_to_chatml
-
     if _reads_text(row):
         return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
-    example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
+    example = as_chatml(row)
     if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
     conversation = example["messages"]
@@ -210,13 +195,8 @@ def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template
     else:
         before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
         ids = _rendered(example, prompt + completion, tokenizer, chat_template)
-    start = _shared_prefix(before, ids)
+    start = common_prefix_length(before, ids)
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
-
-
-def _shared_prefix(before: list[int], ids: list[int]) -> int:
-    differing = (at for at, (left, right) in enumerate(zip(before, ids, strict=False)) if left != right)
-    return next(differing, min(len(before), len(ids)))
 
 
 def _with_eos(text: str, tokenizer: Any) -> str:

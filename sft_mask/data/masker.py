@@ -1,8 +1,8 @@
 """One batch of rows, as Arrow columns, to labels: markers first, messages where markers cannot know.
 
 Every row that still has its messages is checked. It is decided by them if the number of turns is not the number of the
-model's messages, if any message quotes a piece of a marker, or if its conversation has a shape that has not been
-proven: the first rows of every shape are decided both ways, and only a shape in which both agree is trusted to markers.
+model's messages, if any message quotes a piece of a marker, or if its conversation has a signature that has not
+been proven (:mod:`sft_mask.data.signatures`).
 
 Messages decide by the chat template where it renders them to the row (:mod:`sft_mask.templates.turns`), and otherwise
 by their own words (:mod:`sft_mask.templates.words`).
@@ -29,21 +29,20 @@ from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.token_weights import Graded, grade
 from sft_mask.data.conversations import Conversation, Decoder
 from sft_mask.data.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
+from sft_mask.data.signatures import SignatureCache
 from sft_mask.data.stats import Trained, count_batch
-from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.errors import AmbiguousRowError, DataError, LostWordsError, UnsupportedError
 from sft_mask.report import SplitReport
-from sft_mask.templates.turns import ExactRoad, LostWordsError
-from sft_mask.templates.words import WordsRoad
+from sft_mask.templates.turns import ConversationAligner
+from sft_mask.templates.words import WordAligner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+    from sft_mask.core.arrays import Bools, Floats, Ids, Ints, Labels
+
 
 OnAmbiguous = Literal["error", "drop", "mask"]
-_PROOFS = 3
-"""Rows of a shape that must agree on both roads before markers are believed for the rest."""
 _NOT_IN_ROW = "whose messages do not match their text"
 
 
@@ -60,7 +59,7 @@ class MaskedBatch:
         decided: the turns before the policy chose among them, and how each row was decided.
     """
 
-    labels: NDArray[np.integer]
+    labels: Labels
     offsets: Ints
     trained: Ints
     reasons: dict[int, str]
@@ -100,11 +99,13 @@ class Masker:
         finder: the marker search.
         markers: its texts.
         policy: what is trained of the turns found.
-        road: turns by a rendering of the messages, ``None`` where there is no chat template.
-        on_ambiguous: what happens to a row that no road can decide.
+        aligner: turns by a rendering of the messages, ``None`` where there is no chat template.
+        on_ambiguous: what happens to a row that cannot be decided.
         bos_token_id: what begins a conversation, if anything does.
         from_template: whether the markers are those of the chat template, so that it must have rendered the rows.
         prompt_answers: whether answers in the prompt of a prompt/completion row count too.
+        signatures: what earlier rows have shown; kept up to date.
+        key: what these arguments were made from, for fingerprints.
     """
 
     def __init__(
@@ -112,17 +113,19 @@ class Masker:
         finder: SpanFinder,
         markers: Markers,
         policy: Policy,
-        road: ExactRoad | None,
+        aligner: ConversationAligner | None,
         on_ambiguous: OnAmbiguous = "error",
         bos_token_id: int | None = None,
         *,
         from_template: bool = True,
         prompt_answers: bool = False,
+        signatures: SignatureCache | None = None,
+        key: tuple[object, ...] = (),
     ) -> None:
         self.finder = finder
         self.markers = markers
         self.policy = policy
-        self.road = road
+        self.aligner = aligner
         self.on_ambiguous = on_ambiguous
         self.pieces: Pieces | None = None
         self._fragments: FragmentReader | None = None
@@ -130,11 +133,15 @@ class Masker:
         self.needles = marker_needles(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
-        self._words = WordsRoad(finder, markers)
-        self._shapes: dict[int, int] = {}
-        self._unlike: set[int] = set()
-        self._unmatched: dict[int, int] = {}
+        self._key = key
+        self._words = WordAligner(finder, markers)
+        self.signatures = SignatureCache() if signatures is None else signatures
         self._rendered = 0  # rows that were what the chat template renders from their messages
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Everything that decides a label, for fingerprints."""
+        return (*self._key, self.pieces)
 
     def for_pieces(self, pieces: Pieces | None) -> Masker:
         """The same masker for rows that the trainer cut, some of which may begin inside an answer.
@@ -178,7 +185,7 @@ class Masker:
 
         Raises:
             DataError: a row holds nulls or things that are no ids.
-            AmbiguousRowError: no road can decide a row and ``on_ambiguous`` is ``"error"``.
+            AmbiguousRowError: a row cannot be decided and ``on_ambiguous`` is ``"error"``.
         """
         ids, offsets = token_ids(table)
         existing = existing_labels(table, offsets)
@@ -210,19 +217,11 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
-    def learnt(self) -> tuple[dict[int, int], set[int], dict[int, int]]:
-        """What the rows so far have shown about their shapes."""
-        return dict(self._shapes), set(self._unlike), dict(self._unmatched)
-
-    def forget(self, learnt: tuple[dict[int, int], set[int], dict[int, int]]) -> None:
-        """Goes back to what was known then, so that the same rows meet the same error."""
-        self._shapes, self._unlike, self._unmatched = learnt
-
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""
         return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
 
-    def _marked(self, ids: NDArray[np.integer], documents: Ints, chain: bool) -> Turns:
+    def _marked(self, ids: Ids, documents: Ints, chain: bool) -> Turns:
         """The turns by markers; of rows that go on in each other, those of the text they were cut from."""
         if not chain or self.pieces is None:
             return self.finder.find(ids, documents)
@@ -238,14 +237,14 @@ class Masker:
             self._fragments.expect(np.asarray(pc.fill_null(lengths, 0), np.int64))
 
     def _decide_fragments(
-        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[NDArray[np.integer], Ints, Ints]
+        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[Ids, Ints, Ints]
     ) -> None:
         """Adds the answers that documents begin in the middle of; those that nothing decides make their row ambiguous.
 
         Rows with messages are decided by these.
         """
         ids, offsets, documents = row_data
-        if self._fragments is None or (self.road is not None and decode.has_conversation(table)):
+        if self._fragments is None or (self.aligner is not None and decode.has_conversation(table)):
             return
         found, undecided = self._fragments.read(ids, documents)
         merged = Turns.joined([decided.turns, self._weighed(found)])
@@ -262,24 +261,24 @@ class Masker:
         weight = self.policy.role_weights["assistant"]
         return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
 
-    def _regions(self, ids: NDArray[np.integer], turns: Turns) -> tuple[NDArray[np.float64], Ints]:
+    def _regions(self, ids: Ids, turns: Turns) -> tuple[Floats, Ints]:
         """What regions make of each token's weight, and which region it lies in; one value for all without any."""
         if not self.policy.regions:
             return np.ones(1), np.zeros(1, np.int64)
         return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
 
-    def _may_be_prompt(self, ids: NDArray[np.integer], documents: Ints, existing: NDArray[np.integer] | None) -> Bools:
+    def _may_be_prompt(self, ids: Ids, documents: Ints, existing: Labels | None) -> Bools:
         ends = self.finder.content_ends(ids, documents)
         inside: Bools = np.arange(len(ids)) < np.repeat(ends, np.diff(documents))
         return inside if existing is None else inside & (existing != IGNORE_INDEX)
 
-    # which road
+    # by markers or by messages
 
     def _decide(
         self,
         table: pa.Table,
         decode: Decoder,
-        row_data: tuple[NDArray[np.integer], Ints, Ints],
+        row_data: tuple[Ids, Ints, Ints],
         turns: Turns,
     ) -> Decided:
         ids, offsets, documents = row_data
@@ -289,14 +288,14 @@ class Masker:
             self._refuse_without_messages(table, decode)
             packed = range(count) if decode.has_conversation(table) else ()
             return Decided(turns, none, none.copy(), dict.fromkeys(packed, "packed"))
-        if self.road is None:
+        if self.aligner is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
-        seen = decode.shapes(table, self.needles)
+        seen = decode.signatures(table, self.needles)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         if not self.prompt_answers:
-            doubtful |= decode.answered_before(table)  # markers alone cannot tell these from answers of the completion
+            doubtful |= seen.answered_before  # markers alone cannot tell these from answers of the completion
         doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
@@ -305,16 +304,17 @@ class Masker:
         if self.policy.needs_messages:
             decided.ambiguous.update(dict.fromkeys(decided.unmatched, "Its messages are null."))
         replaced: dict[int, Turns] = {}
-        for row in np.flatnonzero(known & (doubtful | ~self._trusted(seen.shape))).tolist():
-            shape = int(seen.shape[row])
-            if not doubtful[row] and self._trusts(shape):
+        for row in np.flatnonzero(known & (doubtful | ~self.signatures.trusted(seen.signature))).tolist():
+            signature = int(seen.signature[row])
+            if not doubtful[row] and self.signatures.trusts(signature):
                 continue
             row_ids = ids[offsets[row] : offsets[row + 1]]
-            exact = self._by_messages(decided, table, decode, (row, shape, row_ids), doubtful=bool(doubtful[row]))
+            exact = self._by_messages(decided, table, decode, (row, signature, row_ids), doubtful=bool(doubtful[row]))
             if exact is None:
                 continue
             if not doubtful[row]:
-                self._compare(shape, exact, turns, row, int(offsets[row]))
+                agreed = _is_same(exact, turns.select(turns.document == row), int(offsets[row]))
+                self.signatures.add_comparison(signature, agreed=agreed)
             replaced[row] = exact
             decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, offsets)
@@ -325,14 +325,14 @@ class Masker:
         decided: Decided,
         table: pa.Table,
         decode: Decoder,
-        row_data: tuple[int, int, NDArray[np.integer]],
+        row_data: tuple[int, int, Ids],
         *,
         doubtful: bool,
     ) -> Turns | None:
         """The turns of a row by its messages; notes why where these decide nothing."""
-        row, shape, ids = row_data
+        row, signature, ids = row_data
         decided.checked[row] = False
-        if not doubtful and self._unmatched.get(shape, 0) >= _PROOFS:
+        if not doubtful and self.signatures.is_unmatched(signature):
             exact: Turns | str = _NOT_IN_ROW
         else:
             try:
@@ -343,16 +343,16 @@ class Masker:
                 return None
         if not isinstance(exact, str):
             return exact
-        self._undecidable(decided, row, exact, doubtful=doubtful, shape=shape)
+        self._undecidable(decided, row, exact, doubtful=doubtful, signature=signature)
         return None
 
-    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, shape: int) -> None:
+    def _undecidable(self, decided: Decided, row: int, why: str, *, doubtful: bool, signature: int) -> None:
         """Notes a row whose messages decide nothing: ambiguous, or by markers where nothing speaks against them."""
         if doubtful or self.from_template:
             decided.ambiguous[row] = why
             return
         decided.unmatched[row] = _NOT_IN_ROW
-        self._unmatched[shape] = self._unmatched.get(shape, 0) + 1
+        self.signatures.add_unmatched(signature)
 
     def _refuse_without_messages(self, table: pa.Table, decode: Decoder) -> None:
         """Refuses a policy that only messages can answer, for rows that have none (or none that can be laid along)."""
@@ -360,7 +360,7 @@ class Masker:
             return
         if not decode.has_conversation(table):
             why = f"the rows have no messages (they have {', '.join(table.column_names)})"
-        elif self.road is None:
+        elif self.aligner is None:
             if not self.policy.needs_messages:
                 return
             why = "there is no chat template that the messages could be rendered by"
@@ -372,22 +372,7 @@ class Masker:
             "trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
         )
 
-    def _trusts(self, shape: int) -> bool:
-        return self._shapes.get(shape, 0) >= _PROOFS and shape not in self._unlike
-
-    def _trusted(self, shape: Ints) -> Bools:
-        trusted = [key for key in self._shapes if self._trusts(key)]
-        return np.isin(shape, np.array(trusted, np.int64))
-
-    def _compare(self, shape: int, exact: Turns, turns: Turns, row: int, offset: int) -> None:
-        marked = turns.select(turns.document == row)
-        same = np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.stop - offset, exact.stop)
-        if same:
-            self._shapes[shape] = self._shapes.get(shape, 0) + 1
-        else:
-            self._unlike.add(shape)
-
-    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
+    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: Ids) -> Turns | str:
         """The turns by messages, or why there are none."""
         conversation = decode.row(table, row)
         weights = self.policy.message_weights(conversation.messages)
@@ -395,7 +380,7 @@ class Masker:
         weights[:given] = [0.0] * given
         roles = [str(message.get("role")) for message in conversation.messages]
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
-        found = self._rendered_turns(conversation, ids, others) if self.road is not None else ""
+        found = self._rendered_turns(conversation, ids, others) if self.aligner is not None else ""
         if isinstance(found, str):
             spoken = self._spoken_turns(conversation, ids)
             if isinstance(spoken, str):
@@ -403,11 +388,11 @@ class Masker:
             found = spoken
         return _of_messages(found, weights, roles, given)
 
-    def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
+    def _rendered_turns(self, conversation: Conversation, ids: Ids, others: list[int]) -> Turns | str:
         """The turns by the chat template, or why there are none."""
-        assert self.road is not None, "nothing is rendered without a template"
+        assert self.aligner is not None, "nothing is rendered without a template"
         try:
-            found = self.road.turns(
+            found = self.aligner.turns(
                 conversation.messages,
                 ids,
                 tools=conversation.tools,
@@ -422,7 +407,7 @@ class Masker:
         self._rendered += 1
         return found
 
-    def _spoken_turns(self, conversation: Conversation, ids: NDArray[np.integer]) -> Turns | str:
+    def _spoken_turns(self, conversation: Conversation, ids: Ids) -> Turns | str:
         """The turns by the words of the messages, or why there are none."""
         if self.policy.needs_messages:
             return "The policy asks for roles or tool calls, which only a rendering of the messages shows."
@@ -474,6 +459,11 @@ class Masker:
             "so this one was edited, or has other template arguments. Repair or remove it, or choose "
             "on_ambiguous='drop' or 'mask'."
         )
+
+
+def _is_same(exact: Turns, marked: Turns, offset: int) -> bool:
+    """Whether turns of a row are those that markers found ``offset`` tokens further on."""
+    return np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
 
 
 def marker_needles(finder: SpanFinder) -> tuple[str, ...]:

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import offsets_of
 from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
-from sft_mask.data.batches import Tally
 from sft_mask.data.columns import list_values
+from sft_mask.data.stats import SplitStats
 from sft_mask.errors import LabelsChangedError, UnsupportedError
 from sft_mask.report import SplitReport
 
@@ -71,25 +72,25 @@ def is_weighted(dataset: Any) -> bool:
     return highest is not None and highest >= PLAIN_BELOW
 
 
-def keep_labels(dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool = False) -> tuple[Dataset, Tally, bool]:
+def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Dataset, SplitStats, bool]:
     """The dataset without rows that train nothing (unless ``keep_all_rows``), its counts, and whether its labels carry
     weights.
 
     Raises:
         LabelsChangedError: every token is trained, so these are no longer the labels that were made.
     """
-    tally, weighted, trained = Tally(vocabulary_size), False, []
+    stats, weighted, trained = SplitStats(), False, []
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
         labels, offsets = list_values(batch["labels"])
         weighted = weighted or has_weights(labels)
-        graded = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        graded = offsets_of(labels != IGNORE_INDEX)
         counts = np.diff(graded[offsets])
         trained.append(counts)
         kept = counts > 0
         lengths = batch["seq_lengths"] if "seq_lengths" in batch.column_names else None
         documents = np.diff(list_values(lengths)[1]) if lengths is not None else np.ones(len(counts), np.int64)
         dropped = int((~kept).sum())
-        tally.report += SplitReport(
+        report = SplitReport(
             rows=int(kept.sum()),
             documents=int(documents[kept].sum()),
             tokens=int(np.diff(offsets)[kept].sum()),
@@ -98,12 +99,12 @@ def keep_labels(dataset: Dataset, vocabulary_size: int, *, keep_all_rows: bool =
             dropped_reasons={"with nothing left to train": dropped} if dropped else {},
             rows_masked_before=int(kept.sum()),
         )
-        tally.know(labels)
-    if not weighted and tally.report.trained_tokens == tally.report.tokens > 0:
+        stats.add(report)
+    if not weighted and stats.report.trained_tokens == stats.report.tokens > 0:
         raise LabelsChangedError(
             "The dataset was masked by mask_dataset, but now every one of its tokens is trained: its labels were "
             "exchanged since. Mask it again before the trainer is built."
         )
     keep = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, np.int64)
     whole = keep_all_rows or len(keep) == len(dataset)
-    return (dataset if whole else dataset.select(keep)), tally, weighted
+    return (dataset if whole else dataset.select(keep)), stats, weighted

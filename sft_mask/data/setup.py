@@ -1,18 +1,15 @@
-"""What is read from a tokenizer and from a built trainer, once, before anything is computed."""
+"""What is read from a tokenizer, what a caller asks for, and the masker for both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
 
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.policy import Policy
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
+from sft_mask.data.formats import plain
 from sft_mask.data.masker import Masker, OnAmbiguous
 from sft_mask.data.roles import without_answers
 from sft_mask.data.wellformed import messages_as_text
@@ -20,19 +17,17 @@ from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.report import MarkerSummary
 from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.resolve import Resolved, resolve
-from sft_mask.templates.turns import ExactRoad
+from sft_mask.templates.turns import ConversationAligner
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Ids
 
-_SAMPLED_ROWS = 256
-_SAMPLED_OF_STREAM = 32
 _VERSION = "4"
 """Part of every fingerprint; changes when a mask can change."""
 
 
-@dataclass(frozen=True)
-class Toolkit:
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
     """A tokenizer with what was read from it."""
 
     tokenizer: Any
@@ -40,7 +35,35 @@ class Toolkit:
     template: ChatTemplate | None
 
 
-def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> Toolkit:
+@dataclass(frozen=True, slots=True)
+class MaskSettings:
+    """What a caller asks for, and what a trainer adds to it.
+
+    Attributes:
+        instruction_part: text before the user's words, several texts, token ids, or nothing (read from the template).
+        response_part: text before the assistant's words, likewise.
+        policy: what is trained of the turns found.
+        on_ambiguous: what happens to a row that neither markers nor messages can decide.
+        max_length: where a trainer truncated the rows, for errors.
+        prompt_answers: whether answers in the prompt of a prompt/completion row count too.
+
+    Raises:
+        DataError: ``on_ambiguous`` is unknown.
+    """
+
+    instruction_part: object = None
+    response_part: object = None
+    policy: Policy = field(default_factory=Policy)
+    on_ambiguous: OnAmbiguous = "error"
+    max_length: int | None = None
+    prompt_answers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_ambiguous not in ("error", "drop", "mask"):
+            raise DataError(f"on_ambiguous={self.on_ambiguous!r} is unknown. Use 'error', 'drop' or 'mask'.")
+
+
+def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> TokenizerInfo:
     """Reads a tokenizer once.
 
     Raises:
@@ -59,70 +82,59 @@ def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> Toolkit:
             "AutoTokenizer.from_pretrained(...), or pass it as tokenizer=."
         )
     vocabulary = read_vocabulary(tokenizer)
-    return Toolkit(tokenizer, vocabulary, ChatTemplate.of(tokenizer, vocabulary, chat_template))
+    return TokenizerInfo(tokenizer, vocabulary, ChatTemplate.of(tokenizer, vocabulary, chat_template))
 
 
-def build_masker(
-    toolkit: Toolkit,
-    rows: Sequence[NDArray[np.integer]],
-    *,
-    instruction_part: object,
-    response_part: object,
-    policy: Policy,
-    on_ambiguous: OnAmbiguous,
-    max_length: int | None = None,
-    prompt_answers: bool = False,
-) -> tuple[Masker, tuple[object, ...]]:
-    """The masker for some settings, and the key that stands for it in fingerprints."""
-    if on_ambiguous not in ("error", "drop", "mask"):
-        raise DataError(f"on_ambiguous={on_ambiguous!r} is unknown. Use 'error', 'drop' or 'mask'.")
-    resolved = resolve(
-        toolkit.vocabulary,
-        toolkit.tokenizer,
-        toolkit.template,
-        instruction=instruction_part,
-        response=response_part,
-        rows=rows,
-        max_length=max_length,
-    )
-    bos = getattr(toolkit.tokenizer, "bos_token_id", None)
-    road = _road(toolkit, resolved)
-    masker = Masker(
-        resolved.finder,
-        resolved.markers,
-        policy,
-        road,
-        on_ambiguous,
-        bos,
-        from_template=resolved.from_template,
-        prompt_answers=prompt_answers,
-    )
-    chat = toolkit.template
-    template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
-    key = (_VERSION, resolved.markers, policy, on_ambiguous, prompt_answers, template, _digest(toolkit))
-    return masker, key
-
-
-def masker_for(
-    toolkit: Toolkit, rows: Sequence[NDArray[np.integer]], source: Any, name: str, **settings: Any
-) -> tuple[Masker, tuple[object, ...]]:
-    """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the fault.
-
-    Args:
-        toolkit: the tokenizer.
-        rows: ids of some rows.
-        source: the dataset, or the one that it was made from.
-        name: what to call it (``"the train dataset"``).
-        settings: see :func:`build_masker`.
+def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings) -> Masker:
+    """The masker for some settings; ``rows`` are ids of some rows, in which markers must occur.
 
     Raises:
-        NothingToTrainError: nobody in the dataset speaks for the model, so that its marker is in no row.
+        MarkerError: see :func:`~sft_mask.trainer.entry.train_on_responses_only`.
+        DetectionError: likewise.
+    """
+    resolved = resolve(
+        info.vocabulary,
+        info.tokenizer,
+        info.template,
+        instruction=settings.instruction_part,
+        response=settings.response_part,
+        rows=rows,
+        max_length=settings.max_length,
+    )
+    chat = info.template
+    template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
+    key = (_VERSION, resolved.markers, settings.policy, settings.on_ambiguous, settings.prompt_answers, template)
+    return Masker(
+        resolved.finder,
+        resolved.markers,
+        settings.policy,
+        _aligner(info, resolved),
+        settings.on_ambiguous,
+        getattr(info.tokenizer, "bos_token_id", None),
+        from_template=resolved.from_template,
+        prompt_answers=settings.prompt_answers,
+        key=(*key, _digest(info)),
+    )
+
+
+def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: Any, name: str) -> Masker:
+    """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the cause.
+
+    Args:
+        info: the tokenizer.
+        rows: ids of some rows.
+        settings: what the caller asked for.
+        source: the dataset, or the one that it was made from.
+        name: what to call it (``"the train dataset"``).
+
+    Raises:
+        NothingToTrainError: no message of the dataset is the assistant's, so its marker is in no row.
         DataError: the text of the rows is messages as JSON.
     """
     try:
-        return build_masker(toolkit, rows, **settings)
+        return build_masker(info, rows, settings)
     except MarkerError as error:
-        if not _are_the_templates(toolkit, settings):
+        if not _are_the_templates(info, settings):
             raise
         found = messages_as_text(next(iter(plain(source)), {})) or without_answers(source, name)
         if found is None:
@@ -130,21 +142,21 @@ def masker_for(
         raise found from error
 
 
-def _are_the_templates(toolkit: Toolkit, settings: Mapping[str, Any]) -> bool:
-    """Whether markers are those of the chat template, so that they would be found if somebody spoke for the model."""
+def _are_the_templates(info: TokenizerInfo, settings: MaskSettings) -> bool:
+    """Whether the markers are those of the chat template, so that they would be found if the assistant spoke."""
     try:
-        return build_masker(toolkit, [], **settings)[0].from_template
+        return build_masker(info, [], settings).from_template
     except MarkerError:
         return False
 
 
-def _road(toolkit: Toolkit, resolved: Resolved) -> ExactRoad | None:
-    if toolkit.template is None:
+def _aligner(info: TokenizerInfo, resolved: Resolved) -> ConversationAligner | None:
+    if info.template is None:
         return None
     markers = resolved.markers
     if not resolved.from_template:
-        markers = _spelled(markers, toolkit.vocabulary)
-    return ExactRoad(toolkit.template, markers, toolkit.vocabulary, toolkit.tokenizer)
+        markers = _spelled(markers, info.vocabulary)
+    return ConversationAligner(info.template, markers, info.vocabulary, info.tokenizer)
 
 
 def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:
@@ -158,18 +170,18 @@ def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:
         response=spelled(markers.response),
         instruction=spelled(markers.instruction),
         others=spelled(markers.others),
-        stops=spelled(markers.stops),
+        eots=spelled(markers.eots),
     )
 
 
-def _digest(toolkit: Toolkit) -> str:
+def _digest(info: TokenizerInfo) -> str:
     """Stands for the tokenizer in fingerprints: its vocabulary and its added tokens."""
     from datasets.fingerprint import Hasher
 
-    vocabulary = toolkit.vocabulary
+    vocabulary = info.vocabulary
     added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
     tokens = "\0".join([token or "" for token in vocabulary.tokens])
-    return str(Hasher.hash((tokens, added, toolkit.tokenizer.pad_token_id)))
+    return str(Hasher.hash((tokens, added, info.tokenizer.pad_token_id)))
 
 
 def marker_summary(masker: Masker) -> MarkerSummary:
@@ -183,71 +195,7 @@ def marker_summary(masker: Masker) -> MarkerSummary:
     return MarkerSummary(
         spelled(markers.instruction[0]),
         spelled(markers.response[0]),
-        tuple(dict.fromkeys(spelled(stop) for stop in markers.stops)),
+        tuple(dict.fromkeys(spelled(stop) for stop in markers.eots)),
         markers.detected,
         markers.like_the_model,
     )
-
-
-def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.integer]]:
-    """Some rows of ids, spread over the dataset (the first ones of a stream)."""
-    if hasattr(dataset, "__len__"):
-        picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
-        column, used = dataset._data["input_ids"], dataset._indices
-        places = picked if used is None else used.column(0).take(picked)
-        rows = [_numbers(row) for row in (column[place] for place in np.asarray(places).tolist()) if row.is_valid]
-    else:
-        rows = [row.get("input_ids") for row in islice(dataset, min(count, _SAMPLED_OF_STREAM))]
-    return readable(rows)
-
-
-def _numbers(row: pa.Scalar) -> Any:
-    """A row of a column; numbers in a list without a Python object for each."""
-    kind = getattr(row.type, "value_type", None)
-    return row.values.to_numpy(zero_copy_only=False) if kind is not None and pa.types.is_integer(kind) else row.as_py()
-
-
-def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:
-    """The rows that are ids; what the others are is said, with their numbers, where they are masked."""
-    read: list[NDArray[np.integer]] = []
-    for row in rows:
-        try:
-            ids = np.asarray(row)
-        except ValueError:  # lists of different lengths inside
-            continue
-        if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
-            read.append(ids.astype(np.int64))
-    return read
-
-
-def plain(dataset: Any) -> Any:
-    """The dataset with rows of Python objects, whatever its format; rows that are made on the fly stay so."""
-    kind = _format_of(dataset)
-    return dataset if kind in (None, "custom") else dataset.with_format(None)
-
-
-def _format_of(dataset: Any) -> str | None:
-    """The name of a dataset's format (``"python"`` where some columns are hidden); ``None`` where there is none."""
-    if not hasattr(dataset, "format"):
-        return getattr(getattr(dataset, "_formatting", None), "format_type", None)
-    shown = dataset.format
-    kind: str | None = shown["type"]
-    return "python" if kind is None and {*shown["columns"]} != {*dataset.column_names} else kind
-
-
-def in_format_of(dataset: Any, made: Any) -> Any:
-    """What was made of a plain dataset, in its format; columns that were added are shown."""
-    kind = _format_of(dataset)
-    if kind in (None, "custom"):
-        return made
-    if not hasattr(dataset, "format"):
-        return made.with_format(kind)
-    shown, before, now = dataset.format, dataset.column_names, made.column_names
-    hidden = {*before} - {*shown["columns"]}
-    columns = [name for name in now if name not in hidden] if hidden else None
-    return made.with_format(shown["type"], columns, shown["output_all_columns"], **shown["format_kwargs"])
-
-
-def column_names(dataset: Any) -> list[str]:
-    """Columns of a dataset; of a stream that does not know them, those of its first row."""
-    return list(dataset.column_names or next(iter(dataset), {}))

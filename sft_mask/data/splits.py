@@ -1,55 +1,101 @@
-"""One split, whatever it is made of: a ``Dataset`` at once, a stream as it is read."""
+"""The splits of one call, masked alike: a ``Dataset`` at once, a stream while it is read."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sft_mask._compat import main_process_first
-from sft_mask.data.batches import Tally
+from sft_mask.core.packing import Pieces
 from sft_mask.data.dataset import label_dataset
+from sft_mask.data.formats import column_names, sample_rows
 from sft_mask.data.masker import Masker
+from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels
 from sft_mask.data.roles import without_answers
-from sft_mask.data.setup import sample_rows
+from sft_mask.data.stats import SplitStats
 from sft_mask.data.stream import label_stream
-from sft_mask.errors import NothingToTrainError
+from sft_mask.errors import DataError, MarkerError, NothingToTrainError
 from sft_mask.report import SplitReport
 
-_LOOKED_AT = 64
+_SAMPLED_ROWS = 64
 
 
-def mask_split(
-    dataset: Any,
-    masker: Masker,
-    key: tuple[object, ...],
-    name: str,
-    *,
-    max_length: int | None = None,
-    keep_all_rows: bool = False,
-    source: Any = None,
-) -> tuple[Any, Tally]:
-    """Masks a split; the first process of each node goes first, and the others read what it wrote.
+@dataclass(slots=True)
+class SplitMasker:
+    """Masks the splits of one call alike, and knows whether their labels carry weights.
 
-    ``source`` is the dataset that this one was made from, if another one: errors name its columns.
-
-    Raises:
-        NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
+    Attributes:
+        masker: decides labels; the error that it could not be made with, where no split has needed it yet.
+        max_length: where the trainer truncated the rows, for errors.
+        cutting: how the trainer cut the train rows.
+        eval_cutting: how it cut the others.
+        weighted: whether labels of any split carry weights.
     """
-    if hasattr(dataset, "__len__"):
-        with main_process_first():
-            labelled, tally = label_dataset(dataset, masker, key, name=name, keep_all_rows=keep_all_rows)
-    else:
-        labelled, tally = label_stream(dataset, masker, name, keep_all_rows=keep_all_rows)
-    if not tally.report.trained_tokens:
-        raise _nothing(dataset, name, tally.report, masker, max_length, dataset if source is None else source)
-    return labelled, tally
+
+    masker: Masker | MarkerError | DataError
+    max_length: int | None = None
+    cutting: Pieces | None = None
+    eval_cutting: Pieces | None = None
+    weighted: bool = False
+
+    def mask(self, split: Any, name: str, *, source: Any = None) -> tuple[Any, SplitStats]:
+        """Masks a split that was there at the call; labels that :func:`mask_dataset` made stay as they are.
+
+        Args:
+            split: has ``input_ids``.
+            name: of the split.
+            source: the dataset that it was made from, where that is another one: errors name its columns.
+
+        Raises:
+            NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
+        """
+        if is_masked(split):
+            return self._keep(split, name, keep_all_rows=False)
+        return self.label(split, name, self.cutting if name == "train" else self.eval_cutting, source=source)
+
+    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, SplitStats]:
+        """Masks a dataset that ``evaluate`` or ``predict`` was given later.
+
+        With ``keep_all_rows`` (``predict``) nothing was packed or truncated, and row ``i`` stays row ``i``.
+        """
+        if is_masked(split) or is_weighted(split):
+            return self._keep(split, name, keep_all_rows=keep_all_rows)
+        return self.label(split, name, None if keep_all_rows else self.eval_cutting, keep_all_rows=keep_all_rows)
+
+    def _keep(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, SplitStats]:
+        kept, stats, weighted = keep_labels(split, keep_all_rows=keep_all_rows)
+        if not stats.report.trained_tokens:
+            raise NothingToTrainError(
+                f"All {len(split)} rows of the {name} dataset, which mask_dataset made, have nothing left to train: "
+                "truncation removed the answers. Raise max_length, or use truncation_mode='keep_end'."
+            )
+        self.weighted |= weighted
+        return kept, stats
+
+    def label(
+        self, split: Any, name: str, cutting: Pieces | None = None, *, keep_all_rows: bool = False, source: Any = None
+    ) -> tuple[Any, SplitStats]:
+        """Labels a split, whether it came masked or not; see :meth:`mask`."""
+        if not isinstance(self.masker, Masker):
+            raise self.masker
+        masker = self.masker.for_pieces(cutting)
+        self.weighted |= masker.carries_weights(column_names(split))
+        if hasattr(split, "__len__"):
+            with main_process_first():  # the other processes of a node read what it wrote
+                labelled, stats = label_dataset(split, masker, name=name, keep_all_rows=keep_all_rows)
+        else:
+            labelled, stats = label_stream(split, masker, name, keep_all_rows=keep_all_rows)
+        if not stats.report.trained_tokens:
+            raise _nothing(split, name, stats.report, masker, self.max_length, split if source is None else source)
+        return labelled, stats
 
 
 def _nothing(
     dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None, source: Any
 ) -> NothingToTrainError:
-    rows = sample_rows(dataset, _LOOKED_AT)
+    rows = sample_rows(dataset, _SAMPLED_ROWS)
     first = rows[0] if rows else np.zeros(0, np.int64)
     full = sum(len(row) >= max_length for row in rows) if max_length else 0
     text = masker.finder.vocabulary.text(first[:120].tolist())[:400]
@@ -62,7 +108,7 @@ def _nothing(
     if full * 2 > len(rows):
         why = (
             f"{full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "
-            "ate the answers. Raise max_length, shorten the prompts, or use truncation_mode='keep_end'."
+            "removed the answers. Raise max_length, shorten the prompts, or use truncation_mode='keep_end'."
         )
     elif report.rows_ambiguous * 2 > report.rows_seen:
         why = (

@@ -1,25 +1,33 @@
-"""What was done to a batch, in numbers."""
+"""Counts of a batch and of a split."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import Bools, Ints, Labels, offsets_of
 from sft_mask.data.rows import rows_of
 from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.spans import Turns
     from sft_mask.data.masker import Decided
 
-    Ints = NDArray[np.int64]
+
+@dataclass(slots=True)
+class SplitStats:
+    """Counts of one split; those of a stream grow while it is read."""
+
+    report: SplitReport = field(default_factory=SplitReport)
+
+    def add(self, report: SplitReport) -> None:
+        """Adds the counts of a batch."""
+        self.report += report
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +41,23 @@ class Trained:
     """
 
     rows: Ints
-    turns: NDArray[np.bool_]
+    turns: Bools
     stops: int
 
     @classmethod
     def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
         """Where the turns are trained from end to end, and nothing else is."""
         row = np.searchsorted(offsets, turns.start, side="right") - 1
-        rows = np.bincount(row, turns.stop - turns.start, minlength=len(offsets) - 1).astype(np.int64)
-        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_stop.sum()))
+        rows = np.bincount(row, turns.end - turns.start, minlength=len(offsets) - 1).astype(np.int64)
+        return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_eot.sum()))
 
     @classmethod
-    def of_labels(cls, labels: NDArray[np.integer], turns: Turns, offsets: Ints) -> Trained:
+    def of_labels(cls, labels: Labels, turns: Turns, offsets: Ints) -> Trained:
         """Where parts of turns may be left out: ``labels`` say which."""
-        before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
-        ends = turns.stop[turns.has_stop]
+        before = offsets_of(labels != IGNORE_INDEX)
+        ends = turns.end[turns.has_eot]
         stops = int((before[ends] - before[ends - 1]).sum())
-        return cls(np.diff(before[offsets]), before[turns.stop] > before[turns.start], stops)
+        return cls(np.diff(before[offsets]), before[turns.end] > before[turns.start], stops)
 
 
 def count_batch(
@@ -89,7 +97,7 @@ def count_batch(
         trained_tokens=int(trained.rows.sum()),
         turns=int(counts.sum()),
         turns_trained=int(trained.turns.sum()),
-        turns_with_stop=int((turns.has_stop & counts).sum()),
+        turns_with_stop=int((turns.has_eot & counts).sum()),
         stops_trained=trained.stops,
         turns_cut=int((turns.cut & counts).sum()),
         rows_cut=len(np.unique(row_of_turn[turns.cut & counts])),

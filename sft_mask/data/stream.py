@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.data.batches import CONVERSATION, Tally, mask_rows
+from sft_mask.core.arrays import offsets_of
+from sft_mask.data.batches import CONVERSATION, mask_rows
 from sft_mask.data.conversations import Conversation, Decoder, mappings, read_tools, read_variables
 from sft_mask.data.masker import Masker
 from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ class LabelBatch:
 
     Args:
         masker: decides the labels.
-        tally: counts every row once, however often the stream is read; needs the rows' numbers.
+        stats: counts every row once, however often the stream is read; needs the rows' numbers.
         name: of what the rows belong to, for errors.
     """
 
-    def __init__(self, masker: Masker, tally: Tally | None = None, name: str = "the batch") -> None:
+    def __init__(self, masker: Masker, stats: SplitStats | None = None, name: str = "the batch") -> None:
         self._masker = masker
-        self._tally = tally
+        self._stats = stats
         self._name = name
         self._counted = 0
 
@@ -47,9 +49,9 @@ class LabelBatch:
         table = batch_table(batch)
         rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
         masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
-        if self._tally is not None and len(rows) and rows[0] >= self._counted:
+        if self._stats is not None and len(rows) and rows[0] >= self._counted:
             self._counted = int(rows[-1]) + 1
-            self._tally.add(masked)
+            self._stats.add(masked.report)
         if hasattr(batch["input_ids"], "new_tensor"):
             labels = masked.labels.astype(np.int64).reshape(tuple(batch["input_ids"].shape))
             return {"labels": batch["input_ids"].long().new_tensor(labels)}
@@ -59,22 +61,22 @@ class LabelBatch:
 
 def label_stream(
     dataset: IterableDataset, masker: Masker, name: str = "train", *, keep_all_rows: bool = False
-) -> tuple[IterableDataset, Tally]:
+) -> tuple[IterableDataset, SplitStats]:
     """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over
     (unless ``keep_all_rows``).
 
     The first batch is read at once, so that a stream that cannot be masked is refused now and not in mid-training; the
-    tally knows about it when this returns, and grows with what is read later.
+    stats knows about it when this returns, and grows with what is read later.
 
     Raises:
         DataError: the stream is empty, or a row of the first batch is malformed.
     """
-    tally = Tally(masker.finder.vocabulary.size)
-    label = LabelBatch(masker, tally, f"the {name} dataset")
+    stats = SplitStats()
+    label = LabelBatch(masker, stats, f"the {name} dataset")
     labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
     if next(iter(labelled), None) is None:
         raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
-    return labelled if keep_all_rows else labelled.filter(has_trained_token), tally
+    return labelled if keep_all_rows else labelled.filter(has_trained_token), stats
 
 
 def has_trained_token(row: Mapping[str, Any]) -> bool:
@@ -157,7 +159,7 @@ def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
     """Messages of any shape; Arrow's own structs would want the same fields of the same type in all of them."""
     texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
     messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    offsets = offsets_of([len(row) for row in rows]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), messages)
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.core.policy import Policy
-from sft_mask.data.setup import masker_for, sample_rows
+from sft_mask.data.formats import sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for
 from sft_mask.doctor.checks import SPLIT_CHECKS, TRAINER_CHECKS
 from sft_mask.doctor.findings import Diagnosis, Finding
 from sft_mask.doctor.samples import Examined, Sample, take_sample
 from sft_mask.errors import LabelsChangedError
 from sft_mask.explanations.rows import never_raising
-from sft_mask.trainer.read import Plan, read_trainer
+from sft_mask.trainer.read import TrainerInfo, read_trainer
 
 if TYPE_CHECKING:
     from sft_mask.data.masker import Masker
@@ -73,23 +74,13 @@ def diagnose(
     return Diagnosis(tuple(findings), {name: sample.measure() for name, sample in samples.items()}, policy)
 
 
-def _masker(trainer: Any, plan: Plan, instruction: object, response: object) -> Masker:
+def _masker(trainer: Any, info: TrainerInfo, instruction: object, response: object) -> Masker:
     state = getattr(trainer, "_sft_mask", None)
     if state is not None and state.masker is not None:
         return never_raising(state.masker)
-    train = plan.splits["train"]
-    made, _ = masker_for(
-        plan.toolkit,
-        sample_rows(train),
-        train,
-        "the train dataset",
-        instruction_part=instruction,
-        response_part=response,
-        policy=Policy(),
-        on_ambiguous="drop",
-        max_length=plan.max_length,
-    )
-    return made
+    train = info.splits["train"]
+    settings = MaskSettings(instruction, response, on_ambiguous="drop", max_length=info.max_length)
+    return masker_for(info.tokenizer, sample_rows(train), settings, train, "the train dataset")
 
 
 def _splits(trainer: Any) -> Mapping[str, Any]:

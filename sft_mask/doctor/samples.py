@@ -21,10 +21,8 @@ from sft_mask.explanations.rows import InspectedRow, inspect_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+    from sft_mask.core.arrays import Bools, Ids, Ints
 
 _ROWS = 32
 """Rows of a split that are sampled, spread over it."""
@@ -174,7 +172,7 @@ def _some_rows(dataset: Any) -> Dataset:
     return chosen
 
 
-def _to_mask(chosen: Dataset, stored: Sequence[NDArray[np.integer]], trainer: Any) -> Dataset:
+def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: Any) -> Dataset:
     """The rows to mask again: without their labels, unless those were meant as a mask.
 
     They were if this library wrote them, and in rows of prompt and completion, where TRL masks the prompt.

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
 from sft_mask.explanations.rows import InspectedRow
-from sft_mask.explanations.segments import TEMPLATE, RoleSegment, SegmentReader
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+from sft_mask.explanations.segments import RoleSegment, SegmentReader
+from sft_mask.templates.traced_str import TEMPLATE
 
 PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "padding"]
 """Where tokens are: in an answer, in its end-of-turn token, in its header, in what the template prefills after that
@@ -84,7 +80,7 @@ class _Tokens:
         self.segment_of, self.turn_of, self.header_of = np.full((3, len(row.ids)), -1, np.int64)
         for number, segment in enumerate(segments):
             self.segment_of[segment.header : segment.end] = number
-        for number, bounds in enumerate(zip(self.turns.header, self.turns.start, self.turns.stop, strict=True)):
+        for number, bounds in enumerate(zip(self.turns.header, self.turns.start, self.turns.end, strict=True)):
             header, start, end = map(int, bounds)
             self.header_of[header:start] = number
             self.turn_of[start:end] = number
@@ -99,7 +95,7 @@ class _Tokens:
         pad, ids = self.masker.finder.pad_token_id, self.row.ids
         padding = np.zeros(len(ids), np.bool_)
         if pad is not None:
-            for start, end in pairwise([0, *np.cumsum(self.row.documents).tolist()]):
+            for start, end in pairwise(offsets_of(self.row.documents).tolist()):
                 others = np.flatnonzero(ids[start:end] != pad)
                 padding[start + (int(others[-1]) + 1 if len(others) else 0) : end] = True
         return padding & (self.turn_of < 0)
@@ -114,7 +110,7 @@ class _Tokens:
         inner[:] = (self.header_of[1:] >= 0) | (self.header_of[1:] != self.header_of[:-1])
         for values in known:
             inner |= values[1:] != values[:-1]
-        changes[self.turns.stop_at] = True
+        changes[self.turns.eot_start] = True
         changes[[segment.start for segment in self.segments]] = True
         edges: list[int] = np.flatnonzero(changes).tolist()
         return edges
@@ -165,7 +161,7 @@ class _Tokens:
         return "" if weight == 1 else f", with weight {weight:g}"
 
     def _is_eot(self, token: int, turn: int) -> bool:
-        return bool(self.turns.has_stop[turn]) and token >= int(self.turns.stop_at[turn])
+        return bool(self.turns.has_eot[turn]) and token >= int(self.turns.eot_start[turn])
 
     def _why_trained(self, token: int, turn: int) -> str:
         if self._is_eot(token, turn):
@@ -215,10 +211,10 @@ class _Tokens:
             name = "a header that no answer follows" if segment.role == "assistant" else name
             return "other", f"{name}: {_marker(segment)}"
         answers = np.flatnonzero((self.turns.start >= segment.start) & (self.turns.start < segment.end))
-        ended = answers[self.turns.stop[answers] <= token]
+        ended = answers[self.turns.end[answers] <= token]
         if len(ended) and (self.sources is None or self.sources[token] == TEMPLATE):  # else a tool's result, say
             turn = int(ended[-1])
-            eot = "the end-of-turn token of " if self.turns.has_stop[turn] else ""
+            eot = "the end-of-turn token of " if self.turns.has_eot[turn] else ""
             return "after", f"written by the template after {eot}{self._answer(turn)}"
         if segment.role == "assistant" and not len(answers):
             return "other", f"after a header that no answer follows, marker {_marker(segment)}"

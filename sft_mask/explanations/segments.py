@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.markers import Kind
 from sft_mask.core.search import MarkerSearch, token_holding, tokens_before
 from sft_mask.data.masker import Masker
 from sft_mask.errors import DataError
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.templates.align import TextTurn, fit_to_row, token_bounds, token_turns
+from sft_mask.templates.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-
-TEMPLATE = -1
-"""Source of the tokens that hold no word of any message."""
 
 _ROLE_NAMES = (
     "system",
@@ -68,26 +65,26 @@ class SegmentReader:
         self._search = MarkerSearch(masker.finder.trie)
 
     def sources(self, row: InspectedRow) -> Ints | None:
-        """``(tokens,)`` index of the message whose words each token holds, or :data:`TEMPLATE`.
+        """``(tokens,)`` index of the message whose words each token holds, or ``TEMPLATE``.
 
         ``None`` where that is unknown, and where headers alone say it: in a row of system, user and assistant whose
         markers agree with its messages, no message quotes a header.
         """
-        by_messages, talk = self._masker.road, row.conversation
-        if by_messages is None or talk is None:
+        aligner, talk = self._masker.aligner, row.conversation
+        if aligner is None or talk is None:
             return None
         if row.checked and all(message.get("role") in _ROLES_WITH_HEADERS for message in talk.messages):
             return None
         try:
-            rendered = by_messages.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
-            whole = np.asarray(by_messages.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
-            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, by_messages.tokenizer)
+            rendered = aligner.template.render(talk.messages, tools=talk.tools, variables=talk.variables)
+            whole = np.asarray(aligner.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
+            first, last = token_bounds(rendered.text, whole.tolist(), self._vocabulary, aligner.tokenizer)
             runs = token_turns(rendered.text, list(_message_runs(rendered.message_of())), first, last)
-            placed = fit_to_row(runs, whole, row.ids, _never, replace(by_messages.frame, is_blank=_never))
+            placed = fit_to_row(runs, whole, row.ids, _never, replace(aligner.frame, is_whitespace=_never))
         except DataError:
             return None  # markers decided such a row, and they explain it
         sources = np.full(len(row.ids), TEMPLATE, np.int64)
-        for start, end, message in zip(placed.start, placed.stop, placed.message, strict=True):
+        for start, end, message in zip(placed.start, placed.end, placed.message, strict=True):
             sources[start:end] = message
         return sources
 
@@ -105,11 +102,11 @@ class SegmentReader:
         """(first token, first token after it, kind, text) of each header, also of one that the row's end cut."""
         size = self._vocabulary.size
         ids = np.where((row.ids < 0) | (row.ids >= size), size, row.ids)
-        bounds = np.concatenate([[0], np.cumsum(row.documents)])
+        bounds = offsets_of(row.documents)
         for found in self._search.find(ids, bounds, bounds[1:]):
-            for start, end, number in zip(found.start, found.stop, found.pattern.tolist(), strict=True):
+            for start, end, number in zip(found.start, found.end, found.pattern.tolist(), strict=True):
                 pattern = self._search.trie.patterns[number]
-                if pattern.kind is not Kind.STOP:
+                if pattern.kind is not Kind.EOT:
                     text = pattern.text if isinstance(pattern.text, str) else self._vocabulary.text(pattern.text)
                     yield int(token_holding(start)), int(tokens_before(end)), pattern.kind, text
 
@@ -134,4 +131,4 @@ def _message_runs(message: NDArray[np.int32]) -> Iterator[TextTurn]:
     for start, end in pairwise([0, *edges.tolist(), len(message)]):
         if end > start and message[start] >= 0:
             source = int(message[start])
-            yield TextTurn(start, start, end, end, source, source)
+            yield TextTurn(header=start, start=start, end=end, eot_start=end, first_message=source, message=source)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
-from sft_mask.templates.chat_template import common_prefix
 
 _UNSEEN = (
     *range(0x80, 0xA0),  # C1 controls: 0x9B alone starts a terminal sequence
@@ -107,6 +107,6 @@ def _decoded_tokens(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 
     whole, at = decode(len(ids)), 0
     for end in range(1, len(ids) + 1):
-        until = max(at, len(common_prefix([decode(end), whole]))) if end < len(ids) else len(whole)
+        until = max(at, common_prefix_length(decode(end), whole)) if end < len(ids) else len(whole)
         yield whole[at:until]
         at = until

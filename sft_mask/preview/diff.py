@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import groupby, repeat
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import DataError
 from sft_mask.preview.rows import PreviewRow
 
@@ -84,9 +85,9 @@ def diff_rows(left: PreviewRow, right: PreviewRow, *, by_id: bool = False) -> Ro
     Tokens are the same if their texts are; with ``by_id`` their ids must be equal too.
     """
     sides = [_keys(row, by_id=by_id) for row in (left, right)]
-    head = _common(sides[0], sides[1])
+    head = common_prefix_length(sides[0], sides[1])
     rest = [side[head:] for side in sides]
-    tail = _common(rest[0][::-1], rest[1][::-1])
+    tail = common_prefix_length(rest[0][::-1], rest[1][::-1])
     middle = [side[: len(side) - tail] for side in rest]  # only this is matched: the matcher is quadratic
     changes = list(_weight_changes(left, right, 0, 0, head))
     matcher = SequenceMatcher(None, middle[0], middle[1], autojunk=False)
@@ -102,12 +103,6 @@ def diff_rows(left: PreviewRow, right: PreviewRow, *, by_id: bool = False) -> Ro
 def _keys(row: PreviewRow, *, by_id: bool) -> list[tuple[bytes, int]]:
     ids = row.input_ids if by_id else repeat(0)
     return list(zip(row.token_bytes, ids, strict=by_id))
-
-
-def _common(left: Sequence[object], right: Sequence[object]) -> int:
-    """Length of the common prefix."""
-    different = (at for at, (one, two) in enumerate(zip(left, right, strict=False)) if one != two)
-    return next(different, min(len(left), len(right)))
 
 
 def _weight_changes(left: PreviewRow, right: PreviewRow, low: int, other_low: int, size: int) -> Iterator[Change]:

@@ -7,8 +7,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
+from sft_mask.data.formats import sample_rows
 from sft_mask.data.mask_dataset import tokenized
-from sft_mask.data.setup import masker_for, read_tokenizer, sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer
 from sft_mask.explanations.rows import inspect_rows, never_raising
@@ -100,9 +101,9 @@ def preview_rows(
         UnsupportedError: no tokenizer, or a trainer that was not masked.
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
-    settings = {"instruction_part": instruction_part, "response_part": response_part, "policy": policy}
     if hasattr(data, "train_dataset"):
-        if tokenizer is not None or chat_template is not None or any(given is not None for given in settings.values()):
+        given_too = (tokenizer, instruction_part, response_part, policy, chat_template)
+        if any(value is not None for value in given_too):
             raise UnsupportedError(
                 "A trainer is shown as it was masked, so a tokenizer, markers, a policy or a chat template cannot be "
                 "given with it. Leave them out, or give the dataset instead of the trainer."
@@ -111,19 +112,11 @@ def preview_rows(
     if tokenizer is None:
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
-    toolkit = read_tokenizer(tokenizer, chat_template)
-    given = _finite(dataset)
-    ready = tokenized(given, toolkit, chat_template, name)
-    masker, _ = masker_for(
-        toolkit,
-        sample_rows(ready),
-        given,
-        f"the {name} dataset",
-        instruction_part=instruction_part,
-        response_part=response_part,
-        policy=policy or Policy(),
-        on_ambiguous="drop",
-    )
+    info = read_tokenizer(tokenizer, chat_template)
+    rows = _finite(dataset)
+    ready = tokenized(rows, info, chat_template, name)
+    settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
+    masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")
     return PreviewRows(ready, tokenizer, masker, name)
 
 

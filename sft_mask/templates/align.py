@@ -1,7 +1,16 @@
 """Turns in the characters of a rendered conversation to turns in the tokens of a row.
 
-The bytes of the tokens are laid along the rendered text; the turns are then moved onto the row, which holds all of the
-conversation or only its beginning or end.
+The bytes of the tokens are matched against the rendered text, character positions become token positions, and the turns
+are moved onto the row, which holds the whole conversation, its beginning, or its end. One answer (⏎ is a newline)::
+
+    characters   <|im_start|>assistant⏎Yes.<|im_end|>⏎
+    sources      ----------------------1111-----------     -: the template, 1: message 1
+    tokens       0           1        23  45         6     <|im_start|> assistant ⏎ Yes . <|im_end|> ⏎
+    turn         header                start         end
+                                           eot_start
+    in text      header 0, start 22, eot_start 26, end 36
+    in tokens    header 0, start 3, eot_start 5, end 6
+    labels       -100 -100 -100 Yes . <|im_end|> -100
 """
 
 from __future__ import annotations
@@ -13,129 +22,145 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sft_mask.core.vocabulary import AddedPiece, Vocabulary
-
-    Ints = NDArray[np.int64]
+    from sft_mask.core.vocabulary import Vocabulary
 
 
-_BLANK = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-"""Unicode's white space, which tokenizers swallow; what ``str.isspace`` holds for blank is a little more."""
-_BLANKS = re.compile(b"(?:" + b"|".join(re.escape(blank.encode()) for blank in _BLANK) + b")*")
+_SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Unicode's whitespace, which tokenizers strip; ``str.isspace`` is true of a few more characters."""
+_WHITESPACE = re.compile(b"(?:" + b"|".join(re.escape(space.encode()) for space in _SPACES) + b")*")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextTurn:
-    """A turn of the model in rendered text, in characters.
+    """A turn in rendered text, in characters.
 
     Attributes:
         header: where its header begins.
-        start: first character the model has to write.
-        stop: one past the last, the stop included.
-        stop_at: where the stop begins; ``stop`` where there is none.
-        first_message: message that owns its first words, ``-1`` for none.
-        message: message that owns its last words, ``-1`` for an empty answer.
+        start: first character that the assistant has to write.
+        end: one past the last, the end-of-turn token included.
+        eot_start: where the end-of-turn token begins; ``end`` where there is none.
+        first_message: message that its first words come from, ``-1`` for none.
+        message: message that its last words come from, ``-1`` for an empty answer.
     """
 
     header: int
     start: int
-    stop: int
-    stop_at: int
+    end: int
+    eot_start: int
     first_message: int
     message: int
 
 
-def _byte_positions(text: str, positions: Sequence[int]) -> Ints:
-    """Character positions as positions in the UTF-8 bytes."""
-    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return starts[np.asarray(positions, np.int64)]
+# characters and tokens
+
+
+def encode(text: str, vocabulary: Vocabulary, tokenizer: Any) -> tuple[Ints, Ints, Ints]:
+    """The ids of a text without added tokens, and the bytes that each of them holds (see :func:`token_bounds`)."""
+    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+    return ids, *token_bounds(text, ids.tolist(), vocabulary, tokenizer)
 
 
 def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenizer: Any) -> tuple[Ints, Ints]:
     """The bytes of ``text`` that each token holds, as half-open ranges in UTF-8 bytes.
 
-    The bytes of the tokens are laid along the text; blanks that a control token swallowed belong to no token. Where a
-    normalizer changed the text, the tokenizer's own character offsets are used.
-
-    Raises:
-        DataError: neither way covers the text.
+    The bytes of the tokens are matched against the text; whitespace that a control token stripped belongs to no token.
+    Where a normalizer changed the text, the tokenizer's own character offsets are used.
     """
-    walked = _walk(text.encode(), ids, vocabulary) if vocabulary.kind != "opaque" else None
-    if walked is not None:
-        return walked
+    matched = _matched(text.encode(), ids, vocabulary) if vocabulary.kind != "opaque" else None
+    if matched is not None:
+        return matched
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     pairs = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
     for index, token_id in enumerate(ids):
         added = vocabulary.added.get(token_id)
         at = text.find(added.content, *pairs[index]) if added is not None else -1
-        if added is not None and at >= 0:  # without the blanks that it swallowed
+        if added is not None and at >= 0:  # without the whitespace that it stripped
             pairs[index] = at, at + len(added.content)
-    return _byte_positions(text, pairs[:, 0].tolist()), _byte_positions(text, pairs[:, 1].tolist())
+    return _byte_positions(text, pairs[:, 0]), _byte_positions(text, pairs[:, 1])
 
 
-def _walk(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+def _byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
+    """Character positions as positions in the UTF-8 bytes."""
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
+    starts = offsets_of(lengths)
+    return starts[np.asarray(positions, np.int64)]
+
+
+def _matched(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+    """The bytes of each token in ``raw``; ``None`` where they are not the bytes of the text."""
     first = np.zeros(len(ids), np.int64)
     last = np.zeros(len(ids), np.int64)
     position = 0
-    glued = vocabulary.kind == "sentencepiece"
+    glues = vocabulary.kind == "sentencepiece"
     for index, token_id in enumerate(ids):
         piece = vocabulary.piece(token_id)
         added = vocabulary.added.get(token_id)
-        if added is not None and not raw.startswith(piece, position):
-            position = _skip_blanks(raw, position, added.lstrip, piece)
-        if glued and piece.startswith(b" ") and _begins_with_glue(raw, position, ids, index, vocabulary):
+        if added is not None and added.lstrip and not raw.startswith(piece, position):
+            position = _after_whitespace(raw, position)
+        if glues and piece.startswith(b" ") and _has_glued_space(raw, position, ids, index, vocabulary):
             piece = piece[1:]
         if not raw.startswith(piece, position):
             return None
         first[index], last[index] = position, position + len(piece)
         position += len(piece)
-        if added is not None:
-            position = _after_swallowed(raw, position, added)
+        if added is not None and added.rstrip:
+            position = _after_whitespace(raw, position)
     return (first, last) if not raw[position:].strip() else None
 
 
-def _begins_with_glue(raw: bytes, position: int, ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
-    """Whether a token begins with a blank that the text does not have: the tokens hold one blank more than the text.
+def _has_glued_space(raw: bytes, position: int, ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
+    """Whether SentencePiece added the space that a token begins with: the tokens hold one space more than the text.
 
-    Of ``<|assistant|>`` ``▁`` ``▁`` for ``"<|assistant|> "`` the first blank is glued, and the second the header's own.
+    Of ``<|assistant|>`` ``▁`` ``▁`` for ``"<|assistant|> "`` the first space was added; the second is the header's.
     """
     if index and ids[index - 1] not in vocabulary.added:
         return False
-    blanks = 0
+    spaces = 0
     for token in ids[index:]:
         piece = b"" if token in vocabulary.added else vocabulary.piece(token)
-        blanks += len(piece) - len(piece.lstrip(b" "))
+        spaces += len(piece) - len(piece.lstrip(b" "))
         if not piece or piece.strip(b" "):
             break
-    rest = raw[position : position + blanks]
-    return blanks == len(rest) - len(rest.lstrip(b" ")) + 1
+    rest = raw[position : position + spaces]
+    return spaces == len(rest) - len(rest.lstrip(b" ")) + 1
 
 
-def _skip_blanks(raw: bytes, position: int, lstrip: bool, piece: bytes) -> int:
-    """Past blanks that the token about to come swallowed on its left."""
-    ahead = _past_blanks(raw, position) if lstrip else position
-    return ahead if raw.startswith(piece, ahead) else position
-
-
-def _after_swallowed(raw: bytes, position: int, added: AddedPiece) -> int:
-    """Past blanks that a token swallowed on its right."""
-    return _past_blanks(raw, position) if added.rstrip else position
-
-
-def _past_blanks(raw: bytes, position: int) -> int:
-    found = _BLANKS.match(raw, position)
+def _after_whitespace(raw: bytes, position: int) -> int:
+    found = _WHITESPACE.match(raw, position)
     return found.end() if found is not None else position
 
 
+def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
+    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it.
+
+    A last turn without tokens or an end-of-turn token stays, since its row may end it; :func:`fit_to_row` drops it
+    where it does not.
+    """
+    if not spans:
+        return Turns.empty()
+    fields = ("header", "start", "end", "eot_start")
+    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
+    start = _first_tokens(first, last, table["start"])
+    end = np.searchsorted(first, table["end"], side="left")
+    start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning
+    has_eot = table["end"] > table["eot_start"]
+    eot_start = np.where(has_eot, np.searchsorted(last, table["eot_start"], side="right"), end)
+    header = np.searchsorted(last, table["header"], side="right")
+    zeros = np.zeros(len(spans), np.int64)
+    found = Turns.of_model(start, end, has_eot, zeros.astype(np.bool_), zeros, header, eot_start)
+    turns = replace(found, message=np.array([span.message for span in spans], np.int64))
+    is_last = np.arange(len(turns)) == len(turns) - 1
+    return turns.select((turns.end > turns.start) | (is_last & ~has_eot))
+
+
 def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
-    """The first token that holds a byte from ``start`` on, with the glued blanks that stand right before it."""
+    """The first token that holds a byte from ``start`` on, or the glued spaces (without bytes) right before it."""
     tokens = np.searchsorted(last, start, side="right")
     while True:
         before = np.maximum(tokens - 1, 0)
@@ -145,27 +170,7 @@ def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
         tokens = tokens - glued
 
 
-def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
-    """Turns in characters to turns in tokens: a token belongs to a turn if it holds any byte of it.
-
-    A last turn without tokens or a stop stays, since its row may end it; :func:`fit_to_row` drops it where it does not.
-    """
-    if not spans:
-        return Turns.empty()
-    fields = ("header", "start", "stop", "stop_at")
-    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
-    start = _first_tokens(first, last, table["start"])
-    stop = np.searchsorted(first, table["stop"], side="left")
-    start[1:] = np.maximum(start[1:], np.maximum.accumulate(stop)[:-1])  # one token can hold an end and a beginning
-    stop_at = np.searchsorted(last, table["stop_at"], side="right")
-    has_stop = table["stop"] > table["stop_at"]
-    stop_at = np.where(has_stop, stop_at, stop)
-    header = np.searchsorted(last, table["header"], side="right")
-    nobody = np.zeros(len(spans), np.bool_)
-    found = Turns.of_model(start, stop, has_stop, nobody, np.zeros(len(spans), np.int64), header, stop_at)
-    turns = replace(found, message=np.array([span.message for span in spans], np.int64))
-    is_open = np.arange(len(turns)) == len(turns) - 1
-    return turns.select((turns.stop > turns.start) | (is_open & ~has_stop))
+# onto the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +178,17 @@ class RowFrame:
     """What a row can hold around its rendered conversation.
 
     Attributes:
-        leads: ids that the tokenizer puts in front of a text that was rendered beforehand (its BOS).
+        leads: ids that the tokenizer adds before a text that was rendered beforehand (its BOS).
         tails: ids that follow such a text (the EOS that TRL appends, what the tokenizer adds).
-        is_blank: whether ids are whitespace only.
+        is_whitespace: whether ids are whitespace only.
     """
 
     leads: tuple[tuple[int, ...], ...] = ()
     tails: tuple[tuple[int, ...], ...] = ()
-    is_blank: Callable[[Ints], bool] = lambda ids: not len(ids)
+    is_whitespace: Callable[[Ints], bool] = lambda ids: not len(ids)
 
     def places(self, row: Ints) -> list[tuple[int, int]]:
-        """Where the conversation may lie in a row, as ``[low, high)``; all of the row first."""
+        """Where the conversation may lie in a row, as ``[low, high)``; the whole row first."""
         lows = [len(lead) for lead in ((), *self.leads) if tuple(row[: len(lead)].tolist()) == lead]
         cuts = [len(tail) for tail in ((), *self.tails) if tuple(row[len(row) - len(tail) :].tolist()) == tail]
         return [(low, len(row) - cut) for low in lows for cut in cuts if low <= len(row) - cut]
@@ -202,10 +207,10 @@ def fit_to_row(
         turns: in tokens of ``whole``.
         whole: ``(n,)`` ids of the rendered conversation.
         row: ``(tokens,)`` ids of the row.
-        opens_turn: whether some ids hold a response header: a row may differ from its conversation where nobody speaks
-            (another date, an added token), but not by a turn of the model that is not in its messages.
+        opens_turn: whether some ids hold a response header. A row may differ from its conversation outside of turns
+            (another date, an added token), but not by a turn that is not in its messages.
         frame: what the row may hold before and after the conversation. A tail ends the last answer where the template
-            writes no stop.
+            writes no end-of-turn token.
 
     Raises:
         DataError: the row is not what the template renders.
@@ -215,20 +220,19 @@ def fit_to_row(
         found = _whole_or_part(turns, whole, row[low:high])
         if found is not None:
             return _ended_by_tail(found.moved(low), row, high, frame)
-    refused: DataError | None = None
     for low, high in reversed(places):
-        try:
-            found = _around_difference(turns, whole, row[low:high], opens_turn)
-        except DataError as error:
-            refused = error
-            continue
-        return _ended_by_tail(found.moved(low), row, high, frame)
-    assert refused is not None, "all of a row is always one of its places"
-    raise refused
+        found = _around_difference(turns, whole, row[low:high], opens_turn)
+        if found is not None:
+            return _ended_by_tail(found.moved(low), row, high, frame)
+    at = _shared(whole, row)
+    raise DataError(
+        f"The row's ids are not what the chat template renders from its messages: they differ from token {at} on "
+        f"(row {row[at : at + 8].tolist()}, rendered {whole[at : at + 8].tolist()})."
+    )
 
 
 def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
-    """The turns where a row is its conversation, its beginning or its end."""
+    """The turns where a row is its conversation, its beginning or its end; ``None`` where it is not."""
     size = len(body)
     if np.array_equal(whole, body):
         return turns
@@ -240,35 +244,37 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
 
 
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
-    """The turns; the tail of the row is the stop of the last one where it has none and only whitespace lies between."""
-    if high < len(row) and len(turns) and not turns.has_stop[-1] and frame.is_blank(row[turns.stop[-1] : high]):
-        stop, stop_at, has_stop = turns.stop.copy(), turns.stop_at.copy(), turns.has_stop.copy()
-        stop[-1], stop_at[-1], has_stop[-1] = high + 1, high, True
-        turns = replace(turns, stop=stop, stop_at=stop_at, has_stop=has_stop)
-    return turns.select(turns.stop > turns.start)
+    """The turns; a last one without an end-of-turn token ends with the row's tail if only whitespace lies between."""
+    if high < len(row) and len(turns) and not turns.has_eot[-1] and frame.is_whitespace(row[turns.end[-1] : high]):
+        end, eot_start, has_eot = turns.end.copy(), turns.eot_start.copy(), turns.has_eot.copy()
+        end[-1], eot_start[-1], has_eot[-1] = high + 1, high, True
+        turns = replace(turns, end=end, eot_start=eot_start, has_eot=has_eot)
+    return turns.select(turns.end > turns.start)
 
 
 def _clip(turns: Turns, low: int, high: int) -> Turns:
-    inside = turns.select((turns.stop > low) & (turns.start < high))
-    start, stop = np.maximum(inside.start, low) - low, np.minimum(inside.stop, high) - low
-    has_stop = inside.has_stop & (inside.stop_at < high)
-    stop_at = np.where(has_stop, np.maximum(inside.stop_at - low, 0), stop)
-    cut = inside.cut | (inside.stop > high)
+    """The turns in the tokens ``[low, high)``, counted from ``low`` on."""
+    inside = turns.select((turns.end > low) & (turns.start < high))
+    start, end = np.maximum(inside.start, low) - low, np.minimum(inside.end, high) - low
+    has_eot = inside.has_eot & (inside.eot_start < high)
+    eot_start = np.where(has_eot, np.maximum(inside.eot_start - low, 0), end)
+    cut = inside.cut | (inside.end > high)
     header = np.clip(inside.header - low, 0, None)
-    return replace(inside, start=start, stop=stop, has_stop=has_stop, cut=cut, header=header, stop_at=stop_at)
+    return replace(inside, start=start, end=end, has_eot=has_eot, cut=cut, header=header, eot_start=eot_start)
 
 
-def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool]) -> Turns:
-    """A row that differs from its conversation in one stretch in which the model says nothing."""
-    shortest = min(len(whole), len(row))
-    same = whole[:shortest] == row[:shortest]
-    before = shortest if same.all() else int(np.argmin(same))
-    backwards = whole[::-1][:shortest] == row[::-1][:shortest]
-    after = min(shortest if backwards.all() else int(np.argmin(backwards)), shortest - before)
+def _around_difference(turns: Turns, whole: Ints, row: Ints, opens_turn: Callable[[Ints], bool]) -> Turns | None:
+    """The turns of a row that differs from its conversation in one stretch without a turn; ``None`` for others."""
+    before = _shared(whole, row)
+    after = min(_shared(whole[::-1], row[::-1]), min(len(whole), len(row)) - before)
     low, high = before, len(whole) - after
-    if np.any((turns.start < high) & (turns.stop > low)) or opens_turn(row[low : len(row) - after]):
-        raise DataError(
-            f"The row's ids are not what the chat template renders from its messages: they differ from token {before} "
-            f"on (row {row[before : before + 8].tolist()}, rendered {whole[before : before + 8].tolist()})."
-        )
+    if np.any((turns.start < high) & (turns.end > low)) or opens_turn(row[low : len(row) - after]):
+        return None
     return turns.moved(np.where(turns.start >= high, len(row) - len(whole), 0))
+
+
+def _shared(left: Ints, right: Ints) -> int:
+    """How many ids two sequences share at their beginning."""
+    shortest = min(len(left), len(right))
+    differs = left[:shortest] != right[:shortest]
+    return int(np.argmax(differs)) if differs.any() else shortest

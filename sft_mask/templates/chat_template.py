@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import MarkerError
 from sft_mask.templates.render import Rendered, plain_data, render
 from sft_mask.templates.traced_str import TOOLS
@@ -29,7 +30,7 @@ def common_prefix(texts: Sequence[str]) -> str:
     '<|e'
     """
     low, high = min(texts, default=""), max(texts, default="")
-    return next((low[:index] for index, letter in enumerate(low) if high[index : index + 1] != letter), low)
+    return low[: common_prefix_length(low, high)]
 
 
 def common_suffix(texts: Sequence[str]) -> str:
@@ -100,7 +101,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """Renders a conversation with an owner per character; see :func:`sft_mask.templates.render.render`."""
+        """Renders a conversation, with the source of each character; see :func:`sft_mask.templates.render.render`."""
         return render(
             messages,
             self.source_for(tools),
@@ -126,8 +127,8 @@ class ChatTemplate:
         """The longest common beginning that does not end inside a control token or a tag of any text."""
         common = common_prefix(texts)
         for text in texts:
-            for start, stop in self._units(text):
-                if start < len(common) < stop:
+            for start, end in self._units(text):
+                if start < len(common) < end:
                     common = common[:start]
         return common
 
@@ -135,9 +136,9 @@ class ChatTemplate:
         """The longest common end that does not begin inside a control token or a tag of any text."""
         common = common_suffix(texts)
         for text in texts:
-            for start, stop in sorted(self._units(text)):
-                if start < len(text) - len(common) < stop:
-                    common = text[stop:]
+            for start, end in sorted(self._units(text)):
+                if start < len(text) - len(common) < end:
+                    common = text[end:]
         return common
 
     def _units(self, text: str) -> list[tuple[int, int]]:

@@ -34,8 +34,8 @@ def _one_token(template: ChatTemplate, close: str) -> str:
     found = template.first_special(close)
     if found is None:
         return close
-    stop = found[0] + len(found[1])
-    return close[: stop + len(close[stop:]) - len(close[stop:].lstrip())]
+    end = found[0] + len(found[1])
+    return close[: end + len(close[end:]) - len(close[end:].lstrip())]
 
 
 def _first_opener(template: ChatTemplate, gaps: Gaps) -> str:
@@ -220,17 +220,17 @@ def _plain_markers(template: ChatTemplate, gaps: Gaps, core: str, instruction: s
     ending = gaps.ending[: gaps.ending.index(core)] if core in gaps.ending else gaps.ending
     user_close = gaps.to_model[0][: gaps.to_model[0].rindex(core)] if core in gaps.to_model[0] else ""
     stops = _stops(template, close, ending, user_close)
-    stop_headers: tuple[str, ...] = ()
+    eot_headers: tuple[str, ...] = ()
     opener = template.lead(instruction)
     if not close.strip() and opener is not None and not stops:  # nothing else ends an answer
-        stop_headers, stops = (instruction,), (opener,)
+        eot_headers, stops = (instruction,), (opener,)
     return Markers(
         response=unique((core, *_prefills(core, gaps))),
         instruction=(instruction,),
-        stops=stops,
-        stop_headers=stop_headers,
+        eots=stops,
+        eot_headers=eot_headers,
         open_end=not ending.strip(),
-        separator=close if not close.strip() and not stop_headers else "",
+        separator=close if not close.strip() and not eot_headers else "",
         detected=True,
         complete=True,
     )
@@ -279,7 +279,7 @@ def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:
     bos = str(template.variables.get("bos_token") or "")
     system = system_headers(template, markers)
     response = unique((*map(str, markers.response), *_barer_headers(template, markers), *tools.resume))
-    known = {*response, *map(str, markers.instruction), *map(str, markers.stops), *tools.stops}
+    known = {*response, *map(str, markers.instruction), *map(str, markers.eots), *tools.stops}
     spoken = {text.strip() for text in (*response, *map(str, markers.instruction))}
     lead = template.lead(str(markers.response[0]))
     openers = [bos] if bos and bos != lead else []
@@ -288,8 +288,8 @@ def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:
         markers,
         response=response,
         others=tuple(text for text in others if text.strip() not in spoken),
-        stops=unique((*map(str, markers.stops), *tools.stops)),
-        stop_headers=unique((*map(str, markers.stop_headers), *tools.stop_headers)),
+        eots=unique((*map(str, markers.eots), *tools.stops)),
+        eot_headers=unique((*map(str, markers.eot_headers), *tools.eot_headers)),
     )
 
 
@@ -334,16 +334,16 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
 
 def _of_either(markers: Markers, more: Markers) -> Markers:
     """Markers of a template, with those of the one that the tokenizer has for conversations with tools."""
-    stops = unique((*markers.stops, *more.stops))
-    own = {*markers.others} & {*markers.stops} | {*more.others} & {*more.stops}  # a header that is a stop too
+    stops = unique((*markers.eots, *more.eots))
+    own = {*markers.others} & {*markers.eots} | {*more.others} & {*more.eots}  # a header that is a stop too
     others = (text for text in (*markers.others, *more.others) if text not in stops or text in own)
     return replace(
         markers,
         response=unique((*markers.response, *more.response)),
         instruction=unique((*markers.instruction, *more.instruction)),
         others=unique(others),
-        stops=stops,
-        stop_headers=unique((*markers.stop_headers, *more.stop_headers)),
+        eots=stops,
+        eot_headers=unique((*markers.eot_headers, *more.eot_headers)),
         separator=markers.separator if markers.separator == more.separator else "",
         open_end=markers.open_end or more.open_end,
         complete=markers.complete and more.complete,

@@ -46,8 +46,8 @@ def _other_header(template: ChatTemplate, markers: Markers, gap: str, ending: st
     if lead is not None and lead in gap:
         header = gap[gap.rindex(lead) :]
         return (_shortened(template, header) if template.first_special(header[len(lead) :]) else header), False
-    for stop in map(str, markers.stops):
-        if stop in gap and stop not in map(str, markers.stop_headers):
+    for stop in map(str, markers.eots):
+        if stop in gap and stop not in map(str, markers.eot_headers):
             rest = gap[gap.rindex(stop) + len(stop) :]
             return (_shortened(template, rest), False) if rest.strip() else None
     found = [special for special in template.specials if special in gap]
@@ -62,9 +62,9 @@ def _other_header(template: ChatTemplate, markers: Markers, gap: str, ending: st
 def _own_words_between(rendered: Rendered, before: int | None, after: int) -> str:
     """The text before a message's words where all of it is the template's; empty where other words come between."""
     message = rendered.message_of()
-    stop = int(np.flatnonzero(message == after)[0])
+    end = int(np.flatnonzero(message == after)[0])
     start = 0 if before is None else int(np.flatnonzero(message == before)[-1]) + 1
-    return rendered.text[start:stop] if start < stop and np.all(message[start:stop] < 0) else ""
+    return rendered.text[start:end] if start < end and np.all(message[start:end] < 0) else ""
 
 
 def roles_like_the_model(template: ChatTemplate) -> tuple[str, ...]:
@@ -114,17 +114,17 @@ def _opening_header(template: ChatTemplate, opening: str, markers: Markers) -> s
 class ToolMarkers:
     others: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
-    stop_headers: tuple[str, ...] = ()
+    eot_headers: tuple[str, ...] = ()
     resume: tuple[str, ...] = ()
 
 
 def _template_run(rendered: Rendered, before: int, after: int) -> str:
     """The template's own words between the last template run that follows one message and the next one's words."""
     message = rendered.message_of()
-    stop = int(np.flatnonzero(message == after)[0])
-    own = np.flatnonzero(message[:stop] == before)
+    end = int(np.flatnonzero(message == after)[0])
+    own = np.flatnonzero(message[:end] == before)
     start = int(own[-1]) + 1 if len(own) else 0
-    return rendered.text[start:stop]
+    return rendered.text[start:end]
 
 
 def tool_probe(template: ChatTemplate) -> tuple[Rendered, str] | None:
@@ -149,18 +149,18 @@ def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     rendered, ending = probed
     called = bool(np.any(rendered.message_of() == 1))
     gap = _call_gap(template, rendered) if called else _template_run(rendered, 0, 2)
-    others, stops, stop_headers = [], [], []
+    others, stops, eot_headers = [], [], []
     found = _other_header(template, markers, gap, ending if called else "")
     if found is not None:
         header, is_stop = found
         others.append(header)
         if is_stop and called:
-            stop_headers.append(header)
+            eot_headers.append(header)
             stops.append(header)
         elif called:
             stops.extend(_call_stop(template, markers, gap[: gap.rindex(header)] if header in gap else gap))
     resume = _resume_header(template, markers, _template_run(rendered, 2, 3))
-    return ToolMarkers(tuple(others), tuple(stops), tuple(stop_headers), (resume,) if resume is not None else ())
+    return ToolMarkers(tuple(others), tuple(stops), tuple(eot_headers), (resume,) if resume is not None else ())
 
 
 def _resume_header(template: ChatTemplate, markers: Markers, gap: str) -> str | None:
@@ -170,7 +170,7 @@ def _resume_header(template: ChatTemplate, markers: Markers, gap: str) -> str | 
     """
     if str(markers.response[0]) in gap:
         return None
-    elsewhere = [*map(str, markers.response), *map(str, markers.headers), *map(str, markers.stops)]
+    elsewhere = [*map(str, markers.response), *map(str, markers.headers), *map(str, markers.eots)]
     starts = {found.start() for special in template.specials for found in re.finditer(re.escape(special), gap)}
     for start in sorted(starts, reverse=True):
         if not any(gap[start:].strip() in text for text in elsewhere):
@@ -192,7 +192,7 @@ def _call_gap(template: ChatTemplate, rendered: Rendered) -> str:
 
 
 def _call_stop(template: ChatTemplate, markers: Markers, close: str) -> list[str]:
-    if any(stop in close for stop in map(str, markers.stops)):
+    if any(stop in close for stop in map(str, markers.eots)):
         return []
     found = [special for special in template.specials if special in close]
     return [max(found, key=close.rindex)] if found else []

@@ -1,7 +1,4 @@
-"""Turns that a policy adds or shortens, by the owners of a rendered conversation's characters.
-
-The words of a message of any role are its content's characters; a tool call is whatever came out of ``tool_calls``.
-"""
+"""Turns that a policy adds or shortens, by the sources of a rendered conversation's characters."""
 
 from __future__ import annotations
 
@@ -14,55 +11,50 @@ import numpy as np
 from sft_mask.templates.align import TextTurn
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools
     from sft_mask.templates.render import Rendered
 
-    Bools = NDArray[np.bool_]
 
-
-def _owned_by(rendered: Rendered, field: str) -> Bools:
-    """``(characters,)`` whether each character came out of a field of any message."""
+def _came_from(rendered: Rendered, field: str) -> Bools:
+    """``(characters,)`` whether each character came from this field of any message."""
     of_origin = np.array([origin.field == field for origin in rendered.origins] + [False, False])
-    owned: Bools = of_origin[rendered.owner]
-    return owned
+    found: Bools = of_origin[rendered.source]
+    return found
 
 
-def turns_of_others(
-    rendered: Rendered, wanted: Collection[int], stops: Sequence[tuple[int, int]]
-) -> Iterator[TextTurn]:
-    """The words of messages that are not the model's, with the stop that follows them directly.
+def turns_of_others(rendered: Rendered, wanted: Collection[int], eots: Sequence[tuple[int, int]]) -> Iterator[TextTurn]:
+    """The contents of messages of other roles, each with the end-of-turn token directly after it.
 
     Args:
         rendered: the conversation.
         wanted: indices of messages.
-        stops: where the template wrote a stop, in characters.
+        eots: where the template wrote end-of-turn tokens, in characters.
     """
-    message = np.where(_owned_by(rendered, "content"), rendered.message_of(), -1)
+    message = np.where(_came_from(rendered, "content"), rendered.message_of(), -1)
     for index in sorted(wanted):
         own = np.flatnonzero(message == index)
         if not len(own):
             continue
         start, said = int(own[0]), int(own[-1]) + 1
-        follows = [place for place in stops if place[0] >= said and not rendered.text[said : place[0]].strip()]
-        stop_at, stop = follows[0] if follows else (said, said)
-        yield TextTurn(start, start, stop, stop_at, index, index)
+        follows = [eot for eot in eots if eot[0] >= said and not rendered.text[said : eot[0]].strip()]
+        eot_start, end = follows[0] if follows else (said, said)
+        yield TextTurn(header=start, start=start, end=end, eot_start=eot_start, first_message=index, message=index)
 
 
 def without_tool_calls(rendered: Rendered, turns: Iterable[TextTurn]) -> Iterator[TextTurn]:
-    """Turns that end, unstopped, with the last word before their first tool call; those that are only a call are gone.
+    """Turns that end with the last word before their first tool call; those that are only a call are left out.
 
-    The stop goes with the call: what the model would have sampled after its words is the call.
+    They have no end-of-turn token: what the assistant would have sampled after these words is the call.
     """
-    call = _owned_by(rendered, "tool_calls")
+    call = _came_from(rendered, "tool_calls")
     said = np.flatnonzero((rendered.message_of() >= 0) & ~call)
     calls = np.flatnonzero(call)
     for turn in turns:
         first = int(np.searchsorted(calls, turn.start))
-        if first == len(calls) or calls[first] >= turn.stop:
+        if first == len(calls) or calls[first] >= turn.end:
             yield turn
             continue
         low, high = np.searchsorted(said, [turn.start, calls[first]])
         if high > low:
-            stop = int(said[high - 1]) + 1
-            yield replace(turn, stop=stop, stop_at=stop)
+            end = int(said[high - 1]) + 1
+            yield replace(turn, end=end, eot_start=end)

@@ -78,12 +78,12 @@ def tool_turns(*, as_text: bool = False) -> list[dict[str, Any]]:
 def text_between(rendered: Rendered, before: int | None, after: int | None) -> str:
     """The text between the last character of one message and the first one of another; ``None`` for the ends."""
     message = rendered.message_of()
-    start, stop = 0, len(rendered.text)
+    start, end = 0, len(rendered.text)
     if before is not None:
         start = int(np.flatnonzero(message == before)[-1]) + 1
     if after is not None:
-        stop = int(np.flatnonzero(message == after)[0])
-    return rendered.text[start:stop]
+        end = int(np.flatnonzero(message == after)[0])
+    return rendered.text[start:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class Probe:
     Attributes:
         name: for messages to a person.
         messages: the conversation.
-        optional: whether markers may fail here: such rows then take the exact road.
+        optional: whether markers may fail here: such rows are then decided by their messages.
         plain: whether it shows what the template writes before an answer, for which prompts are rendered.
     """
 

@@ -1,9 +1,9 @@
-"""Renders a chat template and remembers, for every character, whose words it is.
+"""Renders a chat template, with the source of every character.
 
-A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.sandbox`), with
-strings that carry their origin (:mod:`sft_mask.templates.traced_str`). What comes out is the very text that
-``apply_chat_template`` gives, plus an owner per character: the message and field it came from, or nobody (the
-template's own words). So a marker that a user typed can never be taken for one that the template wrote.
+A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.sandbox`), on
+strings that carry their source (:mod:`sft_mask.templates.traced_str`). The text is exactly what ``apply_chat_template``
+gives. The source of a character is the message field that it came from, or the template itself, so a marker that a user
+typed can never be taken for one that the template wrote.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.templates.budget import OverBudgetError, budget, size_of
+from sft_mask.templates.limits import LimitError, limited
 from sft_mask.templates.sandbox import rendered_text, traced_template
-from sft_mask.templates.traced_str import NOBODY, TOOLS, Traced, runs_of
+from sft_mask.templates.traced_str import TEMPLATE, TOOLS, Traced, runs_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a piece of rendered text came from.
+    """The field of a message that rendered text came from.
 
     Attributes:
         message: index of the message.
@@ -45,39 +45,39 @@ class Rendered:
 
     Attributes:
         text: what the tokenizer is given.
-        owner: ``(characters,)`` index into ``origins``; :data:`NOBODY` for the template's own words, :data:`TOOLS` for
-            tool definitions.
-        origins: pieces of the conversation.
+        source: ``(characters,)`` index into ``origins``; :data:`TEMPLATE` for the template's own text, :data:`TOOLS`
+            for tool definitions and other arguments.
+        origins: the fields of all messages.
         roles: role of each message.
     """
 
     text: str
-    owner: NDArray[np.int32]
+    source: NDArray[np.int32]
     origins: tuple[Origin, ...]
     roles: tuple[str, ...]
 
     def message_of(self) -> NDArray[np.int32]:
-        """``(characters,)`` index of the message that owns each character; negative where no message does."""
-        table = np.array([origin.message for origin in self.origins] + [TOOLS, NOBODY], np.int32)
-        return table[self.owner]
+        """``(characters,)`` index of the message that each character came from; negative where it came from none."""
+        table = np.array([origin.message for origin in self.origins] + [TOOLS, TEMPLATE], np.int32)
+        return table[self.source]
 
 
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template's own mistakes raise, beside the errors of Jinja."""
+"""What mistakes in a template raise, in addition to the errors of Jinja."""
 
 _ALIASES = ("reasoning_content", "thinking", "reasoning")
 _ROLE = re.compile(r"[\w.-]{1,64}")
-"""A role that is one word is the template's to write; anything else was typed by somebody and could hold a marker."""
+"""A role of one word counts as the template's text; anything else may hold a marker and counts as the message's."""
 
 
-def plain_data(value: Any, owner: int) -> Any:
-    """Plain JSON types, as ``transformers`` hands them to templates, with every string (keys too) traced.
+def plain_data(value: Any, source: int) -> Any:
+    """A value in plain JSON types, as ``transformers`` passes them to templates; every string (keys too) is traced.
 
     Raises:
-        DataError: lists inside of lists, without end.
+        DataError: it is nested too deeply.
     """
     try:
-        return _plain_data(value, owner)
+        return _plain_data(value, source)
     except RecursionError as error:
         raise DataError(
             "A message, a tool definition or an argument of the template holds lists inside of lists without end. "
@@ -85,18 +85,18 @@ def plain_data(value: Any, owner: int) -> Any:
         ) from error
 
 
-def _plain_data(value: Any, owner: int) -> Any:
+def _plain_data(value: Any, source: int) -> Any:
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, str):
-        return Traced(str.__str__(value), ((len(value), owner),) if value else ())
+        return Traced(str.__str__(value), ((len(value), source),) if value else ())
     if isinstance(value, Mapping):
-        return {_plain_data(key, owner): _plain_data(item, owner) for key, item in value.items()}
+        return {_plain_data(key, source): _plain_data(item, source) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain_data(item, owner) for item in value) if type(value) in (list, tuple) else list(value)
+        return type(value)(_plain_data(item, source) for item in value) if type(value) in (list, tuple) else list(value)
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain_data(value.tolist(), owner)
-    return f"<{type(value).__name__}>"  # images and the like: a template only asks whether they are there
+        return _plain_data(value.tolist(), source)
+    return f"<{type(value).__name__}>"  # images and the like, whose presence is all that templates look at
 
 
 def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Origin]]:
@@ -122,7 +122,7 @@ def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose reasoning can be read under every name, where this ``transformers`` does that."""
+    """The message, with its reasoning under every name that this version of ``transformers`` offers to templates."""
     from transformers.utils import chat_template_utils
 
     reasoning = next((message[key] for key in _ALIASES if message.get(key) is not None), None)
@@ -139,7 +139,7 @@ def render(
     add_generation_prompt: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """Renders a conversation as ``apply_chat_template(..., tokenize=False)`` does, with an owner per character.
+    """Renders a conversation as ``apply_chat_template(..., tokenize=False)`` does, with the source of each character.
 
     Args:
         messages: the conversation.
@@ -149,8 +149,8 @@ def render(
         variables: special tokens and ``chat_template_kwargs``.
 
     Raises:
-        DataError: the template refuses the conversation (the template's own message is quoted).
-        UnsupportedError: the template goes on and on.
+        DataError: the template refuses the conversation; its own error is quoted.
+        UnsupportedError: the template exceeds a limit of :mod:`sft_mask.templates.limits`.
     """
     traced, origins = _traced_messages(messages)
     context = {
@@ -162,11 +162,11 @@ def render(
     }
     text = _run(chat_template, context)
     runs = runs_of(text)
-    owner = np.repeat(
-        np.array([owner for _, owner in runs], np.int32), np.array([length for length, _ in runs], np.int64)
+    source = np.repeat(
+        np.array([source for _, source in runs], np.int32), np.array([length for length, _ in runs], np.int64)
     )
     roles = tuple(str(message.get("role", "")) for message in messages)
-    return Rendered(str.__str__(text), owner, tuple(origins), roles)
+    return Rendered(str.__str__(text), source, tuple(origins), roles)
 
 
 def _run(source: str, context: Mapping[str, Any]) -> str:
@@ -174,21 +174,21 @@ def _run(source: str, context: Mapping[str, Any]) -> str:
 
     try:
         template = traced_template(source)
-        with budget(size_of(context)):
+        with limited():
             return rendered_text(template, context)
     except (TemplateError, *_TEMPLATE_FAULTS) as error:
-        # Whatever a template may do wrong; an error of our own (assertions, memory, interrupts) is none of these.
+        # Mistakes in the template only: our own assertions, lack of memory and interrupts pass through.
         raise DataError(f"The chat template refuses this conversation: {type(error).__name__}: {error}") from error
-    except OverBudgetError as error:
+    except LimitError as error:
         line = _line_of(error, template)
         excerpt = source.splitlines()[line - 1].strip()[:120]
         raise UnsupportedError(
-            f"The chat template goes on and on: at line {line}, {excerpt!r}, it had done more than a conversation of "
-            "this length could need. Read the template before you trust it, and give another one as chat_template=."
+            f"The chat template exceeded its rendering limit at line {line}, {excerpt!r}: {error}. Read the template "
+            "before you trust it, and give another one as chat_template=."
         ) from error
 
 
-def _line_of(error: OverBudgetError, template: Template) -> int:
+def _line_of(error: LimitError, template: Template) -> int:
     """The line of a template at which it was stopped."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_globals.get("__jinja_template__") is template]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import Kind, Markers, MarkerText, Pattern, as_marker_texts, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
@@ -16,12 +17,9 @@ from sft_mask.templates.chat_template import common_suffix
 from sft_mask.templates.detect import proven_markers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
 
-    Row = NDArray[np.integer]
 
 _SHOWN = 400
 _LONGEST_GAP = 8
@@ -103,7 +101,7 @@ def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None
     if detected is None:
         return
     for text in models:
-        for name, known in (("the user's header", detected.instruction), ("a stop", detected.stops)):
+        for name, known in (("the user's header", detected.instruction), ("a stop", detected.eots)):
             if not _agrees(text, detected.response) and _agrees(text, known):
                 raise MarkerError(
                     f"The response marker {text!r} is {name} under the chat template, so the user's words would be "
@@ -114,7 +112,7 @@ def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None
 
 def _refuse_absent_instruction(
     given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]],
-    rows: Sequence[Row],
+    rows: Sequence[Ids],
     vocabulary: Vocabulary,
     tokenizer: Any,
 ) -> None:
@@ -143,7 +141,7 @@ def resolve(
     *,
     instruction: object = None,
     response: object = None,
-    rows: Sequence[Row] = (),
+    rows: Sequence[Ids] = (),
     max_length: int | None = None,
 ) -> Resolved:
     """The markers to use.
@@ -187,7 +185,7 @@ def resolve(
 
 def _stop_tokens(markers: Markers, vocabulary: Vocabulary) -> list[int]:
     """Control tokens of the stops that open no turn."""
-    texts = [text for text in markers.stops if isinstance(text, str)]
+    texts = [text for text in markers.eots if isinstance(text, str)]
     headers = [text for text in (*markers.response, *markers.headers) if isinstance(text, str)]
     contents = [text for text in vocabulary.special_contents if any(text in stop for stop in texts)]
     return [
@@ -217,14 +215,14 @@ def _after_stop(header: MarkerText, stops: Collection[int], vocabulary: Vocabula
 
 
 def _compiled(
-    markers: Markers, from_template: bool, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any
+    markers: Markers, from_template: bool, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any
 ) -> Resolved:
     settle = _seen_at_row_ends if from_template else learn_closings
     markers = settle(markers, rows, vocabulary, tokenizer)
     finder = SpanFinder(
         compile_patterns(markers, vocabulary, tokenizer),
         complete=markers.complete,
-        open_end=markers.open_end or not markers.stops,
+        open_end=markers.open_end or not markers.eots,
         separator=markers.separator,
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
     )
@@ -238,11 +236,11 @@ def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tok
         return None
 
 
-def _turns_of(finder: SpanFinder, row: Row) -> Turns:
+def _turns_of(finder: SpanFinder, row: Ids) -> Turns:
     return finder.find(row, np.array([0, len(row)], np.int64))
 
 
-def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def learn_closings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """Stops and separators, read from what stands before the next header and at the end of rows.
 
     A control token there is a stop; where answers end without one, the blank text that all of them have before the next
@@ -250,11 +248,11 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     """
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
     ids = np.concatenate([np.zeros(0, np.int64), *rows])
-    turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
+    turns = finder.find(ids, offsets_of([*map(len, rows)]))
     runs: list[list[int]] = []
     blanks: list[str] = []
-    for start, stop, is_cut in zip(turns.start.tolist(), turns.stop.tolist(), turns.cut.tolist(), strict=True):
-        run, blank = _closing(ids[start:stop].tolist(), vocabulary)
+    for start, end, is_cut in zip(turns.start.tolist(), turns.end.tolist(), turns.cut.tolist(), strict=True):
+        run, blank = _closing(ids[start:end].tolist(), vocabulary)
         if run:
             runs.append(run)
         elif not is_cut:
@@ -267,7 +265,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     bare = _with_bare_headers(markers, {token for token, _ in stops.most_common()}, eos, vocabulary)
     if bare != markers:
         return learn_closings(bare, rows, vocabulary, tokenizer)
-    headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.STOP]
+    headers = [pattern for pattern in finder.trie.patterns if pattern.kind is not Kind.EOT]
     known = {pattern.atoms[0] - 256 for pattern in headers}  # what opens a turn is no stop; bytes come out negative
     closing = [token for token, count in stops.most_common() if count * 20 >= stops.total() and token not in known]
     if eos is not None and eos not in closing and eos not in known:
@@ -276,7 +274,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     openers = _openers(headers, getattr(tokenizer, "bos_token_id", None), set(closing), vocabulary)
     return replace(
         markers,
-        stops=_merged(markers.stops, tuple((token,) for token in closing)),
+        eots=_merged(markers.eots, tuple((token,) for token in closing)),
         others=_merged(markers.others, openers),
         separator=separator,
     )
@@ -333,7 +331,7 @@ def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[list[int], str]
     return run, "" if run else tail[len(tail.rstrip()) :]
 
 
-def _control_before(ids: Row, at: int, vocabulary: Vocabulary) -> int | None:
+def _control_before(ids: Ids, at: int, vocabulary: Vocabulary) -> int | None:
     """The control token before a header, whitespace passed over."""
     for token_id in ids[max(at - _LONGEST_GAP, 0) : at][::-1].tolist():
         if vocabulary.is_special(token_id):
@@ -353,7 +351,7 @@ def _ends_turn(run: Sequence[int], closes_others: Collection[int], runs: Sequenc
     return next((token for token in run if token in closes_others), next((t for t in run if t in of_all), run[-1]))
 
 
-def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def _seen_at_row_ends(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """Markers of a template that leaves the last answer open, with the EOS as a stop where it ends rows.
 
     A row of text has one that the trainer appended. Rows that end in several of them are padded.
@@ -363,10 +361,10 @@ def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabul
     if eos is None or not markers.open_end or any(text.startswith(vocabulary.text([eos])) for text in texts):
         return markers
     ended = any(len(row) > 1 and row[-1] == eos and row[-2] != eos for row in rows)
-    return replace(markers, stops=_merged(markers.stops, ((int(eos),),))) if ended else markers
+    return replace(markers, eots=_merged(markers.eots, ((int(eos),),))) if ended else markers
 
 
-def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
+def _never_found(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
     texts = ", ".join(repr(text) for text in markers.response)
     row = rows[0]
     shown = vocabulary.text(row[:120].tolist())[:_SHOWN]

@@ -1,7 +1,7 @@
-"""Strings that know, for every character, whose words it is.
+"""Strings that know the source of every character: a field of a message, a template argument, or the template itself.
 
-Idea: taint tracking, as security tools do it for strings. Slicing, stripping, splitting and joining keep the origin.
-What changes the text in another way makes all of it the first owner's: words of a message never become the template's.
+Idea: taint tracking, as security tools do it for strings. Slicing, stripping, splitting and joining keep the sources.
+Any other change gives the whole result to the first source, so text of a message never becomes the template's.
 """
 
 from __future__ import annotations
@@ -11,57 +11,57 @@ from operator import index as index_of
 from typing import Any, SupportsIndex, cast
 
 Runs = tuple[tuple[int, int], ...]
-"""Lengths and owners of consecutive pieces of a string."""
+"""Length and source of each run of characters with one source."""
 
-NOBODY = -1
-"""Owner of the template's own words."""
+TEMPLATE = -1
+"""Source of the template's own text."""
 
 TOOLS = -2
-"""Owner of the tool definitions and other template arguments."""
+"""Source of the tool definitions and other template arguments."""
 
 
-def _append(runs: list[tuple[int, int]], length: int, owner: int) -> None:
+def _append(runs: list[tuple[int, int]], length: int, source: int) -> None:
     if length <= 0:
         return
-    if runs and runs[-1][1] == owner:
-        runs[-1] = (runs[-1][0] + length, owner)
+    if runs and runs[-1][1] == source:
+        runs[-1] = (runs[-1][0] + length, source)
     else:
-        runs.append((length, owner))
+        runs.append((length, source))
 
 
 def runs_of(text: object) -> Runs:
-    """The origin of any string; plain strings are the template's."""
+    """The runs of any string; plain strings are the template's."""
     if isinstance(text, Traced):
         return text.runs
     length = len(cast("str", text))
-    return ((length, NOBODY),) if length else ()
+    return ((length, TEMPLATE),) if length else ()
 
 
 def traced_join(parts: Sequence[str] | Iterator[str]) -> str:
-    """``"".join`` that keeps origins."""
+    """``"".join`` that keeps sources."""
     pieces = list(parts)
     text = "".join(pieces)
     if not any(isinstance(piece, Traced) for piece in pieces):
         return text
     runs: list[tuple[int, int]] = []
     for piece in pieces:
-        for length, owner in runs_of(piece):
-            _append(runs, length, owner)
+        for length, source in runs_of(piece):
+            _append(runs, length, source)
     return Traced(text, tuple(runs))
 
 
-def _cut(runs: Runs, start: int, stop: int) -> Runs:
+def _cut(runs: Runs, start: int, end: int) -> Runs:
     kept: list[tuple[int, int]] = []
     position = 0
-    for length, owner in runs:
-        low, high = max(position, start), min(position + length, stop)
-        _append(kept, high - low, owner)
+    for length, source in runs:
+        low, high = max(position, start), min(position + length, end)
+        _append(kept, high - low, source)
         position += length
     return tuple(kept)
 
 
 class Traced(str):
-    """A string that knows where its characters came from.
+    """A string that knows the source of each character.
 
     >>> greeting = "<" + Traced(" hi ", ((4, 7),)).strip() + ">"
     >>> greeting, runs_of(greeting)
@@ -76,14 +76,14 @@ class Traced(str):
         made.runs = runs
         return made
 
-    def _sub(self, start: int, stop: int) -> Traced:
-        return Traced(str.__getitem__(self, slice(start, stop)), _cut(self.runs, start, stop))
+    def _sub(self, start: int, end: int) -> Traced:
+        return Traced(str.__getitem__(self, slice(start, end)), _cut(self.runs, start, end))
 
     def _spread(self, text: str) -> str:
-        """The origin of a changed text: kept letter by letter, or the first owner's where the length changed."""
+        """A changed text: sources are kept by position, or all of it is the first source's if the length changed."""
         if len(text) == len(self):
             return Traced(text, self.runs)
-        return cast("str", owned(text, self))
+        return cast("str", with_source(text, self))
 
     def __str__(self) -> str:
         return self
@@ -118,62 +118,42 @@ class Traced(str):
     def strip(self, chars: str | None = None, /) -> str:
         return self.lstrip(chars).rstrip(chars)
 
-    def _pieces(self, parts: Sequence[str], *, backwards: bool = False) -> list[str]:
-        """The parts that a plain ``str`` method cut this string into, in order, with their origins."""
+    def _located(self, parts: Iterable[str], sep: str | None) -> list[str]:
+        """The parts that a plain ``str`` method cut this string into at ``sep``, with their sources."""
         found: list[str] = []
-        position = len(self) if backwards else 0
-        for part in reversed(parts) if backwards else parts:
-            if backwards:
-                position = str.rfind(self, part, 0, position)
-                found.insert(0, self._sub(position, position + len(part)))
-            else:
+        position = 0
+        for part in parts:
+            if sep is None:  # whitespace of any length was cut out
                 position = str.find(self, part, position)
-                found.append(self._sub(position, position + len(part)))
-                position += len(part)
+            found.append(self._sub(position, position + len(part)))
+            position += len(part) + len(sep or "")
         return found
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        if sep is None:
-            return self._pieces(str.split(self, None, maxsplit))
-        parts, position = [], 0
-        for part in str.split(self, sep, maxsplit):
-            parts.append(self._sub(position, position + len(part)))
-            position += len(part) + len(sep)
-        return cast("list[str]", parts)
+        return self._located(str.split(self, sep, maxsplit), sep)
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        if sep is None:
-            return self._pieces(str.rsplit(self, None, maxsplit), backwards=True)
-        parts, position = [], 0
-        for part in str.rsplit(self, sep, maxsplit):
-            parts.append(self._sub(position, position + len(part)))
-            position += len(part) + len(sep)
-        return cast("list[str]", parts)
+        return self._located(str.rsplit(self, sep, maxsplit), sep)
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        parts, position = [], 0
-        for plain, whole in zip(str.splitlines(self), str.splitlines(self, True), strict=True):
-            parts.append(self._sub(position, position + len(whole if keepends else plain)))
-            position += len(whole)
-        return cast("list[str]", parts)
+        lines = self._located(str.splitlines(self, True), "")
+        return (
+            lines if keepends else [line[: len(bare)] for line, bare in zip(lines, str.splitlines(self), strict=True)]
+        )
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
-        at = str.find(self, sep)
-        if at < 0:
-            return self, "", ""
-        return self._sub(0, at), self._sub(at, at + len(sep)), self._sub(at + len(sep), len(self))
+        before, found, after = self._located(str.partition(self, sep), "")
+        return before, found, after
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
-        at = str.rfind(self, sep)
-        if at < 0:
-            return "", "", self
-        return self._sub(0, at), self._sub(at, at + len(sep)), self._sub(at + len(sep), len(self))
+        before, found, after = self._located(str.rpartition(self, sep), "")
+        return before, found, after
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         if not old:
             return self._spread(str.replace(self, old, new, count))
-        owner = next((owner for _, owner in self.runs if owner != NOBODY), NOBODY)
-        fresh = new if isinstance(new, Traced) else Traced(new, ((len(new), owner),) if new else ())
+        source = next((source for _, source in self.runs if source != TEMPLATE), TEMPLATE)
+        fresh = new if isinstance(new, Traced) else Traced(new, ((len(new), source),) if new else ())
         parts = self.split(old, count)
         return traced_join([piece for part in parts for piece in (fresh, part)][1:])
 
@@ -206,7 +186,7 @@ class Traced(str):
 
 
 class SafeTraced(Traced):
-    """What the ``safe`` filter gives: as with ``markupsafe.Markup``, text joined to it is HTML-escaped.
+    """The result of the ``safe`` filter: as with ``markupsafe.Markup``, text joined to it is HTML-escaped.
 
     Mistral's tool templates do this, so their quotes really are rendered as ``&#34;``.
     """
@@ -232,36 +212,36 @@ def _escaped(text: str) -> str:
         return text
     parts: list[str] = []
     position = 0
-    for length, owner in runs_of(text):
+    for length, source in runs_of(text):
         piece = str(escape(str.__getitem__(text, slice(position, position + length))))
-        parts.append(Traced(piece, ((len(piece), owner),)))
+        parts.append(Traced(piece, ((len(piece), source),)))
         position += length
     return traced_join(parts)
 
 
-def owned(result: Any, *sources: object) -> Any:
-    """Text that came out of a change without an origin belongs to the first owner among what went in."""
+def with_source(result: Any, *inputs: object) -> Any:
+    """The result of a change: text without a source of its own gets the first one among the inputs."""
     if not isinstance(result, str) or isinstance(result, Traced) or not result:
         return result
-    owner = next(owners_in(sources), None)
-    return result if owner is None else Traced(result, ((len(result), owner),))
+    source = next(sources_in(inputs), None)
+    return result if source is None else Traced(result, ((len(result), source),))
 
 
 def _join(values: Iterable[object], separator: str) -> str:
     parts: list[str] = []
     for value in values:
-        parts.extend((separator, value if isinstance(value, str) else owned(str(value), value)))
+        parts.extend((separator, value if isinstance(value, str) else with_source(str(value), value)))
     return traced_join(parts[1:])
 
 
-def owners_in(value: object) -> Iterator[int]:
-    """Owners of all the words inside a value, in order."""
+def sources_in(value: object) -> Iterator[int]:
+    """Sources of all text inside a value, in order, without the template."""
     if isinstance(value, Traced):
-        yield from (owner for _, owner in value.runs if owner != NOBODY)
+        yield from (source for _, source in value.runs if source != TEMPLATE)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from owners_in(key)
-            yield from owners_in(item)
+            yield from sources_in(key)
+            yield from sources_in(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from owners_in(item)
+            yield from sources_in(item)

@@ -1,34 +1,43 @@
-"""Whether a trainer's collator lets the labels through, found out on a few rows before the first step."""
+"""Whether the mask reaches the loss: a few rows through the collator before the first step, and labels at the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import LabelsChangedError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _COLLATED_ROWS = 4
 _WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
 
 
-def check_collator(trainer: Any, dataset: Any) -> None:
-    """Runs a few rows through the trainer's collator: the trained labels must come out as they went in.
+def check_collator(trainer: Any, dataset: Any, split: str, *, may_train_all: bool = True) -> None:
+    """Runs a few rows of a split through the trainer's collator: the trained labels must come out as they went in.
 
-    A collator may shorten rows; it may not train a token more, nor drop all labels.
+    A collator may shorten rows; it may not train a token more, nor drop all labels. Without ``may_train_all``, rows
+    that train every token are refused too.
 
     Raises:
-        LabelsChangedError: the collator drops or rebuilds labels, or the rows have none.
+        LabelsChangedError: the collator drops or rebuilds labels, or the rows have none, or train every token.
     """
     name = type(trainer.data_collator).__name__
     rows = _rows(trainer, dataset)
     if any("labels" not in row for row in rows):
         raise LabelsChangedError(
-            f"The rows of the train dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
+            f"The rows of the {split} dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
             "train_on_responses_only. Call train_on_responses_only(trainer) again."
+        )
+    if not may_train_all and all(IGNORE_INDEX not in row["labels"] for row in rows):
+        raise LabelsChangedError(
+            f"Every token of the first {len(rows)} rows of the {split} dataset is trained: these labels are not the "
+            "mask that was prepared. If you replaced the dataset, call train_on_responses_only again."
         )
     wanted = [_trained(row["labels"], row.get("seq_lengths")) for row in rows]
     try:
@@ -88,3 +97,31 @@ def _arrives(batch: np.ndarray[Any, Any], wanted: Sequence[list[int]]) -> bool:
         return False
     rows = [row[row != IGNORE_INDEX].tolist() for row in batch]
     return all(row in (full[: len(row)], full[len(full) - len(row) :]) for row, full in zip(rows, wanted, strict=True))
+
+
+def check_labels(inputs: Mapping[str, Any]) -> None:
+    """Checks a batch at the loss: it has labels, and each trained label is its own token.
+
+    Args:
+        inputs: the batch; its labels are plain ids.
+
+    Raises:
+        LabelsChangedError: there are no labels, or a trained label is not its token.
+    """
+    labels, ids = inputs.get("labels"), inputs.get("input_ids")
+    if labels is None:
+        raise LabelsChangedError(
+            "A batch reached the loss without labels: the data collator drops them. Use a collator that keeps the "
+            "labels of the dataset, such as TRL's default."
+        )
+    if ids is None or ids.shape != labels.shape:
+        return
+    moved: Tensor = (labels != IGNORE_INDEX) & (labels != ids)
+    if not bool(moved.any()):
+        return
+    row, at = moved.nonzero()[0].tolist()
+    raise LabelsChangedError(
+        f"Row {row} of a batch trains label {int(labels[row, at])} at position {at}, where the token is "
+        f"{int(ids[row, at])}: the labels are not aligned with input_ids. The data collator or the dataset changed "
+        "them after train_on_responses_only."
+    )

@@ -7,30 +7,29 @@ runs untouched behind the check; with weights it is given a model whose log-prob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 
 from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.data.batches import Tally
-from sft_mask.report import MarkerSummary, MaskReport
-from sft_mask.trainer.checks import check_collator
-from sft_mask.trainer.guard import check_labels
+from sft_mask.core.token_weights import group_names
+from sft_mask.data.masker import Masker
+from sft_mask.data.setup import marker_summary
+from sft_mask.data.splits import SplitMasker
+from sft_mask.data.stats import SplitStats
+from sft_mask.report import MaskReport
+from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.trainer.refusals import refuse_with_weights
 from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, sums_of_groups, total_weight
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from sft_mask.data.masker import Masker
 
 _ALWAYS_CHECKED = 8
 _CHECK_EVERY = 50
@@ -39,50 +38,52 @@ _CHECK_EVERY = 50
 
 @dataclass(slots=True)
 class MaskState:
-    """What the hook needs to know about the mask that was prepared.
+    """What the hook knows about the mask that was prepared.
 
     Attributes:
-        mask: masks another prepared dataset as the training data was: ``mask(dataset, name, keep_all_rows=False)``;
-            with it come its counts, and whether any labels carry weights by now.
-        tallies: counts of the trainer's splits, by name; those of streams grow.
-        markers: in use; ``None`` where the data came masked.
-        text: ids to text, for errors.
+        splits: masks later datasets as the training data was, and knows whether labels carry weights.
+        stats: counts of the trainer's splits, by name; those of streams grow.
         originals: pairs of a masked split and what it was before.
-        sees_all_rows: whether every row of every split is counted in this process (not those that dataloader workers or
-            other ranks read from a stream).
-        stops_expected: whether every trained turn should end with a trained stop, for the report.
-        weighted: whether labels carry weights.
-        groups: names of the groups whose loss is measured, by number.
-        later: counts of datasets that ``evaluate`` and ``predict`` were given.
-        masked: these datasets after masking, as long as somebody holds them, by ``id``.
+        collator: the one that was found to let labels through.
+        masked: datasets that were masked later, as long as they exist, by ``id``.
         calls: batches seen.
         step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
         meters: what is logged, for training and for evaluation.
         eval_loss: the loss of the evaluation that is under way.
-        masker: what decided the labels, for those who want to know why.
     """
 
-    mask: Callable[..., tuple[Any, Tally, bool]]
-    tallies: Mapping[str, Tally]
-    markers: MarkerSummary | None
-    text: Callable[[list[int]], str]
+    splits: SplitMasker
+    stats: Mapping[str, SplitStats]
     originals: Sequence[tuple[Any, Any]]
-    sees_all_rows: bool = True
-    stops_expected: bool = True
-    weighted: bool = False
-    groups: tuple[str, ...] = ()
-    later: dict[str, Tally] = field(default_factory=dict)
+    collator: Any = None
     masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
     calls: int = 0
     step_weight: Tensor | None = None
     meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
     eval_loss: EvalLoss = field(default_factory=EvalLoss)
-    masker: Masker | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether labels carry weights."""
+        return self.splits.weighted
+
+    @property
+    def masker(self) -> Masker | None:
+        """What decides labels; ``None`` where the data came masked and no markers were found."""
+        return self.splits.masker if isinstance(self.splits.masker, Masker) else None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups whose loss is measured, by number."""
+        return () if self.masker is None else group_names(self.masker.policy)
 
     def report(self) -> MaskReport:
         """What the splits train, as far as they have been read."""
-        splits = {name: tally.report for name, tally in self.tallies.items()}
-        return MaskReport(splits, self.markers, stops_expected=self.stops_expected)
+        reports = {name: stats.report for name, stats in self.stats.items()}
+        masker = self.masker
+        if masker is None:
+            return MaskReport(reports)
+        return MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
 
     def is_ours(self, dataset: Any) -> bool:
         """Whether this very dataset was masked here already."""
@@ -93,21 +94,10 @@ class MaskState:
         return next((before for masked, before in self.originals if masked is split), split)
 
     def mask_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
-        """Masks a dataset that was not the trainer's, and remembers which ids it trains."""
-        masked, self.later[name], weighted = self.mask(dataset, name, keep_all_rows=keep_all_rows)
-        self.weighted |= weighted
+        """Masks a dataset that is not one of the trainer's own."""
+        masked, _ = self.splits.mask_later(dataset, name, keep_all_rows=keep_all_rows)
         self.masked[id(masked)] = masked
         return masked
-
-    def trained_ids(self) -> NDArray[np.bool_] | None:
-        """``(vocabulary,)`` ids that some row trains; ``None`` where this process cannot know."""
-        if not self.sees_all_rows:
-            return None
-        tables = [tally.trained_ids for tally in (*self.tallies.values(), *self.later.values())]
-        seen = np.zeros(max(map(len, tables)), np.bool_)
-        for table in tables:
-            seen[: len(table)] |= table
-        return seen
 
 
 class ResponseOnlyMixin:
@@ -166,7 +156,7 @@ class ResponseOnlyMixin:
         state, labels = self._sft_mask, inputs.get("labels")
         on_cpu = labels is None or labels.device.type == "cpu"
         if on_cpu or state.calls < _ALWAYS_CHECKED or state.calls % _CHECK_EVERY == 0:
-            check_labels(inputs, state.trained_ids(), state.text)
+            check_labels(inputs)
         state.calls += 1
 
     def _measure(self, weighed: WeighedModel, labels: Tensor, groups: Tensor, training: bool) -> None:
@@ -191,10 +181,31 @@ class ResponseOnlyMixin:
     def get_train_dataloader(self) -> Any:
         trainer: Any = self
         if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
-            check_collator(trainer, trainer.train_dataset)
+            self._check_collator(trainer.train_dataset, "train")
         if self._sft_mask.weighted:
             refuse_with_weights(trainer)
         return super().get_train_dataloader()  # type: ignore[misc]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        trainer: Any = self
+        chosen = trainer.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = trainer.eval_dataset[chosen]
+        if trainer.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
+            self._check_collator(chosen, "eval")
+        return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        trainer: Any = self
+        if trainer.data_collator is not self._sft_mask.collator:
+            self._check_collator(test_dataset, "test")
+        return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
+
+    def _check_collator(self, dataset: Any, split: str) -> None:
+        trainer: Any = self
+        state = self._sft_mask
+        check_collator(trainer, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
+        state.collator = trainer.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets

@@ -9,32 +9,32 @@ from typing import Any
 from sft_mask._compat import is_sft_trainer
 from sft_mask.core.packing import Cutting, Pieces
 from sft_mask.data.dataset import check_columns
-from sft_mask.data.setup import Toolkit, read_tokenizer
+from sft_mask.data.setup import TokenizerInfo, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, slots=True)
+class TrainerInfo:
     """What was read from a trainer; nothing of it is changed before every split is masked.
 
     Attributes:
-        toolkit: the tokenizer and its chat template.
+        tokenizer: the tokenizer and its chat template.
         splits: by name: ``train``, and ``eval`` or one ``eval:NAME`` for each of a dict.
         max_length: where TRL truncated the rows, for errors.
-        pieces: how TRL cut the train rows where it may have cut inside an answer.
-        eval_pieces: likewise of the rows to evaluate on.
+        cutting: how TRL cut the train rows where it may have cut inside an answer.
+        eval_cutting: likewise for the evaluation rows.
         prompt_answers: whether answers in a prompt count like those of its completion (``completion_only_loss=False``).
     """
 
-    toolkit: Toolkit
+    tokenizer: TokenizerInfo
     splits: Mapping[str, Any]
     max_length: int | None
-    pieces: Pieces | None
-    eval_pieces: Pieces | None
+    cutting: Pieces | None
+    eval_cutting: Pieces | None
     prompt_answers: bool
 
 
-def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Plan:
+def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> TrainerInfo:
     """Reads a built trainer. What an earlier call masked is taken as it was before that call.
 
     Raises:
@@ -54,21 +54,30 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Pla
         )
     if built.train_dataset is None:
         raise DataError("The trainer has no train_dataset. Give it one before train_on_responses_only.")
-    template = chat_template or getattr(built, "chat_template", None)
-    toolkit = read_tokenizer(tokenizer or built.processing_class, template)
-    state = getattr(built, "_sft_mask", None)
-    given = {"train": built.train_dataset, **_eval_splits(built.eval_dataset)}
-    splits = {name: state.original(split) if state is not None else split for name, split in given.items()}
+    info = read_tokenizer(tokenizer or built.processing_class, chat_template or getattr(built, "chat_template", None))
+    splits = _splits(built)
     for name, split in splits.items():
         if hasattr(split, "__len__"):
             check_columns(split, name)
-    packs_evals = built.args.packing if built.args.eval_packing is None else built.args.eval_packing
-    pieces, eval_pieces = (_pieces(built, packing) for packing in (built.args.packing, packs_evals))
-    length = getattr(built.args, "max_length", None)
-    return Plan(toolkit, splits, length, pieces, eval_pieces, built.args.completion_only_loss is False)
+    args = built.args
+    cutting = _cutting(built, args.packing)
+    eval_cutting = _cutting(built, args.packing if args.eval_packing is None else args.eval_packing)
+    length = getattr(args, "max_length", None)
+    return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
 
 
-def _pieces(trainer: Any, packing: bool) -> Pieces | None:
+def _splits(trainer: Any) -> dict[str, Any]:
+    """The splits by name, as they were before an earlier call."""
+    evals, state = trainer.eval_dataset, getattr(trainer, "_sft_mask", None)
+    given = {"train": trainer.train_dataset}
+    if isinstance(evals, dict):
+        given |= {f"eval:{name}": split for name, split in evals.items()}
+    elif evals is not None:
+        given["eval"] = evals
+    return given if state is None else {name: state.original(split) for name, split in given.items()}
+
+
+def _cutting(trainer: Any, packing: bool) -> Pieces | None:
     """How a trainer cut its rows; ``None`` where every row begins where a conversation does."""
     args = trainer.args
     if args.max_length is None or trainer._skip_prepare_dataset:
@@ -79,9 +88,3 @@ def _pieces(trainer: Any, packing: bool) -> Pieces | None:
     else:
         cutting = "tail" if args.truncation_mode == "keep_end" else None
     return Pieces(cutting, args.max_length) if cutting is not None else None
-
-
-def _eval_splits(evals: Any) -> dict[str, Any]:
-    if evals is None:
-        return {}
-    return {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}

@@ -314,6 +314,7 @@ def test_a_pipe_gets_no_colour_and_whole_lines(run: Any) -> None:
     assert max(map(len, out.splitlines())) >= longest
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_leaves_no_traceback(folder: Path) -> None:
     rows = [{"messages": messages} for messages in chats(512)] * 4
     (folder / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -358,6 +359,7 @@ def in_terminal(folder: Path, columns: int, **environment: str) -> str:
     return out.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_unless_it_wants_none(folder: Path) -> None:
     colourful, plain = in_terminal(folder, 40), in_terminal(folder, 40, NO_COLOR="1")
     assert "\x1b[1;32m" in colourful

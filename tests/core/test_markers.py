@@ -132,7 +132,7 @@ def test_one_marker_for_two_roles_is_refused_however_it_is_spelled():
         with pytest.raises(MarkerError, match=r"is the same as the response marker 'A:'"):
             compiled(tokenizer, Markers(("A:",), (twin,)))
         with pytest.raises(MarkerError, match=r"is the same as the response marker 'A:'"):
-            compiled(tokenizer, Markers(("A:",), ("U",), stops=(twin,)))
+            compiled(tokenizer, Markers(("A:",), ("U",), eots=(twin,)))
 
 
 def test_a_marker_without_a_token_is_refused():
@@ -141,19 +141,19 @@ def test_a_marker_without_a_token_is_refused():
 
 
 def test_the_kinds_follow_what_the_markers_are_for():
-    trie = compiled(byte_level(), Markers(("A",), ("U",), others=("S",), stops=(STOP,)))
+    trie = compiled(byte_level(), Markers(("A",), ("U",), others=("S",), eots=(STOP,)))
     assert [(pattern.text, pattern.kind) for pattern in trie.patterns] == [
         ("A", Kind.RESPONSE),
         ("U", Kind.OTHER),
         ("S", Kind.OTHER),
-        (STOP, Kind.STOP),
+        (STOP, Kind.EOT),
     ]
 
 
 def test_the_first_token_of_a_header_stops_where_that_is_said_or_where_it_is_a_stop():
     said = ("S", f"{STOP}S")
-    markers = Markers(("A",), ("U", f"{STOP}\nU"), others=said, stops=(STOP,), stop_headers=said)
-    stopping = {pattern.text for pattern in compiled(byte_level(), markers).patterns if pattern.first_token_stops}
+    markers = Markers(("A",), ("U", f"{STOP}\nU"), others=said, eots=(STOP,), eot_headers=said)
+    stopping = {pattern.text for pattern in compiled(byte_level(), markers).patterns if pattern.first_token_ends_turn}
     assert stopping == {f"{STOP}\nU", f"{STOP}S"}, "half a header in plain text stops nothing"
 
 
@@ -231,7 +231,7 @@ def test_a_control_token_is_never_read_as_its_text():
 
 def test_half_a_header_of_four_bytes_or_more_or_its_control_token_is_a_cut_header():
     tokenizer = byte_level()
-    trie = compiled(tokenizer, Markers(("### Answer:",), (f"{START}user",), stops=("stop it now",)))
+    trie = compiled(tokenizer, Markers(("### Answer:",), (f"{START}user",), eots=("stop it now",)))
 
     def cut(text: str) -> object:
         node = 0

@@ -14,8 +14,8 @@ from support.tiny import ASSISTANT, STOP, USER, build, chats, expected, messages
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
 from sft_mask.core.markers import Markers, compile_patterns
-from sft_mask.core.packing import Pieces, chained
-from sft_mask.core.spans import SpanFinder
+from sft_mask.core.packing import Pieces, chained, cut_at
+from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import AmbiguousRowError, LabelsChangedError, UnsupportedError
 
@@ -154,14 +154,14 @@ def test_no_piece_of_a_conversation_is_trained_that_is_not_the_model_s(seed: int
     from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
-    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
+    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), eots=(STOP,), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
     reader = FragmentReader(finder, markers, Pieces("split", length), None)
     (messages,) = chats(1, seed)
     ids, labels = np.array(tokenized(messages)), expected(messages)
     starts = list(range(0, len(ids), length))
     turns, undecided = reader.read(ids, np.array([*starts, len(ids)]))
-    for start, stop, document in zip(turns.start.tolist(), turns.stop.tolist(), turns.document.tolist(), strict=True):
+    for start, stop, document in zip(turns.start.tolist(), turns.end.tolist(), turns.document.tolist(), strict=True):
         assert start == starts[document]
         assert all(label != -100 for label in labels[start:stop])
     for document, start in enumerate(starts):
@@ -212,7 +212,7 @@ def fragment_reader(length: int) -> Any:
     from sft_mask.core.packing import FragmentReader
 
     vocabulary = read_vocabulary(tokenizer())
-    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), stops=(STOP,), complete=True)
+    markers = Markers((ASSISTANT,), (USER,), others=("<|im_start|>system\n",), eots=(STOP,), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer()), complete=True)
     return FragmentReader(finder, markers, Pieces("split", length), None)
 
@@ -241,7 +241,7 @@ def test_the_rest_of_an_answer_in_a_later_batch_than_its_beginning_is_decided_al
     reader.expect(np.array([length]))
     turns, undecided = reader.read(rest, np.array([0, len(rest)]))
     assert not undecided
-    trained = {at for low, high in zip(turns.start, turns.stop, strict=True) for at in range(low, high)}
+    trained = {at for low, high in zip(turns.start, turns.end, strict=True) for at in range(low, high)}
     assert [token if at in trained else None for at, token in enumerate(rest.tolist())] == wanted
 
 
@@ -253,3 +253,17 @@ def test_labels_of_pieces_do_not_depend_on_where_batches_end(monkeypatch: pytest
         return list(made.train_dataset["labels"]), made.mask_report.splits["train"].rows_ambiguous
 
     assert masked(1000) == masked(3)
+
+
+def test_an_end_of_turn_token_that_begins_the_next_row_belongs_to_that_row() -> None:
+    one, no = np.array([True]), np.array([False])
+    turn = Turns.of_model(np.array([2]), np.array([9]), one, no, np.array([0]), np.array([0]), np.array([8]))
+    pieces = cut_at(turn, np.array([0, 8, 16]))
+    assert (pieces.start.tolist(), pieces.end.tolist()) == ([2, 8], [8, 9])
+    assert pieces.has_eot.tolist() == [False, True]
+
+
+def test_only_the_last_part_of_an_answer_without_an_end_is_cut() -> None:
+    yes, no = np.array([True]), np.array([False])
+    turn = Turns.of_model(np.array([2]), np.array([12]), no, yes, np.array([0]), np.array([0]), np.array([12]))
+    assert cut_at(turn, np.array([0, 8, 16])).cut.tolist() == [False, True]

@@ -16,12 +16,12 @@ def turns() -> Turns:
     start, stop = np.array([2, 8, 14, 20]), np.array([5, 11, 17, 21])
     return Turns(
         start=start,
-        stop=stop,
-        has_stop=np.array([True, True, False, True]),
+        end=stop,
+        has_eot=np.array([True, True, False, True]),
         cut=np.array([False, False, True, False]),
         document=np.array([0, 0, 2, 3]),
         header=start - 2,
-        stop_at=np.array([4, 9, 17, 20]),
+        eot_start=np.array([4, 9, 17, 20]),
         message=np.array([1, 3, 1, 1]),
         role=np.full(4, MODEL),
         weight=np.ones(4),
@@ -29,13 +29,13 @@ def turns() -> Turns:
 
 
 def spans(found: Turns) -> list[tuple[int, int]]:
-    return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))
+    return list(zip(found.start.tolist(), found.end.tolist(), strict=True))
 
 
 def test_by_default_every_turn_is_trained_with_its_stop():
     chosen = Policy().apply(turns())
     assert spans(chosen) == [(2, 5), (8, 11), (14, 17), (20, 21)]
-    assert chosen.has_stop.tolist() == [True, True, False, True]
+    assert chosen.has_eot.tolist() == [True, True, False, True]
 
 
 def test_the_last_turn_is_the_last_of_each_document():
@@ -46,13 +46,13 @@ def test_the_last_turn_is_the_last_of_each_document():
 def test_stops_are_taken_off_whole_and_a_turn_that_was_only_a_stop_goes():
     chosen = Policy(stop="never").apply(turns())
     assert spans(chosen) == [(2, 4), (8, 9), (14, 17)]
-    assert chosen.has_stop.tolist() == [False, False, False]
+    assert chosen.has_eot.tolist() == [False, False, False]
 
 
 def test_only_the_last_stop_of_each_document_is_trained():
     chosen = Policy(stop="last").apply(turns())
     assert spans(chosen) == [(2, 4), (8, 11), (14, 17), (20, 21)]
-    assert chosen.has_stop.tolist() == [False, True, False, True]
+    assert chosen.has_eot.tolist() == [False, True, False, True]
 
 
 def test_cut_answers_are_left_out_on_request():
@@ -76,14 +76,14 @@ def test_the_turns_that_were_given_are_left_as_they_are():
     given = turns()
     Policy(turns="last", stop="never", cut_answers="mask").apply(given)
     assert spans(given) == spans(turns())
-    assert given.has_stop.tolist() == turns().has_stop.tolist()
+    assert given.has_eot.tolist() == turns().has_eot.tolist()
 
 
 def test_every_other_column_goes_with_its_turn():
     chosen = Policy(turns="last").apply(turns())
     assert chosen.document.tolist() == [0, 2, 3]
     assert chosen.header.tolist() == [6, 12, 18]
-    assert chosen.stop_at.tolist() == [9, 17, 20]
+    assert chosen.eot_start.tolist() == [9, 17, 20]
     assert chosen.message.tolist() == [3, 1, 1]
     assert chosen.cut.tolist() == [False, True, False]
 
@@ -92,3 +92,8 @@ def test_every_other_column_goes_with_its_turn():
 def test_an_unknown_value_is_refused_with_the_known_ones(name: str, value: object):
     with pytest.raises(SftMaskError, match=rf"Policy\({name}={value!r}\) is unknown. Use one of "):
         Policy(**{name: value})
+
+
+def test_the_model_is_the_assistant_under_its_other_name() -> None:
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "model")]
+    assert Policy(roles={"model": 0.5}).message_weights(messages) == [0.0, 0.5, 0.5]

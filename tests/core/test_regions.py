@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from local_model import smollm2_folder
+from support.tiny_tokenizers import byte_level
+from support.trained_texts import trained_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sft_mask import IGNORE_INDEX, Policy, Region, mask_dataset
+from sft_mask import Policy, Region, mask_dataset
+from sft_mask.core.regions import in_regions
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError, SftMaskError
 
 
@@ -19,9 +25,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def trained_text(tokenizer: PreTrainedTokenizerBase, answer: str, *regions: Region) -> str:
     chat = [{"role": "user", "content": "<think>no</think> go"}, {"role": "assistant", "content": answer}]
     masked = mask_dataset(Dataset.from_list([{"messages": chat}]), tokenizer, policy=Policy(regions=regions))
-    row = masked[0]
-    assert all(label in (token, IGNORE_INDEX) for token, label in zip(row["input_ids"], row["labels"], strict=True))
-    return str(tokenizer.decode([label for label in row["labels"] if label != IGNORE_INDEX]))
+    return "".join(*trained_texts(masked, tokenizer))
 
 
 def test_reasoning_between_tags_is_masked_and_the_answer_and_its_stop_are_not(
@@ -64,7 +68,7 @@ def test_a_region_that_the_header_opened_runs_from_the_answer_s_first_token(toke
     policy = Policy(regions=[Region("<think>", "</think>")])
     data = Dataset.from_list([{"messages": chat}])
     masked = mask_dataset(data, tokenizer, policy=policy, chat_template=template)
-    assert tokenizer.decode([label for label in masked[0]["labels"] if label != IGNORE_INDEX]) == " Yes.<|im_end|>"
+    assert trained_texts(masked, tokenizer) == [[" Yes.<|im_end|>"]]
 
 
 @pytest.mark.parametrize("text", [1, None, b"x"])
@@ -87,3 +91,13 @@ def test_a_pattern_that_does_not_compile_is_refused_at_once() -> None:
 def test_a_policy_takes_regions_only() -> None:
     with pytest.raises(SftMaskError, match="holds something else than Region"):
         Policy(regions=("<think>",))  # type: ignore[arg-type]
+
+
+def test_weights_of_regions_that_overlap_are_multiplied() -> None:
+    vocabulary = read_vocabulary(byte_level())
+    yes = np.array([True])
+    answer = Turns.of_model(np.array([0]), np.array([4]), ~yes, ~yes, np.array([0]), np.array([0]), np.array([4]))
+    regions = [Region(pattern="abc", weight=0.5), Region(pattern="bcd", weight=0.25)]
+    factor, number = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
+    assert factor.tolist() == [0.5, 0.125, 0.125, 0.25]
+    assert number.tolist() == [1, 2, 2, 2]

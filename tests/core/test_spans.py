@@ -27,7 +27,7 @@ CHATML = Markers(
     response=(f"{START}assistant\n",),
     instruction=(f"{START}user\n",),
     others=(f"{START}system\n",),
-    stops=(STOP,),
+    eots=(STOP,),
     complete=True,
 )
 PLAIN = Markers(response=("\nA: ",), instruction=("\nQ: ",))
@@ -37,7 +37,7 @@ def finder_for(tokenizer: Any, markers: Markers, pad: str | None = None) -> Span
     trie = compile_patterns(markers, read_vocabulary(tokenizer), tokenizer)
     pad_id = None if pad is None else tokenizer.convert_tokens_to_ids(pad)
     return SpanFinder(
-        trie, complete=markers.complete, open_end=markers.open_end or not markers.stops, pad_token_id=pad_id
+        trie, complete=markers.complete, open_end=markers.open_end or not markers.eots, pad_token_id=pad_id
     )
 
 
@@ -47,7 +47,7 @@ def find(finder: SpanFinder, *documents: Sequence[int]) -> Turns:
 
 
 def spans(turns: Turns) -> list[tuple[int, int]]:
-    return list(zip(turns.start.tolist(), turns.stop.tolist(), strict=True))
+    return list(zip(turns.start.tolist(), turns.end.tolist(), strict=True))
 
 
 def trained(tokenizer: Any, markers: Markers, text: str | Sequence[int], pad: str | None = None) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_stop_quoted_inside_an_answer_does_not_end_it():
 
 def test_an_answer_cut_behind_a_quoted_stop_goes_on_to_the_end_of_its_row():
     turns = find(finder_for(byte_level(WORDS), CHATML), encode(byte_level(WORDS), f"{START}assistant\nA{STOP}BC"))
-    assert (spans(turns), turns.has_stop.tolist(), turns.cut.tolist()) == ([(3, 7)], [False], [True])
+    assert (spans(turns), turns.has_eot.tolist(), turns.cut.tolist()) == ([(3, 7)], [False], [True])
 
 
 def test_a_marker_typed_as_text_is_no_control_token():
@@ -114,13 +114,13 @@ def test_text_in_front_of_a_control_token_completes_no_text_marker():
 
 def test_an_unknown_control_token_behind_a_stop_begins_another_role():
     tokenizer = byte_level(WORDS, specials=("<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"))
-    markers = Markers(response=("<|assistant|>",), instruction=("<|user|>",), stops=("<|end|>",))
+    markers = Markers(response=("<|assistant|>",), instruction=("<|user|>",), eots=("<|end|>",))
     text = "<|assistant|>A<|end|>\n<|tool|>hello<|end|><|assistant|>B<|end|>"
     assert trained(tokenizer, markers, text) == ["A|<|end|>", "B|<|end|>"]
 
 
 def test_words_behind_the_last_stop_are_not_trained_where_other_headers_may_be_unknown():
-    markers = Markers(response=(f"{START}assistant\n",), instruction=(f"{START}user\n",), stops=(STOP,))
+    markers = Markers(response=(f"{START}assistant\n",), instruction=(f"{START}user\n",), eots=(STOP,))
     assert trained(byte_level(WORDS), markers, f"{START}assistant\nA{STOP}\ntool: hello") == [f"A|{STOP}"]
 
 
@@ -130,33 +130,33 @@ def test_the_next_roles_control_token_is_the_stop_where_the_template_has_no_othe
         response=("<|assistant|>\n",),
         instruction=("<|user|>\n",),
         others=("<|tool|>\n",),
-        stop_headers=("<|user|>\n",),
+        eot_headers=("<|user|>\n",),
         open_end=True,
         complete=True,
     )
     text = "<|user|>\nhello<|assistant|>\nA<|user|>\nhello<|assistant|>\nB<|tool|>\nhello<|assistant|>\nC"
     turns = find(finder_for(tokenizer, markers), ids := encode(tokenizer, text))
     assert [tokenizer.decode(ids[low:high]) for low, high in spans(turns)] == ["A<|user|>", "B", "C"]
-    assert turns.has_stop.tolist() == [True, False, False]
+    assert turns.has_eot.tolist() == [True, False, False]
     assert turns.cut.tolist() == [False, False, False]
 
 
 def test_a_stop_that_is_also_the_beginning_of_the_next_header_is_trained():
     tokenizer = byte_level(WORDS)
-    markers = Markers(response=(f"{START}assistant\n",), instruction=(f"{STOP}\n{START}user\n",), stops=(STOP,))
+    markers = Markers(response=(f"{START}assistant\n",), instruction=(f"{STOP}\n{START}user\n",), eots=(STOP,))
     text = f"{START}assistant\nhello{STOP}\n{START}user\nhello{STOP}\n{START}assistant\nA{STOP}"
     assert trained(tokenizer, markers, text) == [f"hello|{STOP}", f"A|{STOP}"]
 
 
 def test_a_longer_header_wins_over_its_own_beginning():
     header = f"{START}assistant\n"
-    markers = Markers(response=(header, header + "<think>\n"), instruction=(f"{START}user\n",), stops=(STOP,))
+    markers = Markers(response=(header, header + "<think>\n"), instruction=(f"{START}user\n",), eots=(STOP,))
     assert trained(byte_level(), markers, f"{header}<think>\nA{STOP}") == [f"A|{STOP}"]
     assert trained(byte_level(), markers, f"{header}<thin{STOP}") == [f"<|t|h|i|n|{STOP}"]
 
 
 def test_control_tokens_that_eat_blanks_are_found_with_and_without_them_in_the_marker():
-    markers = Markers(response=("\n<|assistant|>\n",), instruction=("\n<|user|>\n",), stops=("<|end|>",))
+    markers = Markers(response=("\n<|assistant|>\n",), instruction=("\n<|user|>\n",), eots=("<|end|>",))
     text = "<|user|>\nQ<|end|>\n<|assistant|>\nhi<|end|>\n<|user|>\n"
     assert encode(swallowing(), text).count(10) == 0
     assert trained(swallowing(), markers, text) == [" |h|i|<|end|>"]
@@ -167,7 +167,7 @@ def test_a_marker_given_as_ids_is_the_marker_given_as_text():
     as_ids = Markers(
         response=(tuple(encode(tokenizer, f"{START}assistant\n")),),
         instruction=(tuple(encode(tokenizer, f"{START}user\n")),),
-        stops=((tokenizer.convert_tokens_to_ids(STOP),),),
+        eots=((tokenizer.convert_tokens_to_ids(STOP),),),
     )
     text = f"{START}user\nhello{STOP}\n{START}assistant\n\nhello{STOP}\n"
     assert trained(tokenizer, as_ids, text) == [f"\n\n|hello|{STOP}"]
@@ -235,20 +235,20 @@ def test_the_separator_of_answers_without_a_stop_is_never_trained():
 
 
 def test_a_text_stop_is_trained_and_its_shared_token_once():
-    markers = Markers(response=("A: ",), instruction=("Q: ",), stops=("###",))
+    markers = Markers(response=("A: ",), instruction=("Q: ",), eots=("###",))
     turns = find(finder_for(byte_level(["b##", "#\n"]), markers), encode(byte_level(["b##", "#\n"]), "A: ab###\nQ: c"))
-    assert (spans(turns), turns.stop_at.tolist(), turns.has_stop.tolist()) == ([(3, 6)], [5], [True])
+    assert (spans(turns), turns.eot_start.tolist(), turns.has_eot.tolist()) == ([(3, 6)], [5], [True])
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_sentencepiece_markers_are_found_with_a_blank_glued_in_front_or_not(legacy: bool):
     tokenizer = sentencepiece(("▁USER", "▁ASSISTANT"), legacy=legacy)
-    markers = Markers(response=("ASSISTANT: ",), instruction=("USER: ",), stops=("</s>",))
+    markers = Markers(response=("ASSISTANT: ",), instruction=("USER: ",), eots=("</s>",))
     assert trained(tokenizer, markers, "USER: a ASSISTANT: hi</s>USER: a") == ["h|i|</s>"]
 
 
 def test_a_sentencepiece_marker_of_control_token_and_text_is_found_with_the_glued_blank():
-    markers = Markers(response=("<s>assistant\n",), instruction=("<s>user\n",), stops=("</s>",))
+    markers = Markers(response=("<s>assistant\n",), instruction=("<s>user\n",), eots=("</s>",))
     assert trained(sentencepiece(), markers, "<s>user\nQ</s><s>assistant\nhi</s>") == ["h|i|</s>"]
 
 
@@ -270,7 +270,7 @@ def test_a_row_cut_inside_the_next_header_trains_none_of_it(end: int):
     tokenizer = byte_level(WORDS)
     ids = encode(tokenizer, f"{START}assistant\nA{STOP}\n{START}user\nhello{STOP}")
     turns = find(finder_for(tokenizer, CHATML), ids[:end])
-    assert (spans(turns), turns.has_stop.tolist(), turns.cut.tolist()) == ([(3, 5)], [True], [False])
+    assert (spans(turns), turns.has_eot.tolist(), turns.cut.tolist()) == ([(3, 5)], [True], [False])
 
 
 def test_a_row_cut_inside_a_plain_header_trains_none_of_it_once_half_of_it_stands_there():
@@ -280,7 +280,7 @@ def test_a_row_cut_inside_a_plain_header_trains_none_of_it_once_half_of_it_stand
 
 
 def test_behind_a_stop_one_byte_of_a_plain_header_is_a_cut_header():
-    markers = Markers(response=("### A:",), instruction=("### Q:",), stops=(STOP,), complete=True)
+    markers = Markers(response=("### A:",), instruction=("### Q:",), eots=(STOP,), complete=True)
     assert trained(byte_level(), markers, f"### A:yes{STOP}\n\n#") == [f"y|e|s|{STOP}"]
     assert trained(byte_level(), markers, f"### A:is {STOP} it#") == [f"i|s| |{STOP}| |i|t|#"]
 
@@ -294,7 +294,7 @@ def test_a_row_cut_inside_what_the_generation_prompt_prefills_trains_none_of_it(
 
 def test_an_empty_answer_whose_stop_is_the_next_header_trains_it():
     markers = Markers(
-        response=("<|im_start|>",), instruction=("<|im_end|>",), stops=("<|im_end|>",), stop_headers=("<|im_end|>",)
+        response=("<|im_start|>",), instruction=("<|im_end|>",), eots=("<|im_end|>",), eot_headers=("<|im_end|>",)
     )
     assert trained(byte_level(WORDS), markers, "<|im_start|><|im_end|>hello<|im_start|>A<|im_end|>") == [
         "<|im_end|>", "A|<|im_end|>"
@@ -308,7 +308,7 @@ def test_a_cut_header_begins_behind_the_last_whole_one():
 
 def test_a_row_cut_inside_an_answer_is_trained_to_its_end_and_said_to_be_cut():
     turns = find(finder_for(byte_level(WORDS), CHATML), encode(byte_level(WORDS), f"{START}assistant\nAB"))
-    assert (spans(turns), turns.cut.tolist(), turns.has_stop.tolist()) == ([(3, 5)], [True], [False])
+    assert (spans(turns), turns.cut.tolist(), turns.has_eot.tolist()) == ([(3, 5)], [True], [False])
 
 
 def test_an_answer_is_not_cut_where_the_template_leaves_the_last_one_open():
@@ -384,7 +384,7 @@ def test_every_integer_type_is_read_alike(dtype: type, odd: int | None):
     pieces = ["<q>", "<a>", "<e>", "x", "y"]
     added = {index: AddedPiece(index, piece, True, False, False) for index, piece in enumerate(pieces[:3])}
     vocabulary = Vocabulary(5, pieces, "byte-level", added)
-    markers = Markers(response=("<a>",), instruction=("<q>",), stops=("<e>",), complete=True)
+    markers = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, NO_NORMALIZER), complete=True, pad_token_id=50_000)
     ids = np.array([0, 3, 1, 4 if odd is None else odd, 3, 2, 0, 4], dtype)
     assert spans(finder.find(ids, np.array([0, 8]))) == [(3, 6)]
@@ -490,8 +490,8 @@ def all_markers(draw: st.DrawFn) -> Markers:
         response=draw(some),
         instruction=draw(some),
         others=others,
-        stops=stops,
-        stop_headers=others[: draw(st.integers(0, 1))],
+        eots=stops,
+        eot_headers=others[: draw(st.integers(0, 1))],
         separator=draw(st.sampled_from(["", "\n", " \n"])),
         open_end=draw(st.booleans()),
         complete=draw(st.booleans()),
@@ -527,7 +527,7 @@ def split_control(text: str) -> list[str]:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Vocabulary, Markers, list[list[int]], int | None]:
     markers = draw(all_markers())
-    every = [text for texts in (markers.response, markers.headers, markers.stops) for text in texts]
+    every = [text for texts in (markers.response, markers.headers, markers.eots) for text in texts]
     bits = st.sampled_from([str(text) for text in every] + list(CONTROL)) | st.text(CHARACTERS, max_size=4)
     lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
     documents = [chunks_of("".join(draw(st.lists(bits, max_size=8))), lengths) for _ in range(draw(st.integers(0, 4)))]
@@ -567,7 +567,7 @@ def test_the_finder_equals_the_slow_reference(case: tuple[Vocabulary, Markers, l
     expected = []
     for document, (low, row) in enumerate(zip(offsets, rows, strict=False)):
         for turn in reference_turns(row, trie.patterns, vocabulary, pad=pad, **flags):
-            moved = {name: turn[name] + low for name in ("start", "stop", "header", "stop_at")}
+            moved = {name: turn[name] + low for name in ("start", "end", "header", "eot_start")}
             expected.append({**turn, **moved, "document": document})
     assert [
         {name: getattr(found, name)[index].item() for name in Turns.__slots__} for index in range(len(found))
@@ -616,5 +616,56 @@ def test_the_separator_after_an_answer_is_not_trained_at_the_end_of_a_row(text: 
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), open_end=True, separator="\n\n")
     ids = np.array(encode(tokenizer, text))
     turns = finder.find(ids, np.array([0, len(ids)]))
-    assert [tokenizer.decode(ids[a:b]) for a, b in zip(turns.start, turns.stop, strict=True)] == expected
+    assert [tokenizer.decode(ids[a:b]) for a, b in zip(turns.start, turns.end, strict=True)] == expected
     assert not turns.cut.any()
+
+
+FORMAT = Markers(response=("<a>",), instruction=("<q>",), others=("<s>",), eots=("<e>",), complete=True)
+
+
+def format_finder(markers: Markers = FORMAT) -> SpanFinder:
+    made = byte_level(specials=("<q>", "<a>", "<e>", "<s>"))
+    trie = compile_patterns(markers, read_vocabulary(made), made)
+    return SpanFinder(trie, complete=markers.complete)
+
+
+def turns_of(*documents: str, markers: Markers = FORMAT) -> list[tuple[int, int, bool]]:
+    """First token, one past the last, and whether the turn is cut."""
+    rows = [encode(byte_level(specials=("<q>", "<a>", "<e>", "<s>")), document) for document in documents]
+    offsets = np.cumsum([0, *map(len, rows)])
+    found = format_finder(markers).find(np.array([token for row in rows for token in row], np.int64), offsets)
+    return list(zip(found.start.tolist(), found.end.tolist(), found.cut.tolist(), strict=True))
+
+
+def test_eight_newlines_may_follow_the_last_end_of_turn_token_and_nine_show_that_it_was_quoted() -> None:
+    assert turns_of("<a>x<e>" + "\n" * 8) == [(1, 3, False)]
+    assert turns_of("<a>x<e>" + "\n" * 9) == [(1, 12, True)]
+
+
+def test_an_empty_answer_right_after_an_end_of_turn_token_keeps_its_own() -> None:
+    assert turns_of("<q>x<e><a><e><q>y") == [(4, 5, False)]
+
+
+def test_an_answer_that_ends_its_document_is_cut_though_the_next_begins_with_a_header() -> None:
+    assert turns_of("<a>x", "<q>y<a>z<e>") == [(1, 2, True), (5, 7, False)]
+
+
+def test_words_after_a_quoted_end_of_turn_token_are_the_answers_where_headers_may_be_unknown() -> None:
+    unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
+    assert turns_of("<a>x<e>y<e><q>z", markers=unknown) == [(1, 5, False)]
+
+
+def test_half_a_header_at_the_end_of_a_row_is_not_an_answer_and_less_of_it_is() -> None:
+    plain = Markers(response=("<a>",), instruction=("#### Q: ",))
+    assert turns_of("<a>x####", markers=plain) == [(1, 2, False)]
+    assert turns_of("<a>x###", markers=plain) == [(1, 5, True)]
+
+
+def test_a_header_cut_right_after_an_end_of_turn_token_shows_that_it_was_not_quoted() -> None:
+    plain = Markers(response=("<a>",), instruction=("\n### Q:",), eots=("<e>",), complete=True)
+    assert turns_of("<a>x<e>\n###", markers=plain) == [(1, 3, False)]
+
+
+def test_a_header_right_after_one_of_two_that_overlap_is_found() -> None:
+    plain = Markers(response=("A:",), instruction=("\n Q:", " Q:"))
+    assert turns_of("\n Q:A:x", markers=plain) == [(6, 7, True)]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, List
 from support import tiny
+from support.trained_texts import trained_texts
 from trl import SFTConfig
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
@@ -34,12 +35,6 @@ def with_template(source: str) -> Any:
     made = tiny.tokenizer.__wrapped__()
     made.chat_template = source
     return made
-
-
-def trained(dataset: Any, tokenizer: Any = None) -> list[str]:
-    """What the rows train, as text."""
-    tokenizer = tokenizer or tiny.tokenizer()
-    return [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in dataset]
 
 
 def message_of(dataset: Any, **more: Any) -> str:
@@ -138,18 +133,19 @@ def test_a_malformed_row_is_named_and_the_way_out_works(case: str) -> None:
     message = message_of(dataset)
     assert re.search(seen, message), message
     assert "chat template refuses" not in message
-    assert set(trained(mask_dataset(followed(message, dataset), tiny.tokenizer()))) == {"Yo<|im_end|>"}
+    fixed = followed(message, dataset)
+    assert trained_texts(mask_dataset(fixed, tiny.tokenizer())) == [["Yo<|im_end|>"]] * len(fixed)
 
 
 def test_numbers_become_text_in_the_way_that_is_shown() -> None:
     numbers = Dataset.from_list([{"messages": [{"role": "user", "content": 4}, {"role": "assistant", "content": 5}]}])
     message = message_of(numbers)
     assert "Row 0: Message 0 of messages has the content 4, of type int, not text" in message
-    assert trained(mask_dataset(followed(message, numbers), tiny.tokenizer())) == ["5<|im_end|>"]
+    assert trained_texts(mask_dataset(followed(message, numbers), tiny.tokenizer())) == [["5<|im_end|>"]]
     numbers = Dataset.from_list([{"conversations": [{"from": "user", "value": 4}, {"from": "assistant", "value": 5}]}])
     message = message_of(numbers)
     assert "Row 0: Message 0 of conversations has the content 4, of type int" in message
-    assert trained(mask_dataset(followed(message, numbers), tiny.tokenizer())) == ["5<|im_end|>"]
+    assert trained_texts(mask_dataset(followed(message, numbers), tiny.tokenizer())) == [["5<|im_end|>"]]
     texts = Dataset.from_list([{"text": 4}])
     message = message_of(texts)
     assert "Row 0: text is 4, of type int, not text" in message
@@ -213,7 +209,7 @@ def test_json_text_of_a_stream_is_read_in_the_way_that_is_shown() -> None:
         Dataset.from_list([text]).to_iterable_dataset(),
     ):
         read = followed(message_of(stream), stream)
-        assert trained(mask_dataset(read, tiny.tokenizer())) == ["Yo<|im_end|>"]
+        assert trained_texts(mask_dataset(read, tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_parts_that_are_lists_without_end_are_refused() -> None:
@@ -227,27 +223,27 @@ def test_parts_that_are_lists_without_end_are_refused() -> None:
 @pytest.mark.parametrize("tools", ["", "  ", "[]", "null", None, []])
 def test_no_tools_may_be_spelled_in_any_way(tools: Any) -> None:
     masked = mask_dataset(Dataset.from_list([{"messages": CHAT, "tools": tools}]), tiny.tokenizer())
-    assert trained(masked) == ["Yo<|im_end|>"]
+    assert trained_texts(masked) == [["Yo<|im_end|>"]]
     ids = {"input_ids": masked["input_ids"][0], "messages": CHAT, "tools": tools}
-    assert trained(mask_dataset(Dataset.from_list([ids]), tiny.tokenizer())) == ["Yo<|im_end|>"]
+    assert trained_texts(mask_dataset(Dataset.from_list([ids]), tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_messages_are_read_where_a_prompt_has_no_completion() -> None:
     """As in ``ultrachat_200k``, whose prompt repeats the first message."""
     rows = Dataset.from_list([{"prompt": "Hi", "prompt_id": "x", "messages": CHAT}])
-    assert trained(mask_dataset(rows, tiny.tokenizer())) == ["Yo<|im_end|>"]
+    assert trained_texts(mask_dataset(rows, tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_text_is_read_where_messages_are_null() -> None:
     text = tiny.rendered(CHAT)
     rows = Dataset.from_list([{"messages": CHAT, "text": None}, {"messages": None, "text": text}])
-    assert trained(mask_dataset(rows, tiny.tokenizer())) == ["Yo<|im_end|>"] * 2
+    assert trained_texts(mask_dataset(rows, tiny.tokenizer())) == [["Yo<|im_end|>"]] * 2
 
 
 def test_the_content_of_a_tool_may_be_any_json() -> None:
     chat = [U, {"role": "tool", "content": 4}, {"role": "tool", "content": {"a": [None, 1]}}, A]
     rows = Dataset.from_list([{"messages": chat}], features=Features({"messages": List(Json())}))
-    assert trained(mask_dataset(rows, tiny.tokenizer())) == ["Yo<|im_end|>"]
+    assert trained_texts(mask_dataset(rows, tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_a_refusal_of_the_template_says_what_is_odd_about_the_messages() -> None:
@@ -276,7 +272,7 @@ def test_rows_of_any_format_are_read_and_keep_it(row: dict[str, Any], kind: str)
     assert masked.format["type"] == shown.format["type"]
     assert set(masked.format["columns"]) >= {"n", "input_ids", "labels"}
     assert (set(row) <= set(masked.format["columns"])) == (kind != "hidden" and "conversations" not in row)
-    assert trained(masked.with_format(None)) == ["Yo<|im_end|>"] * 2
+    assert trained_texts(masked.with_format(None)) == [["Yo<|im_end|>"]] * 2
     bad = Dataset.from_list([{"messages": None}, {"messages": CHAT}])
     assert "Row 0: messages is null" in message_of(bad if kind == "hidden" else bad.with_format(kind))
 
@@ -349,7 +345,7 @@ def test_roles_that_are_nobodys_are_named_and_renamed_by_what_is_shown(
     assert "marker" not in str(caught.value)
     assert "template" not in str(caught.value)
     renamed = followed(str(caught.value), dataset)
-    assert trained(mask_dataset(renamed, tokenizer), tokenizer) == ["Yo<|im_end|>"] * 2
+    assert trained_texts(mask_dataset(renamed, tokenizer), tokenizer) == [["Yo<|im_end|>"]] * 2
 
 
 @pytest.mark.parametrize("kind", ["json", "pair", "stream", "shuffled", "preview"])
@@ -365,7 +361,7 @@ def test_roles_are_read_from_rows_of_every_kind(kind: str) -> None:
         (preview_rows if kind == "preview" else mask_dataset)(dataset, tiny.tokenizer())
     assert ("completion column" in str(caught.value)) == (kind == "pair")
     renamed = followed(str(caught.value), dataset)
-    assert trained(mask_dataset(renamed, tiny.tokenizer())) == ["Yo<|im_end|>"] * 3
+    assert trained_texts(mask_dataset(renamed, tiny.tokenizer())) == [["Yo<|im_end|>"]] * 3
 
 
 def test_conversations_of_users_alone_are_named_with_what_is_missing() -> None:
@@ -373,13 +369,13 @@ def test_conversations_of_users_alone_are_named_with_what_is_missing() -> None:
     assert "The roles of 1 conversation are 'user' (2 messages)" in message
     assert message.endswith('a message such as {"role": "assistant", "content": ...}, or leave this split out.')
     dataset = Dataset.from_list([{"messages": [U], "answer": "Yo"}])
-    assert trained(mask_dataset(followed(message_of(dataset), dataset), tiny.tokenizer())) == ["Yo<|im_end|>"]
+    assert trained_texts(mask_dataset(followed(message_of(dataset), dataset), tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_rows_without_the_assistant_are_dropped_where_others_have_it() -> None:
     rows = [{"messages": [U]}, {"messages": CHAT}, {"messages": [{**U, "role": "human"}]}]
     masked, report = mask_dataset(Dataset.from_list(rows), tiny.tokenizer(), return_report=True)
-    assert trained(masked) == ["Yo<|im_end|>"]
+    assert trained_texts(masked) == [["Yo<|im_end|>"]]
     assert report.splits["train"].rows_dropped == 2
 
 
@@ -404,7 +400,7 @@ def test_markers_of_the_callers_own_make_no_role_the_models() -> None:
     dataset = Dataset.from_list([{"conversations": SHAREGPT}])
     with pytest.raises(NothingToTrainError, match=r"All 1 row .*No message in the conversations column") as caught:
         mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>human\n", "<|im_start|>gpt\n")
-    assert trained(mask_dataset(followed(str(caught.value), dataset), tiny.tokenizer())) == ["Yo<|im_end|>"]
+    assert trained_texts(mask_dataset(followed(str(caught.value), dataset), tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
 def test_given_markers_are_not_blamed_where_they_are_the_templates() -> None:
@@ -454,7 +450,7 @@ def test_a_trainer_of_roles_that_are_nobodys_says_so_and_how_to_rename_them(
     assert ("all 2 of them were taken out" in str(caught.value)) == (template == EMPTY_FOR_STRANGERS)
     assert "marker" not in str(caught.value)
     again = trainer_of(tmp_path, followed(str(caught.value), dataset), tokenizer)
-    assert trained(train_on_responses_only(again).train_dataset, tokenizer) == ["Yo<|im_end|>"] * 2
+    assert trained_texts(train_on_responses_only(again).train_dataset, tokenizer) == [["Yo<|im_end|>"]] * 2
 
 
 def test_a_trainer_whose_rows_truncation_emptied_says_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from support.tiny_chat import Messages, conversation
 
-from sft_mask.data.columns import holds_any, is_conversation, list_values, shapes
+from sft_mask.data.columns import holds_any, is_conversation, list_values, signatures
 from sft_mask.data.conversations import Decoder, read_tools
 from sft_mask.errors import DataError
 
@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("made", [column, as_json])
 @BOTH
 def test_answers_are_the_messages_of_the_model(made: Any) -> None:
     rows = [conversation("a", "b", "c", "d"), conversation("a"), [{"role": "model", "content": "x"}]]
-    assert shapes(made(rows), ()).answers.tolist() == [2, 0, 1]
+    assert signatures(made(rows), ()).answers.tolist() == [2, 0, 1]
 
 
 @BOTH
@@ -44,13 +44,13 @@ def test_a_marker_in_any_text_of_a_row_is_seen(made: Any) -> None:
         conversation("a", f"{MARK}b"),
         conversation("a", "b", system=MARK),
     ]
-    assert shapes(made(rows), (MARK,)).quotes.tolist() == [False, True, True, True]
+    assert signatures(made(rows), (MARK,)).quotes.tolist() == [False, True, True, True]
 
 
 @BOTH
 def test_a_marker_in_an_unknown_role_is_seen_and_a_known_role_is_none(made: Any) -> None:
     rows = [[{"role": f"user{MARK}", "content": "a"}], [{"role": "assistant", "content": "a"}]]
-    assert shapes(made(rows), (MARK, "assistant")).quotes.tolist() == [True, False]
+    assert signatures(made(rows), (MARK, "assistant")).quotes.tolist() == [True, False]
 
 
 @BOTH
@@ -59,25 +59,25 @@ def test_half_a_marker_in_each_of_two_parts_is_a_marker(made: Any) -> None:
         return [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
 
     rows = [parts("<|im_", "start|>"), parts("<|im_"), parts("start|>", "<|im_"), parts(MARK)]
-    assert shapes(made(rows), (MARK,)).quotes.tolist() == [True, False, False, True]
+    assert signatures(made(rows), (MARK,)).quotes.tolist() == [True, False, False, True]
 
 
 def test_a_marker_in_a_call_is_seen() -> None:
     call = {"function": {"name": "look", "arguments": {"city": MARK}}}
     rows = [[{"role": "assistant", "content": "", "tool_calls": [call]}]]
-    assert shapes(column(rows), (MARK,)).quotes.tolist() == [True]
-    assert shapes(as_json(rows), (MARK,)).quotes.tolist() == [True]
+    assert signatures(column(rows), (MARK,)).quotes.tolist() == [True]
+    assert signatures(as_json(rows), (MARK,)).quotes.tolist() == [True]
 
 
 def test_a_marker_as_a_key_is_seen() -> None:
     rows = [[{"role": "tool", "content": {MARK: 1}}]]
-    assert shapes(as_json(rows), (MARK,)).quotes.tolist() == [True]
+    assert signatures(as_json(rows), (MARK,)).quotes.tolist() == [True]
 
 
 def test_nulls_hold_no_marker() -> None:
     rows: list[Any] = [None, [{"role": "user", "content": None}], [None], []]
     kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-    found = shapes(pa.chunked_array([pa.array(rows, kind)]), (MARK,))
+    found = signatures(pa.chunked_array([pa.array(rows, kind)]), (MARK,))
     assert found.quotes.tolist() == [False] * 4
     assert found.answers.tolist() == [0] * 4
 
@@ -93,7 +93,7 @@ def test_rows_of_other_roles_or_filled_fields_have_another_shape(made: Any) -> N
         conversation("a", "<think>b"),
         conversation("a", "b", "c"),
     ]
-    keys = shapes(made(rows), ()).shape.tolist()
+    keys = signatures(made(rows), ()).signature.tolist()
     assert keys[0] == keys[1]
     assert len({*keys}) == 5
 
@@ -102,20 +102,20 @@ def test_a_row_with_calls_has_another_shape() -> None:
     rows = [conversation("a", "b"), conversation("a", "b")]
     rows[1][1]["tool_calls"] = [{"function": {"name": "f"}}]
     for made in (column, as_json):
-        keys = shapes(made(rows), ()).shape.tolist()
+        keys = signatures(made(rows), ()).signature.tolist()
         assert keys[0] != keys[1]
 
 
 def test_shapes_do_not_depend_on_the_batch() -> None:
     rows = [conversation("a", "b"), conversation("a", "b", "c", "d", system="s"), conversation("a", "")]
     for made in (column, as_json):
-        whole = shapes(made(rows), ()).shape.tolist()
-        assert [int(shapes(made(rows).slice(at, 1), ()).shape[0]) for at in range(3)] == whole
+        whole = signatures(made(rows), ()).signature.tolist()
+        assert [int(signatures(made(rows).slice(at, 1), ()).signature[0]) for at in range(3)] == whole
 
 
 def test_a_slice_is_read_as_it_stands() -> None:
     rows = [conversation(MARK, "b"), conversation("a", "b", "c", "d"), conversation("a", "b")]
-    found = shapes(column(rows).slice(1), (MARK,))
+    found = signatures(column(rows).slice(1), (MARK,))
     assert found.answers.tolist() == [2, 1]
     assert found.quotes.tolist() == [False, False]
 
@@ -167,14 +167,14 @@ def test_a_row_comes_back_as_it_was_given() -> None:
 def test_a_marker_escaped_in_tools_of_json_text_is_doubted() -> None:
     texts = ['[{"name": "\\u003c|im_start|>"}]', '[{"name": "clock"}]', None]
     table = pa.table({"messages": pa.array([conversation("a", "b")] * 3), "tools": pa.array(texts)})
-    assert Decoder().shapes(table, (MARK,)).quotes.tolist() == [True, False, False]
+    assert Decoder().signatures(table, (MARK,)).quotes.tolist() == [True, False, False]
 
 
 def test_rows_with_arguments_of_their_own_are_doubted() -> None:
     table = pa.table(
         {"messages": pa.array([conversation("a", "b")] * 2), "chat_template_kwargs": pa.array([{"x": True}, None])}
     )
-    assert Decoder().shapes(table, ()).quotes.tolist() == [True, False]
+    assert Decoder().signatures(table, ()).quotes.tolist() == [True, False]
 
 
 def test_tools_that_are_no_json_are_quoted() -> None:
@@ -188,3 +188,15 @@ def test_a_null_conversation_is_unknown() -> None:
     table = pa.table({"messages": pa.array([conversation("a", "b"), None])})
     assert Decoder().unknown(table).tolist() == [False, True]
     assert Decoder().row(table, 1).messages == []
+
+
+def test_a_slice_of_lists_holds_its_own_values_only() -> None:
+    values, offsets = list_values(pa.array([[1], [2, 3], [4]])[1:])
+    assert (values.tolist(), offsets.tolist()) == ([2, 3, 4], [0, 2, 3])
+
+
+def test_messages_with_other_fields_have_another_shape() -> None:
+    texts = pa.array([json.dumps({"role": "user", "content": "a", field: "x"}) for field in ("name", "mood", "name")])
+    items = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+    key = signatures(pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), items), ()).signature.tolist()
+    assert key[0] == key[2] != key[1]

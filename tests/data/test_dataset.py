@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import subprocess
 import sys
@@ -16,24 +15,23 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from support.tiny import ASSISTANT, USER, chats, expected, messages_dataset, tokenized, tokenizer
+from support.tiny_chat import CHATML, prepared
+from support.tiny_tokenizers import byte_level
 
 import sft_mask.data.dataset
 from sft_mask import Policy, mask_dataset
 from sft_mask.data import cache as labelfile
-from sft_mask.data.batches import Tally
 from sft_mask.data.dataset import fingerprint_of, label_dataset
 from sft_mask.data.masker import Masker
-from sft_mask.data.setup import build_masker, read_tokenizer
+from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer
 from sft_mask.data.stream import LabelBatch, label_stream
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError, UnsupportedError
-from sft_mask.report import SplitReport
 
 CHATS = chats(40, seed=3)
 
 
-def masker_and_key(**settings: Any) -> tuple[Masker, tuple[object, ...]]:
-    given = {"instruction_part": None, "response_part": None, "policy": Policy(), "on_ambiguous": "error"}
-    return build_masker(read_tokenizer(tokenizer()), [], **{**given, **settings})
+def made_masker(**settings: Any) -> Masker:
+    return build_masker(read_tokenizer(tokenizer()), [], MaskSettings(**settings))
 
 
 def tokenized_dataset(conversations: Any = CHATS, **columns: Any) -> Dataset:
@@ -47,7 +45,7 @@ def on_disk(dataset: Dataset, folder: Path) -> Dataset:
 
 
 def labelled(dataset: Dataset, **settings: Any) -> Dataset:
-    return label_dataset(dataset, *masker_and_key(**settings))[0]
+    return label_dataset(dataset, made_masker(**settings))[0]
 
 
 def agrees(dataset: Any, conversations: Any = CHATS) -> None:
@@ -130,21 +128,21 @@ def test_concatenated_datasets_are_right(tmp_path: Path) -> None:
 
 
 def test_rows_that_occur_twice_are_counted_twice() -> None:
-    masker, key = masker_and_key()
-    once, tally_once = label_dataset(tokenized_dataset().select([3, 5]), masker, key)
-    twice, tally_twice = label_dataset(tokenized_dataset().select([3, 5, 3, 5]), masker, key)
+    masker = made_masker()
+    once, stats_once = label_dataset(tokenized_dataset().select([3, 5]), masker)
+    twice, stats_twice = label_dataset(tokenized_dataset().select([3, 5, 3, 5]), masker)
     assert [*once["labels"], *once["labels"]] == list(twice["labels"])
-    assert tally_twice.report == tally_once.report + tally_once.report
+    assert stats_twice.report == stats_once.report + stats_once.report
 
 
 def test_rows_that_are_filtered_out_are_neither_checked_nor_counted() -> None:
     conversations = [tokenized(messages) for messages in CHATS[:3]]
     dataset = Dataset.from_dict({"input_ids": [conversations[0], None, [], conversations[2]], "n": [0, 1, 1, 2]})
     kept = dataset.filter(lambda row: bool(row["input_ids"]))
-    made, tally = label_dataset(kept, *masker_and_key())
+    made, stats = label_dataset(kept, made_masker())
     agrees(made, CHATS)
-    assert tally.report.rows == 2
-    assert tally.report.rows_dropped == 0
+    assert stats.report.rows == 2
+    assert stats.report.rows_dropped == 0
 
 
 def test_a_null_among_labels_is_named_with_its_row() -> None:
@@ -156,13 +154,13 @@ def test_a_null_among_labels_is_named_with_its_row() -> None:
 
 def test_batches_of_any_size_give_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled = tokenized_dataset().shuffle(seed=5).select(range(31))
-    whole, tally = label_dataset(shuffled, *masker_and_key())
+    whole, stats = label_dataset(shuffled, made_masker())
     for rows, tokens in ((1, 1 << 20), (7, 1 << 20), (1000, 90), (1000, 1)):
         monkeypatch.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", rows)
         monkeypatch.setattr(sft_mask.data.dataset, "_TOKENS_AT_ONCE", tokens)
-        again, tally_again = label_dataset(shuffled, *masker_and_key())
+        again, stats_again = label_dataset(shuffled, made_masker())
         assert list(again["labels"]) == list(whole["labels"])
-        assert tally_again.report == tally.report
+        assert stats_again.report == stats.report
 
 
 def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,16 +197,16 @@ def test_rows_are_taken_by_runs_or_one_by_one(places: list[int]) -> None:
 
 def test_rows_without_an_answer_are_dropped_and_counted() -> None:
     conversations = [*CHATS[:3], [{"role": "user", "content": "red"}], *CHATS[3:5]]
-    made, tally = label_dataset(tokenized_dataset(conversations), *masker_and_key())
+    made, stats = label_dataset(tokenized_dataset(conversations), made_masker())
     assert list(made["n"]) == [0, 1, 2, 4, 5]
     agrees(made, conversations)
-    assert (tally.report.rows, tally.report.rows_dropped) == (5, 1)
+    assert (stats.report.rows, stats.report.rows_dropped) == (5, 1)
 
 
 def test_keep_all_rows_keeps_rows_that_train_nothing_in_place() -> None:
     conversations = [[{"role": "user", "content": "red"}], *CHATS[:2]]
-    masker, key = masker_and_key()
-    made, _ = label_dataset(tokenized_dataset(conversations), masker, key, keep_all_rows=True)
+    masker = made_masker()
+    made, _ = label_dataset(tokenized_dataset(conversations), masker, keep_all_rows=True)
     assert list(made["n"]) == [0, 1, 2]
     assert set(made[0]["labels"]) == {-100}
 
@@ -231,9 +229,9 @@ def test_packed_rows_are_read_document_by_document() -> None:
     ids = [token for messages in CHATS[:3] for token in tokenized(messages)]
     lengths = [len(tokenized(messages)) for messages in CHATS[:3]]
     dataset = Dataset.from_dict({"input_ids": [ids], "seq_lengths": [lengths]})
-    made, tally = label_dataset(dataset, *masker_and_key())
+    made, stats = label_dataset(dataset, made_masker())
     assert made[0]["labels"] == [label for messages in CHATS[:3] for label in expected(messages)]
-    assert tally.report.documents == 3
+    assert stats.report.documents == 3
 
 
 def test_large_lists_and_fixed_size_lists_of_int64_are_read() -> None:
@@ -359,9 +357,9 @@ def test_an_undecidable_row_is_named_with_its_class_of_error() -> None:
     dataset = Dataset.from_dict({"input_ids": rows, "messages": messages})
     with pytest.raises(AmbiguousRowError, match=r"In the train dataset: Row 20 "):
         labelled(dataset)
-    made, tally = label_dataset(dataset, *masker_and_key(on_ambiguous="drop"))
+    made, stats = label_dataset(dataset, made_masker(on_ambiguous="drop"))
     assert len(made) == 40
-    assert tally.report.rows_ambiguous == 1
+    assert stats.report.rows_ambiguous == 1
 
 
 # files
@@ -369,27 +367,26 @@ def test_an_undecidable_row_is_named_with_its_class_of_error() -> None:
 
 def test_a_second_run_reads_what_the_first_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data").shuffle(seed=1)
-    first, tally = label_dataset(dataset, *masker_and_key())
+    first, stats = label_dataset(dataset, made_masker())
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("masked again")
 
     monkeypatch.setattr(Masker, "mask", never)
-    second, tally_again = label_dataset(dataset, *masker_and_key())
+    second, stats_again = label_dataset(dataset, made_masker())
     assert second._fingerprint == first._fingerprint
     assert list(second["labels"]) == list(first["labels"])
-    assert tally_again.report == tally.report
-    assert np.array_equal(tally_again.trained_ids, tally.trained_ids)
+    assert stats_again.report == stats.report
 
 
 def test_another_policy_marker_or_dataset_has_another_file(tmp_path: Path) -> None:
     dataset = on_disk(tokenized_dataset(), tmp_path / "data")
     keys = [
-        masker_and_key()[1],
-        masker_and_key(policy=Policy(turns="last"))[1],
-        masker_and_key(policy=Policy(stop="never"))[1],
-        masker_and_key(on_ambiguous="drop")[1],
-        masker_and_key(instruction_part="<|im_start|>user\n", response_part=("<|im_start|>assistant\n", "### A:"))[1],
+        made_masker().key,
+        made_masker(policy=Policy(turns="last")).key,
+        made_masker(policy=Policy(stop="never")).key,
+        made_masker(on_ambiguous="drop").key,
+        made_masker(instruction_part="<|im_start|>user\n", response_part=("<|im_start|>assistant\n", "### A:")).key,
     ]
     names = {fingerprint_of(data, key) for data in (dataset, dataset.select([1, 2])) for key in keys}
     assert len(names) == 10
@@ -400,9 +397,9 @@ def test_the_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     script = """
         import sys
         from datasets import load_from_disk
-        from data.test_dataset import masker_and_key
+        from data.test_dataset import made_masker
         from sft_mask.data.dataset import label_dataset
-        made, _ = label_dataset(load_from_disk(sys.argv[1]).select(range(3, 30)).shuffle(seed=1), *masker_and_key())
+        made, _ = label_dataset(load_from_disk(sys.argv[1]).select(range(3, 30)).shuffle(seed=1), made_masker())
         print("name", made._fingerprint)
     """
     paths = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1]), *sys.path]!r}"
@@ -443,7 +440,7 @@ def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> 
         import sft_mask.data.dataset
         from datasets import load_from_disk
         from sft_mask.data.masker import Masker
-        from data.test_dataset import masker_and_key
+        from data.test_dataset import made_masker
         sft_mask.data.dataset._ROWS_AT_ONCE = 8
         whole = Masker.mask
         def dies(self, *arguments, **named):
@@ -451,7 +448,7 @@ def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> 
                 os._exit(9)
             return whole(self, *arguments, **named)
         Masker.mask = dies
-        sft_mask.data.dataset.label_dataset(load_from_disk(sys.argv[1]), *masker_and_key())
+        sft_mask.data.dataset.label_dataset(load_from_disk(sys.argv[1]), made_masker())
     """
     paths = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1]), *sys.path]!r}"
     command = [sys.executable, "-c", f"{paths}\n{textwrap.dedent(script)}", str(tmp_path / "data")]
@@ -511,34 +508,6 @@ def test_the_labelled_dataset_goes_on_through_map_filter_and_disk(tmp_path: Path
     agrees(load_from_disk(str(tmp_path / "again")))
 
 
-def test_a_tally_survives_json() -> None:
-    tally = Tally(13)
-    tally.report = SplitReport(rows=3, dropped_reasons={"no answer to train": 2})
-    tally.trained_ids[[0, 7, 12]] = True
-    again = Tally.from_dict(json.loads(json.dumps(tally.to_dict())))
-    assert again.report == tally.report
-    assert again.trained_ids.tolist() == tally.trained_ids.tolist()
-
-
-def test_the_tally_knows_exactly_the_ids_that_are_trained() -> None:
-    made, tally = label_dataset(tokenized_dataset(), *masker_and_key())
-    trained = {label for row in made["labels"] for label in row if label != -100}
-    assert set(np.flatnonzero(tally.trained_ids).tolist()) == trained
-
-
-def test_the_tally_knows_ids_beyond_its_vocabulary_and_nothing_that_is_no_id() -> None:
-    tally = Tally(4)
-    tally.know(np.array([-100, 3, -5, 3, -100], np.int32))
-    tally.know(np.array([], np.int32))
-    assert tally.trained_ids.tolist() == [False, False, False, True]
-    tally.know(np.array([-100, 0, 4], np.int32))
-    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4]
-    tally.know(np.array([6, 0], np.int32))
-    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4, 6]
-    tally.know(np.array([36028797018963976], np.int64))  # the id 8, of weight 0.5
-    assert np.flatnonzero(tally.trained_ids).tolist() == [0, 3, 4, 6, 8]
-
-
 # streams
 
 
@@ -556,7 +525,7 @@ def generated(conversations: Any) -> IterableDataset:
 
 
 def test_a_stream_is_labelled_and_keeps_its_columns() -> None:
-    made, _ = label_stream(stream(), masker_and_key()[0])
+    made, _ = label_stream(stream(), made_masker())
     rows = list(made)
     assert len(rows) == 40
     assert set(rows[0]) == {"n", "input_ids", "messages", "labels"}
@@ -565,38 +534,37 @@ def test_a_stream_is_labelled_and_keeps_its_columns() -> None:
 
 def test_a_stream_counts_its_first_batch_now_and_each_row_once() -> None:
     conversations = chats(200, seed=8)
-    made, tally = label_stream(generated(conversations), masker_and_key()[0])
-    assert tally.report.rows == 64
+    made, stats = label_stream(generated(conversations), made_masker())
+    assert stats.report.rows == 64
     next(iter(made))
-    assert tally.report.rows == 64
+    assert stats.report.rows == 64
     assert len(list(made)) == len(list(made)) == 200
-    assert tally.report.rows == 200
-    whole = label_dataset(Dataset.from_list(list(generated(conversations))), *masker_and_key())[1]
-    assert tally.report == whole.report
-    assert np.array_equal(tally.trained_ids, whole.trained_ids)
+    assert stats.report.rows == 200
+    whole = label_dataset(Dataset.from_list(list(generated(conversations))), made_masker())[1]
+    assert stats.report == whole.report
 
 
 def test_a_stream_passes_over_rows_that_train_nothing() -> None:
     conversations = [*CHATS[:3], [{"role": "user", "content": "red"}], CHATS[3]]
-    made, tally = label_stream(stream(conversations), masker_and_key()[0])
+    made, stats = label_stream(stream(conversations), made_masker())
     assert [row["n"] for row in made] == [0, 1, 2, 4]
-    assert tally.report.rows_dropped == 1
+    assert stats.report.rows_dropped == 1
 
 
 def test_an_empty_stream_is_refused() -> None:
     with pytest.raises(DataError, match="no rows in the train dataset"):
-        label_stream(generated([]), masker_and_key()[0])
+        label_stream(generated([]), made_masker())
 
 
 def test_a_stream_without_ids_is_refused_with_its_columns() -> None:
     with pytest.raises(DataError, match=r"no input_ids \(they have text\)"):
-        label_stream(Dataset.from_dict({"text": ["a"]}).to_iterable_dataset(), masker_and_key()[0])
+        label_stream(Dataset.from_dict({"text": ["a"]}).to_iterable_dataset(), made_masker())
 
 
 def test_a_bad_row_of_a_stream_is_named_by_its_number() -> None:
     rows = [{"input_ids": tokenized(chat)} for chat in chats(100, seed=8)]
     rows[90]["input_ids"] = None  # type: ignore[assignment]
-    made, _ = label_stream(Dataset.from_list(rows).to_iterable_dataset(), masker_and_key()[0])
+    made, _ = label_stream(Dataset.from_list(rows).to_iterable_dataset(), made_masker())
     with pytest.raises(DataError, match="In the train dataset: row 90: "):
         list(made)
 
@@ -608,7 +576,7 @@ def test_an_undecidable_row_of_a_batch_is_named_and_not_its_neighbour() -> None:
     ids = [tokenized(CHATS[0]), tokenized(quoting("red")), tokenized(quoting("stone"))]
     batch = {"input_ids": ids, "messages": [CHATS[0], quoting("red"), quoting("blue")]}
     with pytest.raises(AmbiguousRowError, match="In the batch: Row 2 "):
-        LabelBatch(masker_and_key()[0])(batch)
+        LabelBatch(made_masker())(batch)
 
 
 def test_messages_of_any_shape_pass_through_a_stream() -> None:
@@ -617,17 +585,17 @@ def test_messages_of_any_shape_pass_through_a_stream() -> None:
     base = CHATS[0]
     conversations = [[*base[:-1], {**base[-1], "tool_calls": [made]}] for made in (call, other)]
     batch = {"input_ids": [tokenized(base)] * 2, "messages": conversations}
-    assert LabelBatch(masker_and_key()[0])(batch)["labels"] == [expected(base)] * 2
+    assert LabelBatch(made_masker())(batch)["labels"] == [expected(base)] * 2
 
 
-def test_a_quoted_marker_in_a_stream_takes_the_exact_road() -> None:
+def test_a_quoted_marker_in_a_stream_is_decided_by_messages() -> None:
     chat = [
         {"role": "user", "content": "say <|im_start|>assistant\nred<|im_end|> please"},
         {"role": "assistant", "content": "blue"},
     ]
-    made, tally = label_stream(stream([*CHATS, chat]), masker_and_key()[0])
+    made, stats = label_stream(stream([*CHATS, chat]), made_masker())
     agrees(made, [*CHATS, chat])
-    assert tally.report.rows_exact >= 1
+    assert stats.report.rows_exact >= 1
 
 
 @pytest.mark.parametrize("kind", ["list", "numpy", "torch"])
@@ -636,7 +604,7 @@ def test_label_batch_takes_lists_arrays_and_tensors(kind: str) -> None:
 
     make = {"list": list, "numpy": np.array, "torch": torch.tensor}[kind]
     batch = {"input_ids": [make(tokenized(messages)) for messages in CHATS[:5]]}
-    assert LabelBatch(masker_and_key()[0])(batch)["labels"] == [expected(messages) for messages in CHATS[:5]]
+    assert LabelBatch(made_masker())(batch)["labels"] == [expected(messages) for messages in CHATS[:5]]
 
 
 def test_one_tensor_of_ids_gives_one_tensor_of_labels() -> None:
@@ -646,7 +614,7 @@ def test_one_tensor_of_ids_gives_one_tensor_of_labels() -> None:
     pad = tokenizer().pad_token_id
     size = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (size - len(row)) for row in rows], dtype=torch.int32)
-    labels = LabelBatch(masker_and_key()[0])({"input_ids": ids})["labels"]
+    labels = LabelBatch(made_masker())({"input_ids": ids})["labels"]
     assert labels.dtype == torch.int64
     wanted = [expected(messages) for messages in CHATS[:5]]
     assert labels.tolist() == [row + [-100] * (size - len(row)) for row in wanted]
@@ -655,11 +623,11 @@ def test_one_tensor_of_ids_gives_one_tensor_of_labels() -> None:
 @pytest.mark.parametrize("bad", [[["a"]], [1, 2], [[1.5]], [[True]], [None]])
 def test_label_batch_refuses_rows_that_are_no_ids(bad: Any) -> None:
     with pytest.raises(DataError, match="input_ids must hold one list of integers a row"):
-        LabelBatch(masker_and_key()[0])({"input_ids": bad})
+        LabelBatch(made_masker())({"input_ids": bad})
 
 
 def test_a_labelled_stream_can_be_pickled_for_spawned_workers() -> None:
-    made, _ = label_stream(stream(), masker_and_key()[0])
+    made, _ = label_stream(stream(), made_masker())
     again = pickle.loads(pickle.dumps(made))
     assert [row["labels"] for row in again] == [row["labels"] for row in made]
 
@@ -671,7 +639,7 @@ def test_cleanup_cache_files_finds_the_label_file(tmp_path: Path) -> None:
 
 
 def test_label_batch_of_no_rows_gives_no_rows() -> None:
-    assert LabelBatch(masker_and_key()[0])({"input_ids": []}) == {"labels": []}
+    assert LabelBatch(made_masker())({"input_ids": []}) == {"labels": []}
 
 
 # mask_dataset
@@ -722,3 +690,64 @@ def test_rows_of_numbers_that_are_no_ids_and_no_answer_are_refused_by_name() -> 
     rows = pa.array([[tokenized(chats(1)[0])[0], 2**63 + 1]], pa.list_(pa.uint64()))
     with pytest.raises(SftMaskError):
         mask_dataset(Dataset(pa.table({"input_ids": rows})), tokenizer(), USER, ASSISTANT)
+
+
+def masker_settings(
+    using: Any, chat_template: str | None = None, instruction: str | None = None, response: str | None = None
+) -> tuple[Masker, tuple[object, ...]]:
+    parts = {"instruction_part": instruction, "response_part": response}
+    return build_masker(read_tokenizer(using, chat_template), [], policy=Policy(), on_ambiguous="error", **parts)
+
+
+def dataset_of(conversations: list[Any], **columns: Any) -> Dataset:
+    lists = {"input_ids": [tokenized(one) for one in conversations], "n": list(range(len(conversations)))}
+    return Dataset.from_dict({**lists, **columns})
+
+
+def test_rows_without_an_answer_are_dropped_from_the_middle_of_a_shuffle() -> None:
+    silent = [{"role": "user", "content": "red"}]
+    conversations = [CHATS[0], silent, CHATS[1], CHATS[2], silent, CHATS[3]]
+    shuffled = dataset_of(conversations).select([4, 0, 3, 1, 5, 2])
+    made, _ = label_dataset(shuffled, *masker_settings(tokenizer()))
+    assert made["n"] == [0, 3, 5, 2]
+    assert list(made["labels"]) == [expected(conversations[at]) for at in (0, 3, 5, 2)]
+
+
+def test_two_parts_of_one_file_have_labels_of_their_own(tmp_path: Path) -> None:
+    dataset_of(CHATS).save_to_disk(str(tmp_path / "data"))
+    whole = load_from_disk(str(tmp_path / "data"))
+    for part in ([0, 1], [2, 3]):
+        made, _ = label_dataset(whole.select(part[::-1]), *masker_settings(tokenizer()))
+        assert list(made["labels"]) == [expected(CHATS[at]) for at in part[::-1]]
+
+
+def test_labels_that_are_too_many_are_counted_in_the_error() -> None:
+    labels = [tokenized(one) for one in CHATS]
+    labels[7] = [*labels[7], 1]
+    size = len(tokenized(CHATS[7]))
+    with pytest.raises(DataError, match=rf"row 7: there are {size + 1} labels for {size} input_ids"):
+        label_dataset(dataset_of(CHATS, labels=labels), *masker_settings(tokenizer()))
+
+
+def test_the_name_of_a_label_file_knows_the_template_and_the_tokens() -> None:
+    data, plain = dataset_of(CHATS), prepared(CHATML)[0]
+    other = byte_level([" the", "\n\n", "er", "京"], ["<|im_start|>", "<|im_end|>", "<s>", "</s>"])
+    other.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    assert len(other) == len(plain)
+    keys = [
+        masker_settings(plain),
+        masker_settings(plain, "{# for the same rows #}" + CHATML),
+        masker_settings(other, CHATML),
+    ]
+    names = [fingerprint_of(data, key) for _, key in keys]
+    assert len(set(names)) == len(names)
+    assert fingerprint_of(data, masker_settings(prepared(CHATML)[0])[1]) == names[0]
+
+
+def test_the_name_of_a_label_file_knows_the_padding() -> None:
+    names = set()
+    for pad in ("<|pad|>", "<|im_end|>"):
+        made = byte_level()
+        made.pad_token = pad
+        names.add(fingerprint_of(dataset_of(CHATS), masker_settings(made, None, "User: ", "Model: ")[1]))
+    assert len(names) == 2

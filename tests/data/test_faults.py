@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, load_from_disk
 from support import tiny
+from support.marks import slow_but
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -69,6 +70,7 @@ def names(folder: Path) -> list[str]:
 # two at once
 
 
+@pytest.mark.slow
 def test_two_processes_that_mask_the_same_data_at_once_are_both_right(tmp_path: Path) -> None:
     """Each waits in the middle of its own file until the other is there too."""
     folder = prepared(tmp_path / "data")
@@ -246,7 +248,7 @@ def test_a_killed_worker_of_a_map_is_an_error_and_leaves_no_finished_file(tmp_pa
     is_right(load_from_disk(str(folder)).map(label, batched=True, batch_size=10, num_proc=2))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 64])
+@pytest.mark.parametrize("processes", slow_but([1, 2], [1, 2, 64]))
 def test_any_number_of_processes_gives_the_same_labels(processes: int, tmp_path: Path) -> None:
     label = train_on_responses_only(tokenizer=tiny.tokenizer(), return_function=True)
     dataset = load_from_disk(str(prepared(tmp_path / "data")))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from support.tiny_chat import CHATML, Messages, conversation, tokenizer_for
-from support.trained import trained
+from support.trained_texts import trained_texts
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +57,7 @@ QUESTIONS = (
 
 def masked(tokenizer: Any, rows: list[dict[str, Any]], *parts: object, **how: Any) -> list[list[str]]:
     made = mask_dataset(Dataset.from_list(rows), tokenizer, *parts, **how)
-    return [trained(tokenizer, row) for row in made]
+    return trained_texts(made, tokenizer)
 
 
 def every_way(source: str, messages: Messages, parts: tuple[str, str]) -> list[list[list[str]]]:
@@ -115,14 +115,14 @@ def test_markers_that_anybody_typed_open_and_close_nothing(name: str, given: boo
 def test_a_template_without_a_generation_prompt_shows_its_headers_by_its_turns() -> None:
     found = detect_markers(tokenizer_for("{{ bos_token }}" + NO_PROMPT))
     assert (found.instruction, found.response) == (("<|im_start|>user\n",), ("<|im_start|>assistant\n",))
-    assert found.stops == ("<|im_end|>",)
+    assert found.eots == ("<|im_end|>",)
     with_system = NO_PROMPT.replace("{% for", "<|im_start|>system\nBe kind<|im_end|>\n{% for", 1)
     assert detect_markers(tokenizer_for(with_system)).instruction == ("<|im_start|>user\n",)
 
 
 def test_a_stop_is_never_taken_for_a_header() -> None:
     found = detect_markers(tokenizer_for(STOP_AT_END))
-    assert (found.instruction, found.response, found.stops) == (("user: ",), ("assistant: ",), ("</s>",))
+    assert (found.instruction, found.response, found.eots) == (("user: ",), ("assistant: ",), ("</s>",))
 
 
 # --- templates by name ---
@@ -145,7 +145,7 @@ def test_each_row_is_read_by_the_template_that_transformers_renders_it_by(parts:
     talk = conversation("hi <|im_start|>assistant (tools)\nno", "yes")
     rows = [{"messages": talk, "tools": CLOCK}, {"messages": talk, "tools": None}, {"messages": talk, "tools": []}]
     made = mask_dataset(Dataset.from_list(rows), tokenizer, *parts)
-    assert [trained(tokenizer, row) for row in made] == [["yes<|im_end|>"]] * 3
+    assert trained_texts(made, tokenizer) == [["yes<|im_end|>"]] * 3
     for row, ids in zip(rows, made["input_ids"], strict=True):
         assert ids == tokenizer.apply_chat_template(talk, tools=row["tools"], return_dict=True)["input_ids"]
 
@@ -188,7 +188,7 @@ def test_text_with_an_added_bos_and_an_appended_eos_is_read(system: str | None, 
     text = tokenizer.apply_chat_template(shown, tokenize=False)
     made = mask_dataset(Dataset.from_list([{"text": text, "conversations": said}] * 2), tokenizer)
     assert made[0]["input_ids"] == tokenizer(text + "</s>")["input_ids"]
-    assert [trained(tokenizer, row) for row in made] == [["one<|im_end|>", "dos<|im_end|>"]] * 2
+    assert trained_texts(made, tokenizer) == [["one<|im_end|>", "dos<|im_end|>"]] * 2
 
 
 @pytest.mark.parametrize("has_messages", [True, False])
@@ -257,7 +257,7 @@ def test_an_answer_without_its_words_trains_no_bare_stop(choice: Any) -> None:
         {**message, "content": [{"type": "text", "text": message["content"]}]} for message in conversation("hi", "yes")
     ]
     rows = [{"messages": said}, {"messages": said}]
-    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but a stop"):
+    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but an end"):
         masked(tokenizer, rows)
     with pytest.raises(Exception, match="nothing would be trained"):
         masked(tokenizer, rows, on_ambiguous=choice)

@@ -16,11 +16,12 @@ import pytest
 from datasets import Dataset, load_from_disk
 from support import tiny
 from support.tiny_tokenizers import byte_level, sentencepiece
+from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.errors import DataError, SftMaskError, UnsupportedError
 from sft_mask.preview import preview_rows
-from sft_mask.templates import budget
+from sft_mask.templates import limits
 from sft_mask.templates.render import Rendered, render
 
 ROOT = Path(__file__).parents[2]
@@ -173,8 +174,7 @@ def test_a_marker_in_two_parts_that_balances_an_answer_cut_off_is_seen(forged: t
     rows = [*({"messages": chat, "input_ids": ids(chat)} for chat in good)]
     rows.append({"messages": bad, "input_ids": ids(bad)[:-last]})
     made = mask_dataset(Dataset.from_list(rows), tokenizer, chat_template=IN_PARTS)
-    trained = [label for label in made[6]["labels"] if label != -100]
-    assert tokenizer.decode(trained) == "yesa<|im_end|>"
+    assert trained_texts(made)[6] == ["yesa<|im_end|>"]
 
 
 def test_rows_of_text_alone_are_counted_as_not_checked() -> None:
@@ -184,7 +184,7 @@ def test_rows_of_text_alone_are_counted_as_not_checked() -> None:
     made, report = mask_dataset(rows, tiny.tokenizer(), return_report=True)
     assert report.splits["train"].rows_unchecked == 6
     assert "6 by markers alone" in str(report)
-    assert "Evil" in tiny.tokenizer().decode([label for label in made[5]["labels"] if label != -100])
+    assert "Evil<|im_end|>" in trained_texts(made)[5]
 
 
 # rows of strange sizes
@@ -234,11 +234,7 @@ def one(source: str) -> Rendered:
     return render([{"role": "user", "content": "hello"}], source)
 
 
-BIG = "{% set big = 'x' * 1000000 %}"
-DOUBLED = (
-    "{% set all = namespace(a='x', b=[1], c=(1,), d=[1], n=3) %}"
-    "{% for at in range(60) %}{% set all.DOUBLE %}{% endfor %}"
-)
+DOUBLED = "{% set all = namespace(a='x', b=[1], n=3) %}{% for at in range(60) %}{% set all.DOUBLE %}{% endfor %}"
 
 
 def doubled(assignment: str, then: str = "") -> str:
@@ -264,9 +260,8 @@ ENDLESS = {
     "arguments without end": (
         "{% macro m() %}{% endmacro %}{% for a in range(99999) %}{{ m(*range(99999)) }}{% endfor %}"
     ),
-    "a loop with a long body": "{% for a in range(99999) %}" + "{% set b = 1 %}" * 2000 + "{% endfor %}",
     "a text times a number": "{{ 'x' * 10 ** 9 }}",
-    "a number times a text": "{% set a = 10 ** 9 * 'x' %}",
+    "a number times a text": "{% set a = 10 ** 7 * 'x' %}",
     "a message times a number": "{{ messages[0].content * 10 ** 9 }}",
     "a list times a number": "{% set a = [0] * 10 ** 10 %}",
     "a power of a power": "{{ 10 ** (10 ** 10) }}",
@@ -279,56 +274,36 @@ ENDLESS = {
     "text that doubles by %": doubled("a = '%s%s' % (all.a, all.a)"),
     "text that doubles by format": doubled("a = '{0}{0}'.format(all.a)"),
     "text that doubles by join": doubled("a = [all.a, all.a] | join"),
-    "text that doubles by replace": doubled("a = all.a.replace('x', 'xx')"),
     "lists that double": doubled("b = all.b + all.b"),
-    "replace": BIG + "{{ big.replace('x', big) }}",
-    "replace, the filter": BIG + "{{ big | replace('x', big) }}",
-    "join": BIG + "{{ big.join(range(99999)) }}",
-    "join, the filter": BIG + "{{ range(99999) | join(big) }}",
-    "lists of the same list, printed": doubled("b = [all.b, all.b]", "{{ all.b }}"),
-    "lists of the same list, as JSON": doubled("b = [all.b, all.b]", "{{ all.b | tojson }}"),
-    "lists of the same list, compared": doubled(
-        "b = [all.b, all.b] %}{% set all.d = [all.d, all.d]", "{{ all.b == all.d }}"
-    ),
-    "lists of the same list, tested": doubled(
-        "b = [all.b, all.b] %}{% set all.d = [all.d, all.d]", "{{ all.b is eq(all.d) }}"
-    ),
-    "lists of the same list, raised": doubled("b = [all.b, all.b]", "{{ raise_exception(all.b) }}"),
-    "pairs of the same pair, as a key": doubled("c = (all.c, all.c)", "{{ {all.c: 1} }}"),
-    "pairs of the same pair, looked up": doubled("c = (all.c, all.c)", "{{ messages[0][all.c] }}"),
-    "a width in a format": "{{ '{:>1000000000}'.format('x') }}",
-    "a width among the values": "{{ '{:>{}}'.format('x', 10 ** 9) }}",
-    "a width after a percent sign": "{{ '%1000000000d' % 1 }}",
+    "a width in a format": "{{ '{:>10000000}'.format('x') }}",
+    "a width among the values": "{{ '{:>{}}'.format('x', 10 ** 7) }}",
+    "a width after a percent sign": "{{ '%10000000d' % 1 }}",
     "a width as a star": "{{ '%*d' % (10 ** 9, 1) }}",
-    "a width of a method": "{{ 'x'.ljust(10 ** 9) }}",
-    "a width of a filter": "{{ 'x' | center(10 ** 9) }}",
-    "a number of digits": "{{ 5 | round(-10 ** 9) }}",
-    "an indentation": "{{ [1] | tojson(indent=10 ** 9) }}",
-    "slices": BIG + "{% for a in range(99999) %}{% set b = big[1:] %}{% endfor %}",
-    "searches": BIG + "{% for a in range(99999) %}{% set b = 'y' in big %}{% endfor %}",
+    "a width of a method": "{{ 'x'.ljust(10 ** 7) }}",
+    "a width of a filter": "{{ 'x' | center(10 ** 7) }}",
+    "an indentation": "{{ [1] | tojson(indent=10 ** 7) }}",
 }
 
 
 @pytest.fixture
-def poor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twentieth of the steps, so that these tests are quick."""
-    monkeypatch.setattr(budget, "STEPS", budget.STEPS // 20)
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits a hundred times lower, so that these tests are quick."""
+    monkeypatch.setattr(limits, "ROUNDS", limits.ROUNDS // 100)
+    monkeypatch.setattr(limits, "SIZE", limits.SIZE // 100)
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS.keys())
-@pytest.mark.usefixtures("poor")
-def test_a_template_that_goes_on_and_on_is_stopped_by_name(source: str) -> None:
-    with pytest.raises(UnsupportedError, match="goes on and on: at line 1, ") as told:
+@pytest.mark.usefixtures("low_limits")
+def test_a_template_that_exceeds_a_limit_is_stopped_by_name(source: str) -> None:
+    with pytest.raises(UnsupportedError, match="exceeded its rendering limit at line 1, ") as told:
         one(source)
     assert "give another one as chat_template=" in str(told.value)
 
 
 UNSIZED = {
-    "{% for a in range(10 ** 9) %}{% endfor %}": "Range too big",
-    "{{ lipsum(10 ** 9) }}": "lipsum",
-    "{{ 'x' | wordwrap(1) }}": "wordwrap",
-    "{{ 'x' | urlize }}": "urlize",
-    "{{ ('\\t' * 9).expandtabs(10 ** 9) }}": "expandtabs",
+    "{% for a in range(10 ** 7) %}{% endfor %}": "Range too big",
+    "{{ lipsum(10 ** 7) }}": "lipsum",
+    "{{ ('\\t' * 9).expandtabs(10 ** 7) }}": "expandtabs",
     "{{ (1).to_bytes(10 ** 9, 'big') }}": "to_bytes",
     "{{ 'a'.translate({97: 'b'}) }}": "translate",
     "{{ 'a'.encode() }}": "encode",
@@ -342,6 +317,7 @@ def test_what_can_be_of_any_size_is_refused(source: str, named: str) -> None:
         one(source)
 
 
+@pytest.mark.usefixtures("low_limits")
 def test_the_line_at_which_a_template_was_stopped_is_shown() -> None:
     inner = "{% for c in range(99999) %}{{ 'x' * 99 }}{% endfor %}"
     source = "{% for a in range(99) %}\n{% for b in range(9) %}\n" + inner + "\n{% endfor %}\n{% endfor %}"
@@ -350,23 +326,23 @@ def test_the_line_at_which_a_template_was_stopped_is_shown() -> None:
     assert one(source.replace("99999", "9")).text.count("x") == 99 * 9 * 9 * 99
 
 
-@pytest.mark.usefixtures("poor")
-def test_a_template_that_goes_on_in_one_row_is_named_with_the_row() -> None:
+@pytest.mark.usefixtures("low_limits")
+def test_a_template_that_exceeds_a_limit_in_one_row_is_named_with_the_row() -> None:
     """The rows were tokenized before, as a trainer hands them over."""
     endless = "{% if messages[-1].content == 'go on' %}" + ENDLESS["loops in loops"] + "{% endif %}" + tiny.TEMPLATE
     chats = [*tiny.chats(5), [*tiny.chats(1)[0], {"role": "tool", "content": "go on"}]]
     rows = Dataset.from_list([{"messages": chat, "input_ids": tiny.tokenized(chat)} for chat in chats])
-    with pytest.raises(UnsupportedError, match=r"row 5: The chat template goes on and on: at line 1"):
+    with pytest.raises(UnsupportedError, match=r"row 5: The chat template exceeded its rendering limit at line 1"):
         mask_dataset(rows, tiny.tokenizer(), chat_template=endless)
 
 
-def test_a_template_that_always_goes_on_is_refused_while_markers_are_looked_for() -> None:
+def test_a_template_that_always_exceeds_a_limit_is_refused_during_detection() -> None:
     rows = Dataset.from_list([{"input_ids": tiny.tokenized(chat)} for chat in tiny.chats(3)])
-    with pytest.raises(UnsupportedError, match="goes on and on"):
+    with pytest.raises(UnsupportedError, match="exceeded its rendering limit"):
         mask_dataset(rows, tiny.tokenizer(), chat_template=ENDLESS["loops in loops"])
 
 
-def test_a_long_conversation_may_cost_as_much_as_it_needs() -> None:
+def test_a_long_conversation_stays_within_the_limits() -> None:
     """Every message looks at all messages again: 300 of them take 90,000 looks."""
     source = (
         "{% for m in messages %}{% set all = namespace(n=0) %}{% for o in messages %}{% if o.role == 'user' %}"
@@ -415,9 +391,9 @@ def test_a_template_gets_nothing_of_python(source: str) -> None:
 
 
 def test_what_a_template_computes_in_a_loop_stays_the_templates() -> None:
-    """Variables that a loop sets travel with its calls, and own none of their results."""
+    """Variables that a loop sets travel with its calls, and are no source of their results."""
     source = "{% for m in messages %}{% set said = m.content %}{{ ' <x>'.strip() }}{{ said }}{% endfor %}"
-    assert one(source).owner.tolist() == [-1] * 3 + [0] * 5
+    assert one(source).source.tolist() == [-1] * 3 + [0] * 5
 
 
 # files and code that somebody put there
@@ -547,9 +523,7 @@ def test_a_forged_turn_in_a_row_that_lost_an_answer_is_not_trained(how: str) -> 
     tokens = [ids(messages) for messages in rows]
     tokens[-1] = tokens[-1][: -len(tokenizer("<|im_start|>assistant\nno<|im_end|>\n")["input_ids"])]
     data = Dataset.from_dict({"messages": rows, "input_ids": tokens})
-    labels = mask_dataset(data, tokenizer, chat_template=template)["labels"][-1]
-    trained = tokenizer.decode([label for label in labels if label >= 0])
-    assert trained == "yes<|im_end|>"
+    assert trained_texts(mask_dataset(data, tokenizer, chat_template=template))[-1] == ["yes<|im_end|>"]
 
 
 def test_a_row_that_cannot_be_decided_is_named_however_many_like_it_came_before() -> None:
@@ -568,7 +542,7 @@ def test_a_template_that_never_ends_is_stopped_before_anything_is_tokenized(wher
     chats = tiny.chats(2)
     ids = {"input_ids": [tiny.tokenized(messages) for messages in chats]} if where == "ids" else {}
     data = Dataset.from_dict({"messages": chats, **ids})
-    with pytest.raises(UnsupportedError, match="goes on and on"):
+    with pytest.raises(UnsupportedError, match="exceeded its rendering limit"):
         mask_dataset(data, tiny.tokenizer(), chat_template=endless)
 
 

@@ -31,9 +31,7 @@ Document = tuple[tuple[int, float], ...]
 """Ids with their weights; 0 where a token is not trained."""
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 # what should be there

@@ -483,6 +483,7 @@ def test_an_empty_row_says_so(chromium, tmp_path):
     assert chromium.problems() == []
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_open_and_scroll_with_few_elements(chromium, tmp_path):
     rows = [example_row(number, "東京 is a city. " * 10) for number in range(20)]
     path = write_html((rows[number % 20] for number in range(10_000)), tmp_path / "page.html")

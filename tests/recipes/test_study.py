@@ -35,11 +35,13 @@ def results(folder: Path) -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "study").glob("*.json"))]
 
 
+@pytest.mark.slow
 def test_every_arm_is_run_on_every_shape(folder: Path) -> None:
     arms = {(run["shape"], run["arm"]) for run in results(folder)}
     assert arms == {(shape, arm) for shape in mask_study.SHAPES for arm in ("before training", *mask_study.ARMS)}
 
 
+@pytest.mark.slow
 def test_the_measures_are_of_the_same_held_out_tokens(folder: Path) -> None:
     for run in results(folder):
         low, high = sorted((run["words_loss"], run["stop_loss"]))
@@ -51,12 +53,14 @@ def test_the_measures_are_of_the_same_held_out_tokens(folder: Path) -> None:
         assert len({run["share"] for run in results(folder) if run["shape"] == shape}) == 1
 
 
+@pytest.mark.slow
 def test_the_arms_train_different_things(folder: Path) -> None:
     for shape in mask_study.SHAPES:
         losses = [run["response_loss"] for run in results(folder) if run["shape"] == shape]
         assert len(set(losses)) == len(losses) == 1 + len(mask_study.ARMS)
 
 
+@pytest.mark.slow
 def test_a_second_call_makes_nothing_again_and_other_settings_are_refused(folder: Path) -> None:
     made = {path.name: path.stat().st_mtime_ns for path in (folder / "study").glob("*.json")}
     again = study(folder, "--seeds", 0)
@@ -68,6 +72,7 @@ def test_a_second_call_makes_nothing_again_and_other_settings_are_refused(folder
     assert "Traceback" not in other.output
 
 
+@pytest.mark.slow
 def test_the_page_gets_the_table_and_the_plot(folder: Path) -> None:
     page = (folder / "page.md").read_text(encoding="utf-8")
     assert page.startswith("Before.\n")

@@ -25,6 +25,7 @@ def run_recipe(name, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_quickstart_trains_two_steps_and_saves_an_adapter(tmp_path):
     sizes = ("--steps=2", "--batch-size=2", "--rows=8", "--held-out=4", "--questions=2", "--threads=1")
     run = run_recipe("quickstart.py", *sizes, "--cpu", f"--output={tmp_path / 'adapter'}")

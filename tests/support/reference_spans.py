@@ -44,14 +44,14 @@ def find_markers(row: list[int], patterns: Sequence[Pattern]) -> list[tuple[int,
             stop = len(row) if goes_on and longest.kind is Kind.RESPONSE else stop
             found.append((at, stop, longest))
         at = stop
-    behind_stop = found[-1][1] if found and found[-1][2].kind is Kind.STOP else None
+    behind_stop = found[-1][1] if found and found[-1][2].kind is Kind.EOT else None
     for at in range(found[-1][1] if found else 0, len(row)):
         rest = tuple(row[at:])
         cut = [one for one in patterns if len(one.atoms) > len(rest) and one.atoms[: len(rest)] == rest]
         is_behind = behind_stop is not None and is_blank(row[behind_stop:at])
-        cut = [one for one in cut if one.kind is not Kind.STOP and (is_behind or is_sure(one, len(rest)))]
+        cut = [one for one in cut if one.kind is not Kind.EOT and (is_behind or is_sure(one, len(rest)))]
         if cut:
-            return [*found, (at, len(row), max(cut, key=lambda one: one.first_token_stops))]
+            return [*found, (at, len(row), max(cut, key=lambda one: one.first_token_ends_turn))]
     return found
 
 
@@ -83,7 +83,7 @@ class Row:
 
     def stop_of(self, start: int, bound: int, closed: bool, complete: bool) -> tuple[int, int] | None:
         """Where the stop of an answer begins and ends, in tokens."""
-        stops = [(low, high) for low, high, one in self.markers if one.kind is Kind.STOP and start <= low < bound]
+        stops = [(low, high) for low, high, one in self.markers if one.kind is Kind.EOT and start <= low < bound]
         if not stops:
             return None
         if complete and not closed and not self.only_filler(self.after(stops[-1][1]), self.after(bound)):
@@ -98,7 +98,7 @@ class Row:
 
 def read_row(ids: Sequence[int], patterns: Sequence[Pattern], vocabulary: Vocabulary, pad: int | None) -> Row:
     pads = next((index for index, token in enumerate(reversed(ids)) if token != pad), len(ids))
-    keeps_one = any(pattern.kind is Kind.STOP and pattern.atoms[0] == 256 + (pad or 0) for pattern in patterns)
+    keeps_one = any(pattern.kind is Kind.EOT and pattern.atoms[0] == 256 + (pad or 0) for pattern in patterns)
     content = list(ids[: len(ids) - pads + (1 if pads and keeps_one else 0)])
     symbols = [symbol for token in content for symbol in symbols_of(token, vocabulary)]
     owner = [index for index, token in enumerate(content) for _ in symbols_of(token, vocabulary)]
@@ -117,25 +117,25 @@ def reference_turns(
 ) -> list[dict[str, Any]]:
     """Turns of one document, with the fields of :class:`sft_mask.core.spans.Turns`."""
     row = read_row(ids, patterns, vocabulary, pad)
-    headers = [marker for marker in row.markers if marker[2].kind is not Kind.STOP]
+    headers = [marker for marker in row.markers if marker[2].kind is not Kind.EOT]
     turns: list[dict[str, Any]] = []
     previous_stop = 0
     for (header_start, start, header), closer in zip_longest(headers, headers[1:]):
         bound = closer[0] if closer is not None else len(row.owner) - 1
-        is_stop = closer is not None and closer[2].first_token_stops
+        is_stop = closer is not None and closer[2].first_token_ends_turn
         if header.kind is not Kind.RESPONSE or (start == bound and not is_stop):
             continue
         stopping = row.stop_of(start, bound, closer is not None, complete)
         if stopping is None and is_stop:
             stopping = row.owner[bound], row.owner[bound] + 1
-        has_stop = stopping is not None
-        stop_at, stop = stopping if stopping is not None else (row.after(bound), row.after(bound))
+        has_eot = stopping is not None
+        eot_start, stop = stopping if stopping is not None else (row.after(bound), row.after(bound))
         first = max(row.owner[start], previous_stop)
         previous_stop = stop
         if stop > first:
-            cut = not has_stop and closer is None and not open_end
+            cut = not has_eot and closer is None and not open_end
             turns.append(
-                {"start": first, "stop": stop, "has_stop": has_stop, "cut": cut, "header": row.owner[header_start]}
-                | {"stop_at": stop_at, "message": -1, "role": MODEL, "weight": 1.0}
+                {"start": first, "end": stop, "has_eot": has_eot, "cut": cut, "header": row.owner[header_start]}
+                | {"eot_start": eot_start, "message": -1, "role": MODEL, "weight": 1.0}
             )
     return turns

@@ -65,12 +65,12 @@ def turns(*spans: tuple[int, int]) -> Turns:
 
 
 WHOLE = np.arange(10)
-FRAME = RowFrame(leads=((77,),), tails=((88,),), is_blank=lambda ids: not set(ids.tolist()) - {9})
+FRAME = RowFrame(leads=((77,),), tails=((88,),), is_whitespace=lambda ids: not set(ids.tolist()) - {9})
 
 
 def spans_of(row: list[int], opens: bool = False) -> list[tuple[int, int]]:
     found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, np.array(row), lambda ids: opens and len(ids) > 0, FRAME)
-    return list(zip(found.start.tolist(), found.stop.tolist(), strict=True))
+    return list(zip(found.start.tolist(), found.end.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_a_row_that_differs_by_a_header_of_the_model_is_refused() -> None:
 
 def test_a_stop_that_was_cut_off_is_no_stop() -> None:
     found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, WHOLE[:8], lambda ids: False)
-    assert found.has_stop.tolist() == [True, False]
+    assert found.has_eot.tolist() == [True, False]
     assert found.cut.tolist() == [False, True]
-    assert found.stop_at.tolist() == [3, 8]
+    assert found.eot_start.tolist() == [3, 8]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,21 @@ def test_a_stop_that_was_cut_off_is_no_stop() -> None:
 )
 def test_an_appended_end_is_the_stop_of_an_answer_that_has_none(row: list[int], expected: Any) -> None:
     spans = turns((2, 4), (6, 9))
-    without = replace(spans, has_stop=spans.start < 0, stop_at=spans.stop)
+    without = replace(spans, has_eot=spans.start < 0, eot_start=spans.end)
     found = fit_to_row(without, WHOLE, np.array(row), lambda ids: False, FRAME)
-    assert list(zip(found.start.tolist(), found.stop.tolist(), strict=True)) == expected
-    assert found.has_stop.tolist() == [False, expected[1][1] > 9 and row[-1] == 88 and 50 not in row]
+    assert list(zip(found.start.tolist(), found.end.tolist(), strict=True)) == expected
+    assert found.has_eot.tolist() == [False, expected[1][1] > 9 and row[-1] == 88 and 50 not in row]
+
+
+def test_a_row_that_lost_its_beginning_has_its_header_at_the_first_token() -> None:
+    one, no = np.array([True]), np.array([False])
+    whole = Turns.of_model(np.array([6]), np.array([9]), one, no, np.array([0]), np.array([2]), np.array([8]))
+    found = fit_to_row(whole, np.arange(10), np.array([50, 6, 7, 8, 9]), lambda ids: False)
+    assert (found.start.tolist(), found.end.tolist(), found.header.tolist()) == ([1], [4], [0])
+
+
+def test_an_answer_that_ends_with_its_row_is_not_cut() -> None:
+    yes, no = np.array([True]), np.array([False])
+    whole = Turns.of_model(np.array([6]), np.array([10]), yes, no, np.array([0]), np.array([5]), np.array([9]))
+    found = fit_to_row(whole, np.arange(10), np.arange(10), lambda ids: False)
+    assert (found.cut.tolist(), found.has_eot.tolist()) == ([False], [True])

@@ -3,15 +3,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from datasets import Dataset
-from support.tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
+from support.tiny_chat import CHATML, chat, conversation, ids_of, prepared, tokenizer_for, trl_templates
+from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.core.markers import Markers
 from sft_mask.errors import DetectionError
-from sft_mask.templates.detect import candidate_markers, detect_markers
+from sft_mask.templates.chat_template import ChatTemplate
+from sft_mask.templates.detect import candidate_markers, detect_markers, proven_markers
 from sft_mask.templates.probes import probes
+from sft_mask.templates.resolve import resolve
 from sft_mask.templates.verify import prove
 
 EXPECTED = {
@@ -42,7 +46,7 @@ PLAIN = {
 @pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
 def test_markers_are_read_from_the_template(name: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
     markers = detect_markers(chat(name)[0])
-    assert (markers.instruction[0], markers.response[0], markers.stops) == expected
+    assert (markers.instruction[0], markers.response[0], markers.eots) == expected
     assert markers.detected
 
 
@@ -59,7 +63,7 @@ def test_most_templates_are_proven_with_tools_too() -> None:
 @pytest.mark.parametrize(("source", "expected"), PLAIN.items())
 def test_markers_without_control_tokens_are_read(source: str, expected: tuple[str, str, tuple[str, ...]]) -> None:
     markers = detect_markers(tokenizer_for(CHATML), source)
-    assert (markers.instruction[0], markers.response[0].strip(), markers.stops) == (
+    assert (markers.instruction[0], markers.response[0].strip(), markers.eots) == (
         expected[0], expected[1].strip(), expected[2]
     )  # fmt: skip
 
@@ -70,7 +74,7 @@ def test_an_unusual_template_is_read_by_nothing_but_its_own_words() -> None:
         "{% endfor %}{% if add_generation_prompt %}<|zig|>a~{% endif %}"
     )
     markers = detect_markers(tokenizer_for(source))
-    assert (markers.instruction, markers.response, markers.stops) == (("<|zig|>q~",), ("<|zig|>a~",), ("<|zag|>",))
+    assert (markers.instruction, markers.response, markers.eots) == (("<|zig|>q~",), ("<|zig|>a~",), ("<|zag|>",))
 
 
 def test_what_a_generation_prompt_prefills_is_part_of_the_header() -> None:
@@ -104,7 +108,7 @@ def test_an_open_header_that_every_rendering_ends_with_is_no_part_of_the_stop() 
     )
     markers = detect_markers(tokenizer_for(source))
     assert (markers.instruction, markers.response) == (("<|im_start|>user~",), ("<|im_start|>assistant~",))
-    assert markers.stops[0] == "<|said|><|im_end|>"
+    assert markers.eots[0] == "<|said|><|im_end|>"
 
 
 def test_headers_of_several_control_tokens_are_read_whole() -> None:
@@ -143,7 +147,7 @@ TOOL_ANSWER = (
 def test_what_a_tool_answers_opens_with_is_the_first_control_token_behind_the_call() -> None:
     source = TOOL_ANSWER.replace("RESULT", "<|observation|>\n<|result|>\n").replace("BACK", "<|back|>")
     markers = detect_markers(tokenizer_for(source))
-    assert markers.stop_headers == ("<|user|>", "<|observation|>")
+    assert markers.eot_headers == ("<|user|>", "<|observation|>")
     assert markers.response == ("<|assistant|>", "<|back|>")
 
 
@@ -182,7 +186,7 @@ TWO_SPEAKERS = (
 def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() -> None:
     tokenizer = tokenizer_for(TWO_SPEAKERS)
     markers = detect_markers(tokenizer)
-    assert (markers.response, markers.instruction, markers.stops) == (
+    assert (markers.response, markers.instruction, markers.eots) == (
         ("<|im_start|>a",),
         ("<|im_start|>q",),
         ("<|im_end|>",),
@@ -194,7 +198,7 @@ def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() ->
         {"role": "assistant", "content": "Hello"},
     ]
     masked = mask_dataset(Dataset.from_list([{"messages": said}]), tokenizer)
-    assert tokenizer.decode([label for label in masked[0]["labels"] if label != -100]) == "Hello<|im_end|>"
+    assert trained_texts(masked, tokenizer) == [["Hello<|im_end|>"]]
     _, report = mask_dataset(masked.select_columns("input_ids"), tokenizer, return_report=True)
     assert any("writes system and tool messages just as it writes the model" in each for each in report.warnings)
 
@@ -214,7 +218,7 @@ def test_markers_that_lose_words_are_not_proven() -> None:
 
 def test_markers_that_train_a_users_words_are_not_proven() -> None:
     tokenizer, vocabulary, template = prepared(CHATML)
-    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), stops=(), complete=True)
+    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), eots=(), complete=True)
     with pytest.raises(DetectionError, match=r"of other people's words .* would be trained"):
         prove(wrong, template, vocabulary, tokenizer)
 
@@ -249,3 +253,21 @@ def test_another_template_of_the_same_tokenizer_is_read_anew() -> None:
     first = detect_markers(tokenizer)
     tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|im_start|>end")
     assert detect_markers(tokenizer) != first
+
+
+def test_an_answer_that_the_template_leaves_open_is_not_cut() -> None:
+    made, vocabulary, template = chat("glm4moe")
+    assert detect_markers(made).open_end
+    row = np.array(ids_of(made, template.render(conversation("Hi", "Yes")).text))
+    turns = resolve(vocabulary, made, template).finder.find(row, np.array([0, len(row)]))
+    assert turns.cut.tolist() == [False]
+
+
+def test_one_source_with_other_arguments_has_other_markers() -> None:
+    source = CHATML.replace("assistant\n", "{{ name }}\n").replace(
+        "{{ message['role'] }}", "{{ name if message['role'] == 'assistant' else message['role'] }}"
+    )
+    made, vocabulary, _ = prepared(CHATML)
+    for name in ("one", "another"):
+        template = ChatTemplate.of(made, vocabulary, source, name=name)
+        assert proven_markers(template, vocabulary, made).response == (f"<|im_start|>{name}\n",)

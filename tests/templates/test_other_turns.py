@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from support.tiny_chat import chat, trl_templates
+from support.trained_texts import trained_texts
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
@@ -50,7 +51,7 @@ def rows(messages: list[dict[str, Any]]) -> Dataset:
 
 
 def trained(name: str, messages: list[dict[str, Any]], policy: Policy, tools: bool = False) -> str:
-    """What is trained of a conversation, as text; ids as they stand."""
+    """What is trained of a conversation whose ids are in the row too."""
     tokenizer = chat(name)[0]
     text = rendered(name, messages, tools)
     row = {"messages": messages, "input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
@@ -58,9 +59,7 @@ def trained(name: str, messages: list[dict[str, Any]], policy: Policy, tools: bo
         row["tools"] = json.dumps(TOOLS)
     label = train_on_responses_only(tokenizer=tokenizer, return_function=True, policy=policy)
     (labels,) = label({key: [value] for key, value in row.items()})["labels"]
-    return str(
-        tokenizer.decode([token for token, label in zip(row["input_ids"], labels, strict=True) if label != -100])
-    )
+    return "".join(*trained_texts([{**row, "labels": labels}], tokenizer))
 
 
 def rendered(name: str, messages: list[dict[str, Any]], tools: bool = False) -> str:
@@ -140,7 +139,7 @@ def test_flags_in_a_dataset_with_columns_for_them() -> None:
     flagged = [{**message, "train": None, "weight": None} for message in CHAT]
     flagged[1]["train"] = False
     masked = mask_dataset(rows(flagged), tokenizer, policy=Policy(turns="flagged"))
-    assert tokenizer.decode([label for label in masked[0]["labels"] if label != -100]) == "answertwo is<|im_end|>"
+    assert trained_texts(masked, tokenizer) == [["answertwo is<|im_end|>"]]
 
 
 def test_flags_that_nobody_reads_are_named() -> None:
@@ -187,7 +186,7 @@ def test_mask_out_tokens() -> None:
     def text(**options: Any) -> str:
         label = train_on_responses_only(tokenizer=tokenizer, return_function=True, **options)
         (labels,) = label({"input_ids": [ids]})["labels"]
-        return str(tokenizer.decode([label for label in labels if label != -100]))
+        return "".join(*trained_texts([{"input_ids": ids, "labels": labels}], tokenizer))
 
     whole = text()
     assert "</think>" in whole

@@ -40,6 +40,7 @@ from support.conformance.random_templates import (
     uneven_separators,
     verdict_of,
 )
+from support.marks import slow_but
 
 from sft_mask import mask_dataset
 from sft_mask.errors import SftMaskError
@@ -81,7 +82,7 @@ def scored(name: str, subject: Subject) -> Score:
 # --- the library ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(["byte-level", "swallowing"], NAMES))
 def test_no_token_is_lost_or_leaked(name: str) -> None:
     score = scored(name, LIBRARY)
     shown = [f"{failure.signature}: {described(failure.row, failure.labels)}" for failure in score.failures[:5]]

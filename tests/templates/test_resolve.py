@@ -31,7 +31,7 @@ def resolved(
 def answers(found: Resolved, text: str, name: str = "chatml") -> list[str]:
     (row,) = rows_of([text], name)
     turns = found.finder.find(row, np.array([0, len(row)]))
-    return [chat(name)[1].text(row[a:b].tolist()) for a, b in zip(turns.start, turns.stop, strict=True)]
+    return [chat(name)[1].text(row[a:b].tolist()) for a, b in zip(turns.start, turns.end, strict=True)]
 
 
 # --- markers that are given ---
@@ -57,7 +57,7 @@ def test_an_empty_marker_is_refused(empty: object) -> None:
 def test_a_marker_cut_short_is_completed_from_the_template() -> None:
     found = resolved("<|im_start|>user", "<|im_start|>assistant")
     assert found.markers.response == ("<|im_start|>assistant\n",)
-    assert found.markers.stops == ("<|im_end|>",)
+    assert found.markers.eots == ("<|im_end|>",)
     assert found.from_template
     assert not found.markers.detected
 
@@ -141,7 +141,7 @@ def test_nothing_given_and_no_template_is_refused() -> None:
         resolved(template=None)
 
 
-def test_a_template_that_writes_tools_as_the_model_still_has_its_exact_road() -> None:
+def test_rows_of_a_template_that_writes_tools_as_the_assistant_are_decided_by_messages() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
     found = resolve(vocabulary, tokenizer, template)
@@ -161,11 +161,11 @@ def test_the_control_token_before_a_header_is_a_stop() -> None:
     tokenizer = chat("chatml")[0]
     stop = (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     markers = learnt(["### User: a\n### Bot: b<|im_end|>\n### User: c\n### Bot: d<|im_end|>"] * 3)
-    assert markers.stops == (stop, (tokenizer.eos_token_id,))
+    assert markers.eots == (stop, (tokenizer.eos_token_id,))
 
 
 def test_the_eos_is_a_stop_wherever_it_stands() -> None:
-    assert learnt(["### User: a\n### Bot: b"]).stops == ((chat("chatml")[0].eos_token_id,),)
+    assert learnt(["### User: a\n### Bot: b"]).eots == ((chat("chatml")[0].eos_token_id,),)
 
 
 def test_blanks_that_all_answers_have_before_the_next_header_are_the_templates() -> None:
@@ -179,7 +179,7 @@ def test_a_token_that_opens_every_header_is_no_stop() -> None:
     rows = rows_of(["<|im_start|>user: a<|im_start|>bot: b<|im_start|>user: c<|im_start|>bot: d"])
     opener = (tokenizer.convert_tokens_to_ids("<|im_start|>"),)
     found = learn_closings(markers, rows, vocabulary, tokenizer)
-    assert opener not in found.stops
+    assert opener not in found.eots
     assert opener in found.others
 
 
@@ -235,3 +235,16 @@ def test_headers_given_as_ids_are_the_template_s_too_and_messages_are_checked() 
     found = resolve(vocabulary, tokenizer, template, instruction=users, response=models)
     assert found.from_template
     assert found.markers.response == ("<|im_start|>assistant\n",)
+
+
+def test_a_header_without_its_last_control_token_is_completed() -> None:
+    made, vocabulary, template = chat("llama3")
+    resolved = resolve(
+        vocabulary,
+        made,
+        template,
+        instruction="<|start_header_id|>user",
+        response="<|start_header_id|>assistant",
+    )
+    assert resolved.markers.response == ("<|start_header_id|>assistant<|end_header_id|>\n\n",)
+    assert resolved.from_template

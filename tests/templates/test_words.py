@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from support.tiny_chat import CHATML, Messages, conversation, tokenizer_for
 from support.tiny_tokenizers import sentencepiece
-from support.trained import trained
+from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.core.policy import Policy
@@ -33,7 +33,7 @@ def masked(rows: list[tuple[str, Messages]], made: Any = None, **how: Any) -> tu
     made = made or tokenizer()
     records = [{"input_ids": made(text)["input_ids"], "messages": messages} for text, messages in rows]
     dataset, report = mask_dataset(Dataset.from_list(records), made, *PARTS, return_report=True, **how)
-    return [trained(made, row) for row in dataset], report.splits["train"]
+    return trained_texts(dataset, made), report.splits["train"]
 
 
 def both(messages: Messages, end: str = "</s>") -> tuple[str, Messages]:
@@ -94,7 +94,7 @@ def test_an_answer_that_the_messages_lack_is_refused() -> None:
         AmbiguousRowError, match="Row 1 cannot be decided: The row holds more answers than its messages"
     ):
         masked([PLAIN, (text, messages[:2])])
-    with pytest.raises(AmbiguousRowError, match="an answer before message 2 that its messages lack"):
+    with pytest.raises(AmbiguousRowError, match="an answer before message 2 that is not in its messages"):
         masked([PLAIN, (text.replace("### Answer:\none", "### Answer:\none\n\n### Answer:\nmore"), messages)])
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from support.marks import slow_but
 from support.tiny import build, chats, expected, model, tokenized
 from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTTrainer
@@ -31,9 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {"mask": {}, "prompt": {"prompt_weight": PROMP
 SPLITS = {"1x8": (8, 1), "4x2": (2, 4), "8x1": (1, 8)}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 class Gradients(TrainerCallback):
@@ -127,7 +126,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, arm: str) -> None:
     agrees(arm, NETWORKS[name](), gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", slow_but(["mask"], ARMS))
 def test_a_compiled_model_has_the_same_loss_and_gradients(arm: str) -> None:
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
@@ -237,6 +236,7 @@ def masked_from(folder: str) -> SFTTrainer:
     return train_on_responses_only(trainer, **ARMS["prompt"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_spawned_workers_read_the_same_labels(arm: str) -> None:
     agrees(arm, model(), split="1x8", dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,10 @@ from trl import SFTTrainer
 from sft_mask import Policy, mask_dataset, train_on_responses_only
 from sft_mask.errors import DataError, UnsupportedError
 
-pytestmark = pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning"),
+    pytest.mark.usefixtures("in_tmp_path"),
+]
 
 CHATS = chats(13, seed=5)
 PROMPT = 0.3
@@ -31,11 +33,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "turn": {"reduction": "turn"},
     "sequence": {"reduction": "sequence"},
 }
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 # the reference
@@ -107,6 +104,8 @@ def watched(trainer: SFTTrainer) -> list[tuple[tuple[int, ...], tuple[int, ...]]
         return batch
 
     trainer.data_collator = collate
+    trainer.get_eval_dataloader()  # which tries a few rows on a collator that is new
+    seen.clear()
     return seen
 
 

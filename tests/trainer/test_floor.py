@@ -19,8 +19,7 @@ from sft_mask.errors import UnsupportedError
 
 
 @pytest.fixture(autouse=True)
-def before_the_fused_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def before_the_fused_head(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     if Version(real("trl")) >= Version("1.15"):
         monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.9.0" if name == "trl" else real(name))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,24 +15,15 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from sft_mask import train_on_responses_only
-from sft_mask.data.batches import Tally
-from sft_mask.errors import LabelsChangedError
-from sft_mask.report import MarkerSummary, SplitReport
-from sft_mask.trainer.guard import check_labels
-from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, hooked_class
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.splits import SplitMasker
+from sft_mask.data.stats import SplitStats
+from sft_mask.errors import DataError, LabelsChangedError
+from sft_mask.report import SplitReport
+from sft_mask.trainer.checks import check_labels
+from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, _weight_of_step, hooked_class, without_repeats
 
 CHATS = chats(8, seed=4)
-
-
-def state(*trained: int, **named: Any) -> MaskState:
-    tally = Tally(10)
-    tally.trained_ids[list(trained)] = True
-    summary = MarkerSummary("user", "assistant")
-
-    def mask(*_: Any, **__: Any) -> Any:
-        raise AssertionError
-
-    return MaskState(mask, {"train": tally}, summary, lambda ids: f"<{ids[0]}>", [], **named)
 
 
 def batch(ids: list[list[int]], labels: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -42,54 +33,26 @@ def batch(ids: list[list[int]], labels: list[list[int]]) -> dict[str, torch.Tens
 # the check
 
 
-def check(inputs: dict[str, torch.Tensor], known: MaskState) -> None:
-    check_labels(inputs, known.trained_ids(), known.text)
-
-
 def test_labels_of_the_mask_pass() -> None:
-    check(batch([[1, 2, 3], [4, 5, 0]], [[-100, 2, 3], [-100, 5, -100]]), state(2, 3, 5))
+    check_labels(batch([[1, 2, 3], [4, 5, 0]], [[-100, 2, 3], [-100, 5, -100]]))
 
 
 def test_a_batch_without_labels_is_caught() -> None:
     with pytest.raises(LabelsChangedError, match="without labels: the data collator drops them"):
-        check({"input_ids": torch.tensor([[1]])}, state(1))
+        check_labels({"input_ids": torch.tensor([[1]])})
 
 
 def test_shifted_labels_are_caught_with_their_place() -> None:
     with pytest.raises(
         LabelsChangedError, match=r"Row 1 of a batch trains label 3 at position 0, where the token is 4"
     ):
-        check(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]), state(2, 3))
+        check_labels(batch([[1, 2], [4, 3]], [[-100, 2], [3, -100]]))
 
 
-def test_a_token_that_no_row_trains_is_caught_with_its_text() -> None:
-    with pytest.raises(LabelsChangedError, match=r"Row 0 of a batch trains token 7 \('<7>'\) at position 1"):
-        check(batch([[1, 7]], [[-100, 7]]), state(2, 3))
-
-
-def test_a_token_beyond_the_vocabulary_is_caught() -> None:
-    with pytest.raises(LabelsChangedError, match="trains token 99"):
-        check(batch([[1, 99]], [[-100, 99]]), state(9))
-
-
-def test_where_rows_are_read_elsewhere_only_alignment_is_checked() -> None:
-    unseen = state(2, sees_all_rows=False)
-    check(batch([[1, 7]], [[-100, 7]]), unseen)
-    with pytest.raises(LabelsChangedError, match="not aligned"):
-        check(batch([[1, 7]], [[-100, 6]]), unseen)
-
-
-def test_ids_of_later_datasets_are_known_too() -> None:
-    known = state(2)
-    known.later["eval"] = Tally(20)
-    known.later["eval"].trained_ids[15] = True
-    check(batch([[1, 15]], [[-100, 15]]), known)
-
-
-def test_the_report_follows_the_tallies() -> None:
-    growing = state(1)
+def test_the_report_follows_the_counts() -> None:
+    growing = MaskState(SplitMasker(DataError("no markers")), {"train": SplitStats()}, [])
     assert growing.report().splits["train"].rows == 0
-    growing.tallies["train"].report += SplitReport(rows=3)
+    growing.stats["train"].add(SplitReport(rows=3))
     assert growing.report().splits["train"].rows == 3
 
 
@@ -198,8 +161,35 @@ def test_eval_metrics_have_the_eval_prefix(tmp_path: Path) -> None:
     assert "supervised_tokens" not in metrics
 
 
-def test_trained_ids_join_tables_of_unlike_sizes() -> None:
-    known = state(2)
-    known.later["test"] = Tally(3)
-    known.later["test"].trained_ids[0] = True
-    assert np.flatnonzero(known.trained_ids()).tolist() == [0, 2]
+def test_the_weight_of_a_step_is_that_of_all_its_batches_on_all_ranks() -> None:
+    half = 7 | (0x3F000000 ^ 0x3F800000) << 32  # the id 7 with the weight 0.5; 9 is a plain id
+    batches = [{"labels": torch.tensor([[9, 9, half, IGNORE_INDEX]])}, {"labels": torch.tensor([[IGNORE_INDEX, half]])}]
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own, torch.tensor([10.0])])
+
+    args = SimpleNamespace(device="cpu", average_tokens_across_devices=True, world_size=2)
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather))
+    assert float(_weight_of_step(trainer, batches)) == 12.0
+    args.average_tokens_across_devices = False
+    assert float(_weight_of_step(trainer, batches)) == 2.0
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(0, [True, True]), (1, [True, False])])
+def test_rows_that_fill_up_the_last_batch_of_an_evaluation_do_not_count(rank: int, kept: list[bool]) -> None:
+    progress = SimpleNamespace(end_of_dataloader=True, remainder=3)
+    ranks = SimpleNamespace(num_processes=2, process_index=rank, gradient_state=progress)
+    inputs = {"labels": torch.full((2, 4), 5), "attention_mask": torch.ones(2, 4)}
+    labels = without_repeats(inputs, ranks)["labels"]
+    assert [bool((row == 5).all()) for row in labels] == kept
+    assert [bool((row == IGNORE_INDEX).all()) for row in labels] == [not one for one in kept]
+
+
+def test_a_split_of_the_trainer_is_known_and_its_twin_is_not() -> None:
+    split, before = (
+        Dataset.from_dict({"input_ids": [tokenized(chats(1, seed=8)[0])]}),
+        Dataset.from_dict({"input_ids": [tokenized(chats(1, seed=8)[0])]}),
+    )
+    state = MaskState(SplitMasker(DataError()), {"train": SplitStats()}, [(split, before)])
+    assert state.is_ours(split)
+    assert not state.is_ours(before)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,12 +20,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft_mask import Policy, Region, mask_dataset, train_on_responses_only
 from sft_mask.errors import AmbiguousRowError, DataError, LabelsChangedError, SftMaskError, UnsupportedError
 
-pytestmark = pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning"),
+    pytest.mark.usefixtures("in_tmp_path"),
+]
 
 
 # trainers whose loss passes weights over

@@ -9,7 +9,6 @@ import copy
 import inspect
 from collections.abc import Sequence
 from functools import cache, wraps
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -37,9 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {"mask": {}, "prompt": {"prompt_weight": PROMP
 SPLITS = {"8x1": (8, 1), "2x4": (2, 4)}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 # the classes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Examined
-from sft_mask.report import SHARE_FACTOR
+from sft_mask.report.warnings import SHARE_FACTOR
 
 
 def check_shares(examined: Examined) -> Iterator[Finding]:

@@ -147,7 +147,7 @@ def with_eos(pieces: list[Piece], spec: Spec, messages: Messages, eos: str) -> l
     """The end of text that TRL writes behind a text that does not end with it."""
     if "".join(text for text, _ in pieces).endswith(eos):
         return pieces
-    if messages[-1]["role"] != "assistant" or spec.has_stop(True):
+    if messages[-1]["role"] != "assistant" or spec.has_eot(True):
         return [*pieces, (eos, Owner.BEHIND)]
     last, owner = pieces[-1]
     before = [*pieces[:-1], (last, Owner.BLANK if owner is Owner.SEPARATOR else owner)]

@@ -123,7 +123,7 @@ class Spec:
         """The generation prompt."""
         return {"header": self.answer, "cut": self.answer.rstrip(), "none": ""}[self.prompt]
 
-    def has_stop(self, is_last: bool) -> bool:
+    def has_eot(self, is_last: bool) -> bool:
         return bool(self.stop) and (is_last or not self.last_only)
 
 
@@ -160,7 +160,7 @@ def _trimmed(spec: Spec, words: str) -> str:
 
 
 def _after_others(spec: Spec, is_last: bool) -> str:
-    stop = spec.stop if spec.everybody and spec.has_stop(is_last) else ""
+    stop = spec.stop if spec.everybody and spec.has_eot(is_last) else ""
     gap = "" if is_last and spec.gap_between else spec.gap
     return gap + stop if spec.gap_first else stop + gap
 
@@ -169,7 +169,7 @@ def _header(spec: Spec, messages: Messages, index: int) -> Iterator[Piece]:
     """The header of a message; its control token is a stop, or may be one, behind an answer that nothing closed."""
     role = messages[index]["role"]
     header, lead = spec.headers[role], spec.lead[role]
-    is_open = index > 0 and messages[index - 1]["role"] == "assistant" and not spec.has_stop(False)
+    is_open = index > 0 and messages[index - 1]["role"] == "assistant" and not spec.has_eot(False)
     if is_open and lead:
         stops = spec.next_role_stops and role == "user"  # whether the system's is one, nobody can say
         yield lead, Owner.STOP if stops else Owner.OPENER
@@ -193,7 +193,7 @@ def _said(spec: Spec, rest: Messages, index: int, messages: Messages) -> Iterato
         return
     yield from _edged(words)
     gap = "" if is_last and spec.gap_between else spec.gap
-    if not spec.has_stop(is_last):
+    if not spec.has_eot(is_last):
         stands_before_token = not is_last and spec.lead[rest[index + 1]["role"]]
         yield gap, Owner.BLANK if stands_before_token else Owner.SEPARATOR
         yield spec.second, Owner.BEHIND

@@ -1,4 +1,4 @@
-"""Random cases for every road to labels, each judged by a slow reference that shares no code with the library.
+"""Random cases for every path to labels, each judged by a slow reference that shares no code with the library.
 
 outcome.py     what a case found, what is under test, and how two masks are compared
 ids.py         markers of control tokens, or of words, that overlap in every way

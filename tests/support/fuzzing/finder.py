@@ -57,8 +57,8 @@ def markers(rng: random.Random) -> Markers:
         response=tuple(rng.choices(sorted(model), k=rng.randint(1, 3))),
         instruction=some(),
         others=others,
-        stops=some() if rng.random() < 0.7 else (),
-        stop_headers=others[: rng.randint(0, 1)],
+        eots=some() if rng.random() < 0.7 else (),
+        eot_headers=others[: rng.randint(0, 1)],
         separator=rng.choice(["", "\n", " \n"]),
         open_end=rng.random() < 0.5,
         complete=rng.random() < 0.5,
@@ -81,7 +81,7 @@ def torn(text: str, lengths: Sequence[int]) -> list[Chunk]:
 
 
 def documents(rng: random.Random, made: Markers, count: int) -> list[list[Chunk]]:
-    every = [str(text) for texts in (made.response, made.headers, made.stops) for text in texts]
+    every = [str(text) for texts in (made.response, made.headers, made.eots) for text in texts]
     shapes = [[rng.randint(1, 9) for _ in range(rng.randint(1, 6))] for _ in range(8)]
     rows = []
     for _ in range(count):
@@ -145,6 +145,6 @@ def _by_document(found: Turns, offsets: Sequence[int]) -> list[list[dict[str, ob
     for values in zip(*columns, strict=True):
         turn = dict(zip(Turns.__slots__, values, strict=True))
         document = turn.pop("document")
-        moved = {name: turn[name] - offsets[document] for name in ("start", "stop", "header", "stop_at")}
+        moved = {name: turn[name] - offsets[document] for name in ("start", "end", "header", "eot_start")}
         rows[document].append({**turn, **moved})
     return rows

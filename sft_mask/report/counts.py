@@ -1,0 +1,130 @@
+"""Counts of one split, in numbers that add up: workers, shards and streams just sum."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+_REASONS = ("dropped_reasons", "unchecked_reasons")
+"""Fields of a split that count by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """Counts over one split. ``+`` adds every field; rows that were dropped are counted in ``rows_dropped`` only.
+
+    >>> left = SplitReport(rows=2, tokens=100, trained_tokens=30, dropped_reasons={"no answer": 1}, rows_dropped=1)
+    >>> both = left + left
+    >>> both.rows, both.trained_tokens, both.prompt_tokens, both.share, both.dropped_reasons
+    (4, 60, 140, 0.3, {'no answer': 2})
+    """
+
+    rows: int = 0
+    """Rows that stay in the split."""
+    documents: int = 0
+    """Documents in them: more than rows where rows are packed."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    """Tokens of answers whose label is not ignored, whatever their weight."""
+    prompt_trained_tokens: int = 0
+    """Tokens of prompts that a policy trains too (``prompt_weight``)."""
+    turns: int = 0
+    """Assistant turns found."""
+    turns_trained: int = 0
+    turns_with_stop: int = 0
+    """Turns whose end-of-turn token is in the row."""
+    stops_trained: int = 0
+    turns_cut: int = 0
+    """Answers that run into the end of a row without their end-of-turn token."""
+    rows_cut: int = 0
+    """Rows with at least one such answer."""
+    rows_dropped: int = 0
+    """Rows that would train nothing (or were ambiguous) and were removed."""
+    dropped_reasons: Mapping[str, int] = field(default_factory=dict, hash=False)
+    rows_exact: int = 0
+    """Rows decided by their messages."""
+    rows_checked: int = 0
+    """Rows decided by markers that agree with their messages."""
+    rows_unchecked: int = 0
+    """Rows decided by markers with nothing to check against (text only, or tokenized before)."""
+    unchecked_reasons: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the rows that have messages, and why the messages decided nothing."""
+    rows_ambiguous: int = 0
+    """Rows that neither markers nor messages could decide; dropped ones are in ``dropped_reasons`` too."""
+    rows_masked_before: int = 0
+    """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
+    rows_with_unread_flags: int = 0
+    """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
+
+    def __post_init__(self) -> None:
+        for name in _REASONS:
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+
+    def __add__(self, other: SplitReport) -> SplitReport:
+        if not isinstance(other, SplitReport):
+            return NotImplemented
+        return SplitReport(
+            dropped_reasons=Counter(self.dropped_reasons) + Counter(other.dropped_reasons),
+            unchecked_reasons=Counter(self.unchecked_reasons) + Counter(other.unchecked_reasons),
+            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
+        )
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows before any was dropped."""
+        return self.rows + self.rows_dropped
+
+    @property
+    def turns_without_stop(self) -> int:
+        """Assistant turns without an end-of-turn token, although their row goes on after them."""
+        return max(self.turns - self.turns_with_stop - self.turns_cut, 0)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that are read but not trained: ``tokens - trained_tokens``."""
+        return self.tokens - self.trained_tokens
+
+    @property
+    def share(self) -> float:
+        """``trained_tokens / tokens``, 0.0 for an empty split."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    @property
+    def response_prompt_ratio(self) -> float:
+        """``trained_tokens / prompt_tokens``: infinite where everything is trained, 0.0 for an empty split."""
+        if self.prompt_tokens:
+            return self.trained_tokens / self.prompt_tokens
+        return math.inf if self.trained_tokens else 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        """Every count and the derived numbers, ready for ``json.dumps`` (an infinite ratio becomes None).
+
+        >>> SplitReport(rows=1, tokens=4, trained_tokens=4).to_dict()["response_prompt_ratio"] is None
+        True
+        """
+        ratio = self.response_prompt_ratio
+        derived: dict[str, object] = {
+            "prompt_tokens": self.prompt_tokens,
+            "share": self.share,
+            "response_prompt_ratio": ratio if math.isfinite(ratio) else None,
+        }
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        reasons = {name: dict(getattr(self, name)) for name in _REASONS}
+        return {**counts, **reasons, **derived}
+
+
+_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in _REASONS)
+
+
+def spelled_reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
