@@ -241,7 +241,7 @@ CASES |= {
         "its attention_mask hides tokens",
     ),
     "all ignored": (
-        lambda: build("out", labelled(("nobody", "words")), max_length=256),
+        lambda: build("out", labelled(("none", "words")), max_length=256),
         {symptoms.NOTHING},
         "TRL drops rows",
     ),

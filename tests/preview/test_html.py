@@ -295,7 +295,7 @@ def browser(chromium, page):
     assert chromium.problems() == []
 
 
-def test_the_page_opens_without_errors_and_asks_nobody_for_anything(browser, page):
+def test_the_page_opens_without_errors_and_makes_no_requests(browser, page):
     assert browser.text("#heading").startswith("train 0 · ")
     assert set(browser.requests()) <= {page.as_uri(), "about:blank"}
     assert browser.text("#totals").startswith("40 rows · ")
