@@ -349,7 +349,7 @@ def _refuse_lost_words(messages: Sequence[Message], rendered: Rendered, turns: S
     Raises:
         LostWordsError: a message of the assistant has words, and its turn has none of them.
     """
-    written = set(np.unique(rendered.message_of()).tolist())
+    written = rendered.written()
     for index in (turn.message for turn in turns if turn.message >= 0 and turn.message not in written):
         content = messages[index].get("content")
         if _has_words(content):

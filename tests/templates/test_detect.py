@@ -169,7 +169,7 @@ REFUSED = {
     "{{ raise_exception('only on Sundays') }}": "only on Sundays",
     "{% for %}": "TemplateSyntaxError",
     "{{ messages[0].content }}": "drops the words of message 1",
-    "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the assistant's",
     "{% for m in messages %}{{ '> ' + m.content + '\n' }}{% endfor %}": "the same as the response marker",
 }
 
@@ -208,14 +208,14 @@ def test_a_template_that_shows_nothing_is_refused_with_the_reason(source: str, r
 def test_markers_that_lose_words_are_not_proven() -> None:
     tokenizer, vocabulary, template = prepared(CHATML)
     wrong = replace(candidate_markers(template)[0], response=("<|im_start|>assistant\nIt",))
-    with pytest.raises(DetectionError, match=r"of the model's words .* would not be trained"):
+    with pytest.raises(DetectionError, match=r"of the assistant's words .* would not be trained"):
         prove(wrong, template, vocabulary, tokenizer)
 
 
 def test_markers_that_train_a_users_words_are_not_proven() -> None:
     tokenizer, vocabulary, template = prepared(CHATML)
     wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), eots=(), complete=True)
-    with pytest.raises(DetectionError, match=r"of other people's words .* would be trained"):
+    with pytest.raises(DetectionError, match=r"of another role's words .* would be trained"):
         prove(wrong, template, vocabulary, tokenizer)
 
 

@@ -10,7 +10,8 @@ from sft_mask.core.markers import Markers
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.detect import detect_markers
-from sft_mask.templates.resolve import Resolved, combine, learn_closings, resolve
+from sft_mask.templates.endings import learn_endings
+from sft_mask.templates.resolve import Given, Resolved, combine, resolve
 
 TURN = "<|im_start|>{}\n{}<|im_end|>\n"
 
@@ -71,7 +72,7 @@ def test_a_marker_of_another_format_stands_alone() -> None:
 
 def test_an_unknown_user_header_is_added_to_the_templates_own() -> None:
     detected = detect_markers(chat("chatml")[0])
-    both = combine((("<|im_start|>human\n",), ("<|im_start|>assistant\n",)), detected)
+    both = combine(Given(("<|im_start|>human\n",), ("<|im_start|>assistant\n",)), detected)
     assert both.instruction == ("<|im_start|>human\n", "<|im_start|>user\n")
     assert both.response == detected.response
 
@@ -93,7 +94,7 @@ def test_a_header_of_two_control_tokens_that_is_no_stop_stays_whole() -> None:
     turn = "<|START_OF_TURN_TOKEN|><|{}_TOKEN|>Hi<|END_OF_TURN_TOKEN|>"
     row = np.array(ids_of(tokenizer, turn.format("USER") + turn.format("CHATBOT")), np.int64)
     markers = Markers(("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",), ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",))
-    found = learn_closings(markers, [row], vocabulary, tokenizer)
+    found = learn_endings(markers, [row], vocabulary, tokenizer)
     assert (found.response, found.instruction) == (markers.response, markers.instruction)
 
 
@@ -154,7 +155,7 @@ def test_rows_of_a_template_that_writes_tools_as_the_assistant_are_decided_by_me
 
 def learnt(texts: list[str]) -> Markers:
     tokenizer, vocabulary, _ = chat("chatml")
-    return learn_closings(Markers(("### Bot:",), ("### User:",)), rows_of(texts), vocabulary, tokenizer)
+    return learn_endings(Markers(("### Bot:",), ("### User:",)), rows_of(texts), vocabulary, tokenizer)
 
 
 def test_the_control_token_before_a_header_is_a_stop() -> None:
@@ -178,7 +179,7 @@ def test_a_token_that_opens_every_header_is_no_stop() -> None:
     markers = Markers(("<|im_start|>bot:",), ("<|im_start|>user:",))
     rows = rows_of(["<|im_start|>user: a<|im_start|>bot: b<|im_start|>user: c<|im_start|>bot: d"])
     opener = (tokenizer.convert_tokens_to_ids("<|im_start|>"),)
-    found = learn_closings(markers, rows, vocabulary, tokenizer)
+    found = learn_endings(markers, rows, vocabulary, tokenizer)
     assert opener not in found.eots
     assert opener in found.others
 
@@ -197,7 +198,7 @@ def test_a_marker_that_never_occurs_is_refused_with_the_first_row() -> None:
 
 
 def test_a_marker_with_wrong_blanks_is_named_without_them() -> None:
-    with pytest.raises(MarkerError, match="'### Bot:', without the blanks around it, does occur"):
+    with pytest.raises(MarkerError, match="'### Bot:', without the whitespace around it, does occur"):
         resolved("### User:", "\n\n### Bot: \n", ["### User: a ### Bot: b"])
 
 
