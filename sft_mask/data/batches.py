@@ -18,12 +18,10 @@ from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools, Ids, Ints, Labels
     from sft_mask.data.conversations import Decoder
     from sft_mask.data.masker import MaskedBatch, Masker
 
-    Ints = NDArray[np.int64]
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
@@ -46,7 +44,7 @@ class Tally:
         self._known = _table_of(np.zeros(vocabulary_size, np.bool_))
 
     @property
-    def trained_ids(self) -> NDArray[np.bool_]:
+    def trained_ids(self) -> Bools:
         """``(vocabulary,)`` whether any label is this id."""
         return self._known[_BEFORE:-1]
 
@@ -55,7 +53,7 @@ class Tally:
         self.report += batch.report
         self.know(batch.labels)
 
-    def know(self, labels: NDArray[np.integer]) -> None:
+    def know(self, labels: Labels) -> None:
         """Remembers which ids labels train."""
         for part in cache_slices(len(labels)):
             places = label_ids(labels[part]).astype(np.intp)
@@ -64,7 +62,7 @@ class Tally:
             if not known.all():
                 self._learn(places[~known] - _BEFORE)
 
-    def _learn(self, ids: NDArray[np.integer]) -> None:
+    def _learn(self, ids: Ids) -> None:
         missing = int(ids.max()) + 1 - len(self.trained_ids)
         if missing > 0:
             self._known = _table_of(np.append(self.trained_ids, np.zeros(missing, np.bool_)))
@@ -89,7 +87,7 @@ class Tally:
         return tally
 
 
-def _table_of(trained_ids: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _table_of(trained_ids: Bools) -> Bools:
     """A table over labels: no label below 0 is anything new, and one behind the last id always is."""
     table = np.zeros(_BEFORE + len(trained_ids) + 1, np.bool_)
     table[:_BEFORE] = True

@@ -15,7 +15,7 @@ from sft_mask.data.columns import Signatures, has_items, holds_any, is_conversat
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools
 
 _EXTRAS = ("tools", "chat_template_kwargs")
 _JSON_ESCAPE = "\\u"
@@ -65,14 +65,14 @@ class Decoder:
         """Whether the rows still hold their messages."""
         return bool(self.columns(table))
 
-    def unknown(self, table: pa.Table) -> NDArray[np.bool_]:
+    def unknown(self, table: pa.Table) -> Bools:
         """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
             flags |= np.asarray(table[name].is_null(), np.bool_)
         return flags
 
-    def flagged(self, table: pa.Table) -> NDArray[np.bool_]:
+    def flagged(self, table: pa.Table) -> Bools:
         """``(rows,)`` rows with a message that says itself whether, or how much, it is trained."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):

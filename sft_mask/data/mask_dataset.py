@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
 from sft_mask.data.conversations import read_tools, read_variables
 from sft_mask.data.dataset import check_columns
@@ -210,13 +211,8 @@ def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template
     else:
         before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
         ids = _rendered(example, prompt + completion, tokenizer, chat_template)
-    start = _shared_prefix(before, ids)
+    start = common_prefix_length(before, ids)
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
-
-
-def _shared_prefix(before: list[int], ids: list[int]) -> int:
-    differing = (at for at, (left, right) in enumerate(zip(before, ids, strict=False)) if left != right)
-    return next(differing, min(len(before), len(ids)))
 
 
 def _with_eos(text: str, tokenizer: Any) -> str:

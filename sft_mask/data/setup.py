@@ -23,7 +23,7 @@ from sft_mask.templates.resolve import Resolved, resolve
 from sft_mask.templates.turns import ConversationAligner
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Ids
 
 _SAMPLED_ROWS = 256
 _SAMPLED_OF_STREAM = 32
@@ -64,7 +64,7 @@ def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> Toolkit:
 
 def build_masker(
     toolkit: Toolkit,
-    rows: Sequence[NDArray[np.integer]],
+    rows: Sequence[Ids],
     *,
     instruction_part: object,
     response_part: object,
@@ -104,7 +104,7 @@ def build_masker(
 
 
 def masker_for(
-    toolkit: Toolkit, rows: Sequence[NDArray[np.integer]], source: Any, name: str, **settings: Any
+    toolkit: Toolkit, rows: Sequence[Ids], source: Any, name: str, **settings: Any
 ) -> tuple[Masker, tuple[object, ...]]:
     """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the fault.
 
@@ -189,7 +189,7 @@ def marker_summary(masker: Masker) -> MarkerSummary:
     )
 
 
-def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.integer]]:
+def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[Ids]:
     """Some rows of ids, spread over the dataset (the first ones of a stream)."""
     if hasattr(dataset, "__len__"):
         picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
@@ -207,9 +207,9 @@ def _numbers(row: pa.Scalar) -> Any:
     return row.values.to_numpy(zero_copy_only=False) if kind is not None and pa.types.is_integer(kind) else row.as_py()
 
 
-def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:
+def readable(rows: Iterable[Any]) -> list[Ids]:
     """The rows that are ids; what the others are is said, with their numbers, where they are masked."""
-    read: list[NDArray[np.integer]] = []
+    read: list[Ids] = []
     for row in rows:
         try:
             ids = np.asarray(row)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import groupby, repeat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES
+from sft_mask.core.arrays import Bools, common_prefix_length, offsets_of
 from sft_mask.core.labels import trained_mask
 from sft_mask.core.regions import Region, in_regions
 from sft_mask.data.masker import Masker
@@ -21,12 +22,7 @@ from sft_mask.explanations.rows import InspectedRow
 from sft_mask.preview.rows import PreviewRow, build_row
 from sft_mask.preview.source import PreviewRows, preview_rows
 from sft_mask.templates.align import TextTurn, token_bounds, token_turns
-from sft_mask.templates.chat_template import ChatTemplate, common_prefix
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Bools = NDArray[np.bool_]
+from sft_mask.templates.chat_template import ChatTemplate
 
 _KEPT = 20
 """Rows that differ and are kept to be shown; all of them are counted."""
@@ -105,9 +101,9 @@ def diff_rows(left: PreviewRow, right: PreviewRow, *, by_id: bool = False) -> Ro
     Tokens are the same if their texts are, and with ``by_id`` only if their ids are, too.
     """
     sides = [_keys(row, by_id=by_id) for row in (left, right)]
-    start = _shared(sides[0], sides[1])
+    start = common_prefix_length(sides[0], sides[1])
     rest = [side[start:] for side in sides]
-    end = _shared(rest[0][::-1], rest[1][::-1])
+    end = common_prefix_length(rest[0][::-1], rest[1][::-1])
     middle = [side[: len(side) - end] for side in rest]
     changes = list(_unlike_weights(left, right, 0, 0, start))
     for tag, low, high, other_low, other_high in SequenceMatcher(
@@ -124,12 +120,6 @@ def diff_rows(left: PreviewRow, right: PreviewRow, *, by_id: bool = False) -> Ro
 def _keys(row: PreviewRow, *, by_id: bool) -> list[tuple[bytes, int]]:
     ids = row.input_ids if by_id else repeat(0)
     return list(zip(row.pieces, ids, strict=by_id))
-
-
-def _shared(left: Sequence[object], right: Sequence[object]) -> int:
-    """Length of the beginning that both have."""
-    unlike = (at for at, (one, two) in enumerate(zip(left, right, strict=False)) if one != two)
-    return next(unlike, min(len(left), len(right)))
 
 
 def _unlike_weights(left: PreviewRow, right: PreviewRow, low: int, other_low: int, size: int) -> Iterator[Change]:
@@ -376,7 +366,7 @@ class _Comparison:
             return None
 
     def _by_markers(self, row: InspectedRow) -> Bools:
-        bounds = np.concatenate([[0], np.cumsum(row.documents)])
+        bounds = offsets_of(row.documents)
         return trained_mask(self.masker.finder.find(row.ids, bounds), len(row.ids))
 
     def _by_messages(self, row: InspectedRow) -> Bools:
@@ -408,7 +398,7 @@ class _Comparison:
             if message.get("role") in MODEL_ROLES:
                 prompt = _text_of(template, talk.messages[:index], talk, add_generation_prompt=True)
                 said = _text_of(template, talk.messages[: index + 1], talk)
-                start, end = len(common_prefix([prompt, whole])), len(common_prefix([said, whole]))
+                start, end = common_prefix_length(prompt, whole), common_prefix_length(said, whole)
                 spans.append(
                     TextTurn(header=start, start=start, end=end, eot_start=end, first_message=index, message=index)
                 )

@@ -17,7 +17,8 @@ from sft_mask.preview.rows import PreviewRow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+
+    from sft_mask.core.arrays import Floats
 
 _MOST_TOKENS = 120
 
@@ -31,8 +32,8 @@ class Gradients:
         masked: ``(tokens,)`` where the row's own weights count.
     """
 
-    everything: NDArray[np.float64]
-    masked: NDArray[np.float64]
+    everything: Floats
+    masked: Floats
 
 
 def measure_gradients(model: Any, row: PreviewRow) -> Gradients:
@@ -55,7 +56,7 @@ def measure_gradients(model: Any, row: PreviewRow) -> Gradients:
     return Gradients(_norms(model, row, everything), _norms(model, row, list(row.weights)))
 
 
-def _norms(model: Any, row: PreviewRow, weights: list[float]) -> NDArray[np.float64]:
+def _norms(model: Any, row: PreviewRow, weights: list[float]) -> Floats:
     device = next(model.parameters()).device
     ids = torch.tensor([row.input_ids], device=device)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def _norms(model: Any, row: PreviewRow, weights: list[float]) -> NDArray[np.floa
     logits.requires_grad_()
     loss = compute_sft_loss(logits, ids, torch.tensor([weights], device=device))
     (gradient,) = torch.autograd.grad(loss, logits)
-    norms: NDArray[np.float64] = gradient[0, :-1].norm(dim=-1).double().cpu().numpy()
+    norms: Floats = gradient[0, :-1].norm(dim=-1).double().cpu().numpy()
     return np.concatenate([[0.0], norms])
 
 
@@ -97,7 +98,7 @@ def draw_gradients(
     return figure
 
 
-def _panel(axes: Axes, row: PreviewRow, norms: NDArray[np.float64], title: str) -> None:
+def _panel(axes: Axes, row: PreviewRow, norms: Floats, title: str) -> None:
     colours = [TRAINED if weight else MASKED for weight in row.weights]
     axes.bar(range(len(norms)), norms, color=colours, width=0.8)
     axes.set_title(title, fontsize=9, loc="left")

@@ -14,13 +14,14 @@ from sft_mask.preview.rows import PreviewRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+
+    from sft_mask.core.arrays import Ints
 
 _ROWS_AT_ONCE = 2000
 _BINS = 20
 
 
-def trained_counts(data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def trained_counts(data: Any) -> tuple[Ints, Ints]:
     """``(rows,)`` tokens of each row, and ``(rows,)`` how many of them are trained.
 
     Args:

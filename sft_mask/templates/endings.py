@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import Kind, Markers, MarkerText, Pattern, compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.templates.chat_template import common_suffix
 from sft_mask.templates.detect import unique
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
 
-    Row = NDArray[np.integer]
 
 _LONGEST_GAP = 8
 """Tokens between the end of a turn and the next header; templates write one newline, rarely two tokens."""
@@ -27,7 +25,7 @@ _ONE_IN = 20
 """A control token ends turns if one in so many of the answers that end with a control token end with it."""
 
 
-def learn_endings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def learn_endings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """The markers, with end-of-turn tokens and a separator read from the ends of the answers in some rows.
 
     A control token there is an end-of-turn token; where answers end without one, the whitespace that all of them have
@@ -35,7 +33,7 @@ def learn_endings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary,
     """
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
     ids = np.concatenate([np.zeros(0, np.int64), *rows])
-    turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
+    turns = finder.find(ids, offsets_of([*map(len, rows)]))
     runs: list[list[int]] = []
     spaces: list[str] = []
     for start, end, is_cut in zip(turns.start.tolist(), turns.end.tolist(), turns.cut.tolist(), strict=True):
@@ -64,7 +62,7 @@ def learn_endings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary,
     )
 
 
-def with_eos_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def with_eos_at_row_ends(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """Markers of a template that leaves the last answer open, with the EOS as an end-of-turn token if it ends rows.
 
     A row of text has one that the trainer appended. Rows that end in several of them are padded.
@@ -103,7 +101,7 @@ def _ending(answer: list[int], vocabulary: Vocabulary) -> tuple[list[int], str]:
     return run, "" if run else tail[len(tail.rstrip()) :]
 
 
-def _control_before(ids: Row, at: int, vocabulary: Vocabulary) -> int | None:
+def _control_before(ids: Ids, at: int, vocabulary: Vocabulary) -> int | None:
     """The control token before a header, with only whitespace between them."""
     for token_id in ids[max(at - _LONGEST_GAP, 0) : at][::-1].tolist():
         if vocabulary.is_special(token_id):

@@ -15,12 +15,10 @@ from sft_mask.templates.detect import proven_markers, unique
 from sft_mask.templates.endings import after_eot, learn_endings, with_eos_at_row_ends
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ids
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
 
-    Row = NDArray[np.integer]
 
 _SHOWN = 400
 
@@ -55,7 +53,7 @@ def resolve(
     *,
     instruction: object = None,
     response: object = None,
-    rows: Sequence[Row] = (),
+    rows: Sequence[Ids] = (),
     max_length: int | None = None,
 ) -> Resolved:
     """The markers to use.
@@ -95,7 +93,7 @@ def resolve(
 
 
 def _compiled(
-    markers: Markers, from_template: bool, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any
+    markers: Markers, from_template: bool, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any
 ) -> Resolved:
     learn = with_eos_at_row_ends if from_template else learn_endings
     markers = learn(markers, rows, vocabulary, tokenizer)
@@ -116,7 +114,7 @@ def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tok
         return None
 
 
-def _opens_any(finder: SpanFinder, rows: Sequence[Row]) -> bool:
+def _opens_any(finder: SpanFinder, rows: Sequence[Ids]) -> bool:
     """Whether a response header opens a turn in any row."""
     return any(len(finder.find(row, np.array([0, len(row)], np.int64))) for row in rows)
 
@@ -209,7 +207,7 @@ def _refuse_contradiction(given: Given, detected: Markers) -> None:
                 )
 
 
-def _refuse_absent_instruction(given: Given, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> None:
+def _refuse_absent_instruction(given: Given, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Refuses an instruction marker that opens nothing: an answer would include the user's words after it."""
     if not rows:
         return
@@ -222,12 +220,12 @@ def _refuse_absent_instruction(given: Given, rows: Sequence[Row], vocabulary: Vo
         )
 
 
-def _first_row(rows: Sequence[Row], vocabulary: Vocabulary) -> str:
+def _first_row(rows: Sequence[Ids], vocabulary: Vocabulary) -> str:
     shown = vocabulary.text(rows[0][:120].tolist())[:_SHOWN]
     return f"The first row begins\n    {shown!r}\nwith ids {rows[0][:24].tolist()}"
 
 
-def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
+def _never_found(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
     full = sum(len(each) >= max_length for each in rows) if max_length else 0
     hint = ""
     if full:

@@ -17,23 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import MODEL_ROLES
+from sft_mask.core.arrays import Bools, Ids, Ints, common_prefix_length
 from sft_mask.core.markers import Kind, Markers
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, LostWordsError
 from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, token_turns
-from sft_mask.templates.chat_template import EMPTY_BLOCK, common_prefix
+from sft_mask.templates.chat_template import EMPTY_BLOCK
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 Message = Mapping[str, Any]
 
@@ -97,7 +94,7 @@ class ConversationAligner:
     def turns(
         self,
         messages: Sequence[Message],
-        row: NDArray[np.integer],
+        row: Ids,
         *,
         tools: Any = None,
         variables: Mapping[str, Any] | None = None,
@@ -280,7 +277,7 @@ class _TurnReader:
     def _sampled_until(self, said: int, bound: int, message: int) -> int:
         """How far the template's text after an answer is the same when no message follows; whole tokens only."""
         alone = self._rendered_prefix(message + 1, prompt=False)
-        shared = min(len(common_prefix([self._text, alone])), bound)
+        shared = min(common_prefix_length(self._text, alone), bound)
         while said < shared:
             found = self._template.first_special(self._text[said:shared])
             if found is None:

@@ -18,8 +18,7 @@ from sft_mask.templates.align import encode
 from sft_mask.templates.probes import Probe, probes, try_render
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools, Ints
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
@@ -70,10 +69,10 @@ class _Marked:
 
     rendered: Rendered
     turns: Turns
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
+    first: Ints
+    last: Ints
 
-    def trained(self, low: int, high: int) -> NDArray[np.bool_]:
+    def trained(self, low: int, high: int) -> Bools:
         """``(bytes,)`` the bytes of the trained tokens that lie between two characters of the text."""
         text = self.rendered.text
         start, end = len(text[:low].encode()), len(text[:high].encode())
@@ -183,7 +182,7 @@ def _wrong_words(marked: _Marked) -> str | None:
     return None
 
 
-def _runs(raw: bytes, flags: NDArray[np.bool_]) -> list[bytes]:
+def _runs(raw: bytes, flags: Bools) -> list[bytes]:
     """The stretches of text that are flagged without a gap."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))).tolist()
     return [raw[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]

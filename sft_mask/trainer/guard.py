@@ -11,11 +11,10 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import LabelsChangedError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools
 
 
-def check_labels(inputs: Mapping[str, Any], seen: NDArray[np.bool_] | None, text: Callable[[list[int]], str]) -> None:
+def check_labels(inputs: Mapping[str, Any], seen: Bools | None, text: Callable[[list[int]], str]) -> None:
     """Raises if a batch cannot come from the mask that was prepared.
 
     Args:

@@ -27,9 +27,9 @@ from sft_mask.trainer.refusals import refuse_with_weights
 from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, sums_of_groups, total_weight
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from sft_mask.core.arrays import Bools
     from sft_mask.data.masker import Masker
 
 _ALWAYS_CHECKED = 8
@@ -99,7 +99,7 @@ class MaskState:
         self.masked[id(masked)] = masked
         return masked
 
-    def trained_ids(self) -> NDArray[np.bool_] | None:
+    def trained_ids(self) -> Bools | None:
         """``(vocabulary,)`` ids that some row trains; ``None`` where this process cannot know."""
         if not self.sees_all_rows:
             return None
