@@ -33,7 +33,7 @@ from sft_mask.core.token_weights import Graded, grade, group_names
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.data.batches import Tally
 from sft_mask.data.cache import schema, store, stored
-from sft_mask.data.columns import list_values, shapes
+from sft_mask.data.columns import list_values, signatures
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.dataset import fingerprint_of, label_dataset
 from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous
@@ -386,7 +386,7 @@ def test_a_slice_of_lists_holds_its_own_values_only() -> None:
 def test_messages_with_other_fields_have_another_shape() -> None:
     texts = pa.array([json.dumps({"role": "user", "content": "a", field: "x"}) for field in ("name", "mood", "name")])
     items = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
-    key = shapes(pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), items), ()).shape.tolist()
+    key = signatures(pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), items), ()).signature.tolist()
     assert key[0] == key[2] != key[1]
 
 
