@@ -344,13 +344,13 @@ def test_of_an_answer_that_nothing_ends_the_last_piece_alone_is_cut() -> None:
 
 
 def test_one_disagreement_among_the_first_rows_of_a_shape_is_enough_to_distrust_markers() -> None:
-    using, shape, found = masker(), 5, single_tokens(2)
-    for exact in (found, found.moved(1), found, found, found):
-        using._compare(shape, exact, found, row=0, offset=0)
-    assert not using._trusts(shape)
+    signatures = masker().signatures
+    for agreed in (True, False, True, True, True):
+        signatures.add_comparison(5, agreed=agreed)
+    assert not signatures.trusts(5)
     for _ in range(3):
-        using._compare(shape + 1, found, found, row=0, offset=0)
-    assert using._trusts(shape + 1)
+        signatures.add_comparison(6, agreed=True)
+    assert signatures.trusts(6)
 
 
 def test_a_row_with_another_number_of_answers_than_its_messages_is_never_left_to_markers() -> None:
