@@ -89,7 +89,7 @@ def test_nulls_hold_no_marker() -> None:
 
 
 @BOTH
-def test_rows_of_other_roles_or_filled_fields_have_another_shape(made: Any) -> None:
+def test_rows_of_other_roles_or_filled_fields_have_another_signature(made: Any) -> None:
     plain = conversation("a", "b")
     rows = [
         plain,
@@ -104,7 +104,7 @@ def test_rows_of_other_roles_or_filled_fields_have_another_shape(made: Any) -> N
     assert len({*keys}) == 5
 
 
-def test_a_row_with_calls_has_another_shape() -> None:
+def test_a_row_with_calls_has_another_signature() -> None:
     rows = [conversation("a", "b"), conversation("a", "b")]
     rows[1][1]["tool_calls"] = [{"function": {"name": "f"}}]
     for made in (column, as_json):
@@ -112,7 +112,7 @@ def test_a_row_with_calls_has_another_shape() -> None:
         assert keys[0] != keys[1]
 
 
-def test_shapes_do_not_depend_on_the_batch() -> None:
+def test_signatures_do_not_depend_on_the_batch() -> None:
     rows = [conversation("a", "b"), conversation("a", "b", "c", "d", system="s"), conversation("a", "")]
     for made in (column, as_json):
         whole = signatures(made(rows), ()).signature.tolist()
