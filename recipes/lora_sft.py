@@ -231,7 +231,7 @@ def check_quantization(wanted: Namespace) -> None:
         refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and none was found; leave it out to use LoRA.")
     if importlib.util.find_spec("bitsandbytes") is None:
         refuse(
-            "QLoRA needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or leave load_in_4bit out."
+            "QLoRA needs bitsandbytes, which is missing: `pip install 'sft-mask[qlora]'`, or leave load_in_4bit out."
         )
 
 

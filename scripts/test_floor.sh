@@ -22,7 +22,8 @@ fi
 
 "$floor_python" - <<'PYTHON'
 import importlib.metadata, re, sys, tomllib
-needs = " ".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+needs = " ".join(project["dependencies"] + project["optional-dependencies"]["train"])
 for name in ("trl", "transformers"):
     oldest = re.search(rf"\b{name}>=([\d.]+)", needs)[1]
     here = importlib.metadata.version(name)

@@ -1,40 +1,55 @@
-"""What differs between versions of the libraries underneath, and where another package changed them, in one place."""
+"""Differences between versions of TRL, and what another package may have replaced in it.
+
+Each function that bridges two versions names the oldest allowed TRL with which it goes.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from sft_mask.errors import extra
+
+if TYPE_CHECKING:
+    import torch
 
 
-def main_process_first() -> AbstractContextManager[Any]:
+def main_process_first() -> AbstractContextManager[None]:
     """Runs a block on the first process of each node, then on the others, which find its cache.
 
-    trl < 1.14 has no ``global_then_local_main_first``; drop the fallback when the floor reaches it.
+    Without accelerate no process waits for another. The fallback goes with trl >= 1.14, which has
+    ``global_then_local_main_first``; without TRL, accelerate alone does the same for a shared cache.
     """
     try:
         from trl.trainer.utils import global_then_local_main_first
     except ImportError:
-        from accelerate import PartialState
-
-        first: AbstractContextManager[Any] = PartialState().main_process_first()
+        try:
+            from accelerate import PartialState
+        except ModuleNotFoundError:
+            return nullcontext()
+        first: AbstractContextManager[None] = PartialState().main_process_first()
         return first
     return global_then_local_main_first()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that talks."""
-    from accelerate import PartialState
-
+    """Whether this is the process that logs: the first of all, by ``RANK`` where accelerate is not installed."""
+    try:
+        from accelerate import PartialState
+    except ModuleNotFoundError:
+        return os.environ.get("RANK", "0") == "0"
     return bool(PartialState().is_main_process)
 
 
 def has_fused_lm_head() -> bool:
-    """Whether the trainer's loss is made from log-probabilities of tokens, as since trl 1.15."""
+    """Whether the trainer's loss comes from log-probabilities per token. Goes with trl >= 1.15: always true there."""
     from importlib.metadata import version
 
     from packaging.version import Version
@@ -43,25 +58,30 @@ def has_fused_lm_head() -> bool:
 
 
 _TRAINER = ("trl.trainer.sft_trainer", "SFTTrainer")
-"""Where TRL defines its trainer: what else it is called by can be exchanged, and Unsloth does so."""
+"""Where TRL defines its trainer. Unsloth puts its own class there, under the same name."""
 
 
-def is_sft_trainer(trainer: Any) -> bool:
-    """Whether a trainer is of TRL's class, or of one that another package has put in its place."""
-    import trl
-    from trl.trainer import sft_trainer
+def is_sft_trainer(trainer: object) -> bool:
+    """Whether a trainer is TRL's ``SFTTrainer``, or of a class that another package has put in its place.
 
-    in_its_place = (trl.SFTTrainer, trl.trainer.SFTTrainer, sft_trainer.SFTTrainer)
-    return any((kind.__module__, kind.__name__) == _TRAINER or kind in in_its_place for kind in type(trainer).__mro__)
+    Raises:
+        MissingExtraError: TRL is not installed.
+    """
+    with extra("train", "A trainer"):
+        import trl
+        from trl.trainer import sft_trainer
+
+    exported = (trl.SFTTrainer, trl.trainer.SFTTrainer, sft_trainer.SFTTrainer)
+    return any((kind.__module__, kind.__name__) == _TRAINER or kind in exported for kind in type(trainer).__mro__)
 
 
 @dataclass(frozen=True, slots=True)
 class LossPath:
-    """Which ``compute_loss`` of a trainer calls which, as far as their code shows.
+    """The classes of a trainer whose ``compute_loss`` runs, as far as their source shows.
 
     Attributes:
-        before: classes with a ``compute_loss`` of their own that is called before TRL's, from the first to the last.
-        trls: the class that has TRL's own; ``None`` where the last of ``before`` calls another one, or none.
+        before: classes with their own ``compute_loss``, in the order of the calls, down to TRL's.
+        trls: the class that TRL's own ``compute_loss`` belongs to; ``None`` if the last of ``before`` does not call it.
     """
 
     before: tuple[type, ...]
@@ -69,49 +89,50 @@ class LossPath:
 
     @property
     def is_trls(self) -> bool:
-        """Whether TRL's is called directly."""
+        """Whether TRL's own is called directly."""
         return self.trls is not None and not self.before
 
     @classmethod
-    def of(cls, kind: type) -> LossPath:
-        """Of a trainer's class; what this library has put in front is left out."""
+    def of(cls, trainer_class: type) -> LossPath:
+        """The path of a trainer's class, without the classes of this library."""
         before: list[type] = []
-        for owner in kind.__mro__:
-            function = vars(owner).get("compute_loss")
-            module = getattr(function, "__module__", None) or ""
-            if function is None or module.startswith("sft_mask."):
+        for owner in trainer_class.__mro__:
+            method = vars(owner).get("compute_loss")
+            module = getattr(method, "__module__", None) or ""
+            if method is None or module.startswith("sft_mask."):
                 continue
-            if module == _TRAINER[0] and _scope(function).startswith("trl."):
+            if module == _TRAINER[0] and _defined_in(method).startswith("trl."):
                 return cls(tuple(before), owner)
             before.append(owner)
-            if not _calls_the_next(function, owner):
+            if not _calls_super(method, owner):
                 break
         return cls(tuple(before), None)
 
 
-def loss_path(trainer: Any) -> LossPath:
-    """Of a trainer, whose own attribute ``compute_loss`` would come before that of every class."""
+def loss_path(trainer: object) -> LossPath:
+    """The path of a trainer; a ``compute_loss`` assigned to the trainer itself replaces those of all its classes."""
     if "compute_loss" in vars(trainer):
         return LossPath((type(trainer),), None)
     return LossPath.of(type(trainer))
 
 
-def _scope(function: Any) -> str:
-    """Where a function was written; what ``functools.wraps`` made says another ``__module__``."""
+def _defined_in(function: object) -> str:
+    """The module whose globals a function uses; ``functools.wraps`` copies ``__module__`` but not these."""
     return str(getattr(function, "__globals__", {}).get("__name__"))
 
 
-def _calls_the_next(function: Any, owner: type) -> bool:
-    """Whether a method's source has a call of ``super().compute_loss``; the first step tells whether it is made."""
-    if not inspect.isfunction(function):
+def _calls_super(method: object, owner: type) -> bool:
+    """Whether a method's source calls ``super().compute_loss``. (That it really does, the first step checks.)"""
+    if not inspect.isfunction(method):
         return False
-    function = inspect.unwrap(function)
+    innermost = inspect.unwrap(method)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # made without a file: its names must do
-        return "super" in getattr(function, "__code__", _calls_the_next.__code__).co_names
-    wanted = {"super().compute_loss", f"super({owner.__name__}, self).compute_loss"}
-    return any(isinstance(node, ast.Call) and ast.unparse(node.func) in wanted for node in ast.walk(tree))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(innermost)))
+    except (OSError, TypeError, SyntaxError):  # compiled from a string: only the names it uses are known
+        code = getattr(innermost, "__code__", None)
+        return code is not None and "super" in code.co_names
+    calls = {"super().compute_loss", f"super({owner.__name__}, self).compute_loss"}
+    return any(isinstance(node, ast.Call) and ast.unparse(node.func) in calls for node in ast.walk(tree))
 
 
 _HEAD_ARGUMENTS = (
@@ -121,24 +142,26 @@ _HEAD_ARGUMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class ChunkedHead:
-    """How TRL's loss projects hidden states, on devices with Triton and on others.
+    """How TRL's loss projects hidden states to the vocabulary, on devices with Triton and on others.
 
     Attributes:
-        module: which looks the other two up on each call.
+        module: TRL's module, which looks up the next two by name on each call.
         apply: projects and scores; its arguments are those of :class:`sft_mask.trainer.lm_head._Head`.
-        is_compact: whether supervised positions only are scored on a device.
+        is_compact: whether on a device only positions with a label are scored.
     """
 
-    module: Any
-    apply: Callable[..., Any]
-    is_compact: Callable[[Any], bool]
+    module: ModuleType
+    apply: Callable[..., tuple[torch.Tensor | None, ...]]
+    is_compact: Callable[[torch.device], bool]
 
     @contextmanager
-    def replaced_by(self, head: Any) -> Iterator[None]:
-        """Has the loss score supervised positions only, and by ``head``, while the block runs."""
+    def replaced_by(self, head: object) -> Iterator[None]:
+        """Makes TRL's loss score only positions with a label, and by ``head``, while the block runs."""
         before = {name: getattr(self.module, name) for name in ("_ChunkedLogProbFunction", "_use_triton")}
-        self.module._ChunkedLogProbFunction, self.module._use_triton = head, lambda _: True
+        replacements = {"_ChunkedLogProbFunction": head, "_use_triton": lambda _: True}
         try:
+            for name, value in replacements.items():
+                setattr(self.module, name, value)
             yield
         finally:
             for name, value in before.items():
@@ -146,12 +169,13 @@ class ChunkedHead:
 
 
 def chunked_head() -> ChunkedHead | None:
-    """TRL's head as trl 1.16 has it; ``None`` where it is another, which is then left alone."""
+    """TRL's head; ``None`` before trl 1.16 and wherever its arguments differ from that version's."""
     from trl.trainer import utils
 
-    function: Any = getattr(utils, "_ChunkedLogProbFunction", None)
+    function: object = getattr(utils, "_ChunkedLogProbFunction", None)
     is_compact = getattr(utils, "_use_triton", None)
-    if is_compact is None or not hasattr(function, "forward"):
+    apply, forward = (getattr(function, name, None) for name in ("apply", "forward"))
+    if is_compact is None or apply is None or forward is None:
         return None
-    arguments = ", ".join(inspect.signature(function.forward).parameters)
-    return ChunkedHead(utils, function.apply, is_compact) if arguments == _HEAD_ARGUMENTS else None
+    arguments = ", ".join(inspect.signature(forward).parameters)
+    return ChunkedHead(utils, apply, is_compact) if arguments == _HEAD_ARGUMENTS else None

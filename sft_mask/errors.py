@@ -5,6 +5,9 @@ Every message says what was seen (row, marker, ids), why that is wrong, and a wa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SftMaskError(Exception):
     """Parent of everything this library raises on purpose."""
@@ -44,3 +47,22 @@ class MaskChangedError(SftMaskError, AssertionError):
 
 class LabelsChangedError(SftMaskError, RuntimeError):
     """Labels reached the loss that are not the mask that was prepared."""
+
+
+class MissingExtraError(SftMaskError, ImportError):
+    """A package that an extra of this library installs is missing."""
+
+
+@contextmanager
+def extra(name: str, feature: str) -> Iterator[None]:
+    """Names the extra to install where an import inside the block finds no such package.
+
+    >>> with extra("train", "sft_mask.example"):
+    ...     import there_is_no_such_package
+    Traceback (most recent call last):
+    sft_mask.errors.MissingExtraError: sft_mask.example needs there_is_no_such_package: pip install 'sft-mask[train]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{feature} needs {error.name}: pip install 'sft-mask[{name}]'") from error

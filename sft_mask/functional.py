@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.errors import AmbiguousRowError, DataError, MarkerError
+from sft_mask.errors import AmbiguousRowError, DataError, MarkerError, extra
+
+with extra("train", "sft_mask.functional"):
+    import torch
+    from torch import Tensor
+    from torch.nn.functional import cross_entropy
 
 __all__ = [
     "apply_assistant_masking",

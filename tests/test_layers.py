@@ -33,7 +33,6 @@ ALLOWED = {
     "sft_mask.data.cache": {"datasets"},
     "sft_mask.trainer.hook": {"torch"},
     "sft_mask.trainer.metrics": {"torch"},
-    "sft_mask.data.mask_dataset": {"trl"},
     "sft_mask.preview.source": {"datasets"},
     "sft_mask.data.setup": {"datasets"},
     "sft_mask.templates.sandbox": {"transformers"},

@@ -22,8 +22,8 @@ from sft_mask.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Floats = NDArray[np.float64]
+    from sft_mask.core.arrays import Floats, Ids, Ints, Labels
+
 
 GROUP_SHIFT: Final = 24
 WEIGHT_SHIFT: Final = 32
@@ -37,7 +37,7 @@ _NOTHING: Final = float(np.finfo(np.float32).tiny)
 """Weights that sum to less are no weights in float32."""
 
 
-def encode_labels(labels: NDArray[np.integer], weights: Floats, groups: Ints | None = None) -> Ints:
+def encode_labels(labels: Labels, weights: Floats, groups: Ints | None = None) -> Ints:
     """Labels that carry their weights.
 
     Args:
@@ -65,7 +65,7 @@ def encode_labels(labels: NDArray[np.integer], weights: Floats, groups: Ints | N
     return np.where(labels == IGNORE_INDEX, np.int64(IGNORE_INDEX), encoded)
 
 
-def label_ids(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+def label_ids(labels: Labels) -> Ids:
     """The ids of labels, without weights.
 
     >>> label_ids(np.array([-100, 7, 36028797018963976])).tolist()
@@ -76,7 +76,7 @@ def label_ids(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.where(labels == IGNORE_INDEX, labels, labels & ID_MASK)
 
 
-def label_weights(labels: NDArray[np.integer]) -> NDArray[np.float32]:
+def label_weights(labels: Labels) -> NDArray[np.float32]:
     """The weights of labels, 0 where they are ``IGNORE_INDEX``.
 
     >>> label_weights(np.array([-100, 7, 36028797018963976])).tolist()
@@ -86,7 +86,7 @@ def label_weights(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     return np.where(labels == IGNORE_INDEX, np.float32(0), bits.view(np.float32))
 
 
-def has_weights(labels: NDArray[np.integer]) -> bool:
+def has_weights(labels: Labels) -> bool:
     """Whether any label is more than a plain id."""
     return bool(len(labels)) and int(labels.max()) >= PLAIN_BELOW
 

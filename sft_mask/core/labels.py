@@ -18,6 +18,7 @@ from sft_mask.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Ids, Labels
     from sft_mask.core.spans import Turns
 
 
@@ -34,12 +35,12 @@ def over_turns(turns: Turns, values: NDArray[Any], size: int, outside: float = 0
     return np.repeat(spread, np.diff(edges))
 
 
-def trained_mask(turns: Turns, size: int) -> NDArray[np.bool_]:
+def trained_mask(turns: Turns, size: int) -> Bools:
     """``(size,)`` whether each token lies in a turn; turns are disjoint and in order."""
     return over_turns(turns, np.ones(len(turns), np.bool_), size)
 
 
-def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] | None = None) -> NDArray[np.int32]:
+def paint(ids: Ids, turns: Turns, existing: Labels | None = None) -> NDArray[np.int32]:
     """Labels of a flat array of ids.
 
     Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that somebody already masked
@@ -60,7 +61,7 @@ def paint(ids: NDArray[np.integer], turns: Turns, existing: NDArray[np.integer] 
     return labels
 
 
-def _refuse_strange(trained: NDArray[np.integer]) -> None:
+def _refuse_strange(trained: Ids) -> None:
     """Refuses numbers that no model can be asked for; outside of answers they may stand for an image or the like."""
     strange = trained[(trained < 0) | (trained > _LARGEST)]
     if len(strange):

@@ -19,8 +19,7 @@ from sft_mask.core.vocabulary import SPACE_PIECE
 from sft_mask.errors import MarkerError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ints
     from sft_mask.core.vocabulary import AddedPiece, Vocabulary
 
 MarkerText = str | tuple[int, ...]
@@ -276,7 +275,7 @@ class MarkerTrie:
         return Step(node if self.nodes[node].edges else -1, pattern, used)
 
     @cached_property
-    def cut_headers(self) -> NDArray[np.int64]:
+    def cut_headers(self) -> Ints:
         """``(nodes,)`` the header that a row cut off at each node was about to write, ``-1`` for none.
 
         Any beginning with a control token counts, and text of which half stands there, four bytes or more: a lone ``#``
@@ -285,11 +284,11 @@ class MarkerTrie:
         return self._begun_headers(surely=True)
 
     @cached_property
-    def begun_headers(self) -> NDArray[np.int64]:
+    def begun_headers(self) -> Ints:
         """As :attr:`cut_headers`, for every beginning: behind a stop a single ``#`` counts too."""
         return self._begun_headers(surely=False)
 
-    def _begun_headers(self, *, surely: bool) -> NDArray[np.int64]:
+    def _begun_headers(self, *, surely: bool) -> Ints:
         cut = np.full(len(self.nodes), -1, np.int64)
         headers = [index for index, pattern in enumerate(self.patterns) if pattern.kind is not Kind.EOT]
         for index in sorted(headers, key=lambda index: self.patterns[index].first_token_ends_turn):

@@ -21,13 +21,11 @@ from sft_mask.core.spans import Turns
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ids, Ints
     from sft_mask.core.markers import Markers
     from sft_mask.core.search import Found
     from sft_mask.core.spans import SpanFinder
 
-    Ints = NDArray[np.int64]
 
 Cutting = Literal["wrapped", "split", "tail"]
 
@@ -105,7 +103,7 @@ class FragmentReader:
         texts = [text if isinstance(text, str) else finder.vocabulary.text(text) for text in headers]
         self._headers = tuple(text.encode() for text in texts)
 
-    def read(self, ids: NDArray[np.integer], offsets: Ints) -> tuple[Turns, Mapping[int, str]]:
+    def read(self, ids: Ids, offsets: Ints) -> tuple[Turns, Mapping[int, str]]:
         """Turns of the model that documents begin with, and why others could not be decided.
 
         Args:
@@ -143,7 +141,7 @@ class FragmentReader:
         """
         self._any_cut |= bool((lengths == self._pieces.length).any())
 
-    def _is_preamble(self, patterns: NDArray[np.integer]) -> bool:
+    def _is_preamble(self, patterns: Ids) -> bool:
         """Whether the markers of a full document are those of the beginning of a long system prompt and of no more."""
         return bool(len(patterns) and self._opens_preamble[patterns].any() and self._is_other[patterns].all())
 
@@ -152,7 +150,7 @@ class FragmentReader:
         return token == self._bos or (self._finder.vocabulary.is_special(token) and token not in self._stops)
 
     def _first_words(
-        self, ids: NDArray[np.integer], bounds: tuple[int, int], inside: slice, found: Found, document: int
+        self, ids: Ids, bounds: tuple[int, int], inside: slice, found: Found, document: int
     ) -> tuple[int, int, int, int] | str | None:
         """The turn of the model that ends first, as ``(document, start, stop, eot_start)``; why not; or none."""
         low, high = bounds
@@ -175,9 +173,7 @@ class FragmentReader:
             return (document, low, stop[0], stop[1])
         return "It begins in a message that could be the model's, a system prompt or a tool's result."
 
-    def _stop_before(
-        self, ids: NDArray[np.integer], found: Found, before: Ints, header: int, at: int
-    ) -> tuple[int, int] | None:
+    def _stop_before(self, ids: Ids, found: Found, before: Ints, header: int, at: int) -> tuple[int, int] | None:
         """The end and the beginning of the stop that stands before a header, or is its first token."""
         if self._first_token_ends_turn[found.pattern[header]]:
             return at + 1, at
@@ -187,7 +183,7 @@ class FragmentReader:
                 return stop, int(tokens_before(found.start[number : number + 1])[0])
         return None
 
-    def _may_be_header_rest(self, ids: NDArray[np.integer], low: int) -> bool:
+    def _may_be_header_rest(self, ids: Ids, low: int) -> bool:
         """Whether the first tokens could be the end of a header that the piece before began."""
         text = b"".join(self._finder.vocabulary.piece(token) for token in ids[low : low + 16].tolist())
         return any(text.startswith(header[cut:]) for header in self._headers for cut in range(1, len(header)))

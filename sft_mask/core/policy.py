@@ -15,7 +15,7 @@ from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, SftMaskError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools
 
 WhichTurns = Literal["all", "last", "flagged"]
 WhichStops = Literal["always", "last", "never"]
@@ -145,7 +145,7 @@ class Policy:
         trained = replace(turns, end=end, has_eot=turns.has_eot & ~without_stop)
         return trained.select(keep & (end > turns.start))
 
-    def _stops_trained(self, last: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _stops_trained(self, last: Bools) -> Bools:
         match self.stop:
             case "always":
                 return np.ones(len(last), np.bool_)
@@ -228,7 +228,7 @@ def _flagged(message: Mapping[str, Any], by_role: float) -> float:
         raise DataError(str(error)) from error
 
 
-def is_last_of_document(turns: Turns) -> NDArray[np.bool_]:
+def is_last_of_document(turns: Turns) -> Bools:
     """Which turns are the last of their document.
 
     >>> turns = Turns.empty()

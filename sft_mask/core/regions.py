@@ -20,8 +20,7 @@ import numpy as np
 from sft_mask.errors import MarkerError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Floats, Ids, Ints
     from sft_mask.core.spans import Turns
     from sft_mask.core.vocabulary import Vocabulary
 
@@ -100,9 +99,7 @@ class Region:
                 yield max(low - before, 0), high - before
 
 
-def in_regions(
-    ids: NDArray[np.integer], turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> tuple[Floats, Ints]:
     """Which tokens of the turns lie in a region with every byte.
 
     Returns:

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.core.markers import MarkerTrie
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _BITS = 20
 _UNREAD = -2
@@ -101,7 +100,7 @@ class _Table:
         self.pattern = np.full(size, -1, np.int32)
         self.used = np.zeros(size, np.int32)
 
-    def nodes(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def nodes(self, ids: Ids) -> NDArray[np.int32]:
         """The nodes that ``ids`` lead to; makes sure that all their entries are there."""
         nodes = self.node.take(ids)
         unread = ids[nodes == _UNREAD]
@@ -182,7 +181,7 @@ class _Pairs:
                     self.second[atom - 256] |= bit
         self.second |= of_byte[vocabulary.first_bytes]
 
-    def can_begin(self, first: NDArray[np.integer], second: NDArray[np.integer]) -> Bools:
+    def can_begin(self, first: Ids, second: Ids) -> Bools:
         """Whether a marker may begin in ``first`` where ``second`` follows."""
         may: Bools = (self.first.take(first) & self.second.take(second)) != 0
         return may
@@ -203,7 +202,7 @@ class MarkerSearch:
         self._is_eot = kinds == Kind.EOT
         self._is_response = kinds == Kind.RESPONSE
 
-    def find(self, ids: NDArray[np.integer], offsets: Ints, ends: Ints) -> tuple[Found, Found]:
+    def find(self, ids: Ids, offsets: Ints, ends: Ints) -> tuple[Found, Found]:
         """Markers that stand whole in a document, and headers that the end of a document cut.
 
         Args:
@@ -231,7 +230,7 @@ class MarkerSearch:
         earlier = np.append(same & self._is_eot[found.pattern[:-1]], False)[: len(found)]
         return found.select(~earlier) if earlier.any() else found
 
-    def _are_sure(self, cut: Found, whole: Found, ids: NDArray[np.integer], offsets: Ints) -> Bools:
+    def _are_sure(self, cut: Found, whole: Found, ids: Ids, offsets: Ints) -> Bools:
         """Which cut headers are long enough to be told from words, or stand right behind a stop."""
         sure = cut.pattern >= 0
         for index in np.flatnonzero(~sure).tolist():
@@ -243,7 +242,7 @@ class MarkerSearch:
         cut.pattern[cut.pattern < 0] = -1 - cut.pattern[cut.pattern < 0]
         return sure
 
-    def _text(self, ids: NDArray[np.integer], start: int, end: int) -> bytes:
+    def _text(self, ids: Ids, start: int, end: int) -> bytes:
         """The bytes between two positions; a control token is no blank."""
         tokens = [int(token) for token in ids[start >> _BITS : (end >> _BITS) + 1]]
         if not tokens or any(self.trie.vocabulary.is_special(token) for token in tokens[:-1]):
@@ -253,7 +252,7 @@ class MarkerSearch:
         kept = b"".join(pieces[:-1]) + pieces[-1][:high]
         return kept[low:]
 
-    def _candidates(self, ids: NDArray[np.integer]) -> Ints:
+    def _candidates(self, ids: Ids) -> Ints:
         if not self._few_ids:
             return np.flatnonzero(self._possible.take(ids, mode="clip"))  # nothing is clipped, and this mode is fast
         first, *others = self._few_ids
@@ -262,7 +261,7 @@ class MarkerSearch:
             hit |= ids == token_id
         return np.flatnonzero(hit)
 
-    def _promising(self, ids: NDArray[np.integer], at: Ints, ends: Ints) -> Ints:
+    def _promising(self, ids: Ids, at: Ints, ends: Ints) -> Ints:
         """Candidates that their second token does not rule out."""
         if self._pairs is None or not len(at):
             return at
@@ -271,14 +270,14 @@ class MarkerSearch:
         keep[last[last < len(at)]] = True
         return at[keep]
 
-    def _begun(self, first: NDArray[np.integer]) -> tuple[Ints, ...]:
+    def _begun(self, first: Ids) -> tuple[Ints, ...]:
         """For tokens in which a marker can begin, at each place: which token, and what reading the rest of it gives."""
         read = [way.read.take(first, axis=0) for way in self._ways]
         begins = [np.flatnonzero(each[:, 0] >= 0) for each in read]
         found = np.concatenate([each.take(which, axis=0) for each, which in zip(read, begins, strict=True)])
         return np.concatenate(begins), *found.T.astype(np.int64)
 
-    def _follow(self, ids: NDArray[np.integer], at: Ints, content_end: Ints) -> tuple[Found, Found]:
+    def _follow(self, ids: Ids, at: Ints, content_end: Ints) -> tuple[Found, Found]:
         """Reads every candidate on until no marker goes on or its document ends; the longest marker counts."""
         if not self._ways:
             return Found.joined([]), Found.joined([])

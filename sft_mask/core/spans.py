@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Floats, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _UNREAD, _TEXT, _BLANK, _CONTROL = -1, 0, 1, 2
 _LONGEST_FILLER = 8
@@ -61,7 +60,7 @@ class Turns:
     eot_start: Ints
     message: Ints
     role: Ints
-    weight: NDArray[np.float64]
+    weight: Floats
 
     def __len__(self) -> int:
         return len(self.start)
@@ -144,7 +143,7 @@ class SpanFinder:
         """The vocabulary of the markers."""
         return self.trie.vocabulary
 
-    def find(self, ids: NDArray[np.integer], offsets: Ints) -> Turns:
+    def find(self, ids: Ids, offsets: Ints) -> Turns:
         """The turns of the model, disjoint and in order.
 
         Args:
@@ -170,15 +169,15 @@ class SpanFinder:
         turns = Turns.of_model(start, end, has_eot, cut, answers.document, header, eot_start)
         return turns.select(end > start)
 
-    def markers_in(self, ids: NDArray[np.integer], offsets: Ints) -> Found:
+    def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
         return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
 
-    def is_filler(self, ids: NDArray[np.integer], start: int, end: int) -> bool:
+    def is_filler(self, ids: Ids, start: int, end: int) -> bool:
         """Whether only blanks and control tokens, and few of them, stand between two tokens of ``ids``."""
         return bool(self._only_filler(ids, np.array([start]), np.array([end]))[0])
 
-    def in_vocabulary(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
+    def in_vocabulary(self, ids: Ids) -> Ids:
         """The ids, those that the vocabulary does not have as one that stands for no text."""
         size = self.vocabulary.size
         if greatest(ids) >= size:
@@ -187,7 +186,7 @@ class SpanFinder:
 
     # padding
 
-    def content_ends(self, ids: NDArray[np.integer], offsets: Ints) -> Ints:
+    def content_ends(self, ids: Ids, offsets: Ints) -> Ints:
         """Where each document ends, its trailing padding left out.
 
         Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.
@@ -215,9 +214,7 @@ class SpanFinder:
 
     # what ends an answer
 
-    def _closings(
-        self, ids: NDArray[np.integer], answers: _Answers, headers: Found, eots: Found
-    ) -> tuple[Ints, Ints, Bools]:
+    def _closings(self, ids: Ids, answers: _Answers, headers: Found, eots: Found) -> tuple[Ints, Ints, Bools]:
         """One past the last token of each turn, where its stop begins, and whether it has one."""
         closed = answers.closer >= 0
         end = tokens_before(answers.end)
@@ -236,7 +233,7 @@ class SpanFinder:
         end[turns], has_eot[turns] = eot_start[turns] + 1, True
         return end, eot_start, has_eot
 
-    def _before_separator(self, ids: NDArray[np.integer], end: Ints) -> Ints:
+    def _before_separator(self, ids: Ids, end: Ints) -> Ints:
         """Ends of answers without the separator that the template wrote after each of them.
 
         The separator is taken off byte by byte from its end. A token that also holds a byte of the answer stays::
@@ -253,7 +250,7 @@ class SpanFinder:
         own = (left > 0) & (self._of_separator(ids[np.maximum(trimmed - 1, 0)], left, whole=False) < left)
         return np.where(own, end, trimmed)
 
-    def _of_separator(self, tokens: NDArray[np.integer], left: Ints, *, whole: bool) -> Ints:
+    def _of_separator(self, tokens: Ids, left: Ints, *, whole: bool) -> Ints:
         """How many bytes each token holds of the end of what is left of the separator, as all of it or as its end."""
         taken = np.zeros(len(tokens), np.int64)
         found, place = np.unique(tokens, return_inverse=True)
@@ -267,7 +264,7 @@ class SpanFinder:
             taken = np.where(left == length, np.array(held, np.int64)[place], taken)
         return taken
 
-    def _chosen_eots(self, ids: NDArray[np.integer], answers: _Answers, eots: Found) -> tuple[Ints, Ints]:
+    def _chosen_eots(self, ids: Ids, answers: _Answers, eots: Found) -> tuple[Ints, Ints]:
         """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
 
         What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of
@@ -289,7 +286,7 @@ class SpanFinder:
             chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
         return np.where(last >= first_inside, chosen, -1), last
 
-    def _only_filler(self, ids: NDArray[np.integer], start: Ints, end: Ints) -> Bools:
+    def _only_filler(self, ids: Ids, start: Ints, end: Ints) -> Bools:
         """Whether only blanks and control tokens, and few of them, stand between two tokens."""
         answer = end - start <= _LONGEST_FILLER
         for ahead in range(_LONGEST_FILLER):
@@ -299,7 +296,7 @@ class SpanFinder:
             answer[inside] = self._look_of(ids[start[inside] + ahead]) != _TEXT
         return answer
 
-    def _control_follows(self, ids: NDArray[np.integer], start: Ints) -> Bools:
+    def _control_follows(self, ids: Ids, start: Ints) -> Bools:
         """Whether a control token follows, blanks passed over."""
         answer = np.zeros(len(start), np.bool_)
         live = np.arange(len(start))
@@ -310,7 +307,7 @@ class SpanFinder:
             live = live[looks == _BLANK]
         return answer
 
-    def _look_of(self, tokens: NDArray[np.integer]) -> NDArray[np.int8]:
+    def _look_of(self, tokens: Ids) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
         for token_id in np.unique(unread).tolist() if len(unread) else ():
             if not self.vocabulary.piece(token_id).strip() and not self.vocabulary.is_special(token_id):

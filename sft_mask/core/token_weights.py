@@ -15,12 +15,10 @@ from sft_mask.core.labels import over_turns, trained_mask
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Floats, Ids, Ints
     from sft_mask.core.policy import Policy
     from sft_mask.core.spans import Turns
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
-    Floats = NDArray[np.float64]
 
 _PROMPT, _FIRST = 1, 2
 _NUMBERED_TURNS = 16
@@ -43,13 +41,13 @@ class Graded:
             padding, not ignored before.
     """
 
-    ids: NDArray[np.integer]
+    ids: Ids
     labels: NDArray[np.int32]
     turns: Turns
     trained: Turns
     documents: Ints
     factor: Floats
-    region: NDArray[np.int64]
+    region: Ints
     may_prompt: Bools
 
 

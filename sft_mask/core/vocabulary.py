@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Ids, Ints
+
 SPACE_PIECE = "\u2581"
 NO_BYTE: Final = 256
 _IN_CACHE: Final = 1 << 15
@@ -40,7 +42,7 @@ def cache_slices(count: int) -> Iterator[slice]:
     return (slice(first, first + _IN_CACHE) for first in range(0, count, _IN_CACHE))
 
 
-def greatest(ids: NDArray[np.integer]) -> int:
+def greatest(ids: Ids) -> int:
     """The greatest of some ids read as unsigned numbers, so that what is negative is greater than any id.
 
     >>> greatest(np.array([3, 7])), greatest(np.array([3, -1], np.int32)) == 2**32 - 1, greatest(np.array([], int))
@@ -120,7 +122,7 @@ class Vocabulary:
         return token.replace(SPACE_PIECE, " ").encode()
 
     @cached_property
-    def first_bytes(self) -> NDArray[np.int64]:
+    def first_bytes(self) -> Ints:
         """``(size + 1,)`` the byte that each id begins with, ``NO_BYTE`` for ids without text."""
         flat, owners = self._all_bytes
         first = np.full(self.size + 1, NO_BYTE, np.int64)
@@ -129,7 +131,7 @@ class Vocabulary:
         return first
 
     @cached_property
-    def _all_bytes(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _all_bytes(self) -> tuple[NDArray[np.uint8], Ints]:
         """The bytes of all ids in a row, and whose they are."""
         if self.kind != "byte-level":
             return self._bytes_of(np.arange(self.size))
@@ -147,7 +149,7 @@ class Vocabulary:
         order = np.argsort(whose, kind="stable")
         return np.append(flat[spelled].astype(np.uint8), read)[order], whose[order]
 
-    def _bytes_of(self, token_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _bytes_of(self, token_ids: Ints) -> tuple[NDArray[np.uint8], Ints]:
         """The bytes of some ids, read one by one."""
         pieces = list(map(self.piece, token_ids.tolist()))
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from sft_mask.data.rows import LOSS_WEIGHTS
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Ints
     from sft_mask.data.conversations import Decoder
     from sft_mask.data.masker import MaskedBatch, Masker
 
-    Ints = NDArray[np.int64]
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")

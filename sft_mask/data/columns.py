@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.data.needles import Haystack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _ROLES = ROLES[:-1]
 _INSIDE = "[]"
@@ -188,7 +187,7 @@ def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
 
 def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
     """The texts of each row as one."""
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
+    offsets = offsets_of(np.bincount(rows, minlength=count)).astype(np.int32)
     texts = pc.fill_null(leaf.cast(pa.string()), "")
     return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "")
 
@@ -257,7 +256,7 @@ def _values_between(array: pa.Array) -> tuple[pa.Array, Ints]:
 
 def _values_of_one_size(array: pa.Array) -> tuple[pa.Array, Ints]:
     lengths = np.asarray(pc.list_value_length(array), np.int64)
-    return array.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return array.flatten(), offsets_of(lengths)
 
 
 def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]:

@@ -15,9 +15,10 @@ from sft_mask.data.columns import Signatures, has_items, holds_any, is_conversat
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools
 
 _EXTRAS = ("tools", "chat_template_kwargs")
+_MESSAGES = ("messages", "conversations", "prompt", "completion")
 _JSON_ESCAPE = "\\u"
 """In JSON text any character, a marker's too, can be written as an escape."""
 
@@ -65,14 +66,14 @@ class Decoder:
         """Whether the rows still hold their messages."""
         return bool(self.columns(table))
 
-    def unknown(self, table: pa.Table) -> NDArray[np.bool_]:
+    def unknown(self, table: pa.Table) -> Bools:
         """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
             flags |= np.asarray(table[name].is_null(), np.bool_)
         return flags
 
-    def flagged(self, table: pa.Table) -> NDArray[np.bool_]:
+    def flagged(self, table: pa.Table) -> Bools:
         """``(rows,)`` rows with a message that says itself whether, or how much, it is trained."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
@@ -167,3 +168,26 @@ def read_variables(variables: Any) -> Mapping[str, Any] | None:
         "Give a mapping of names to values; if it is JSON text, read it:\n\n"
         f"    import json\n    dataset = dataset.map(lambda row: {read})"
     )
+
+
+def as_chatml(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with ``messages`` of ``role`` and ``content``, as TRL's ``maybe_convert_to_chatml`` makes them.
+
+    >>> as_chatml({"conversations": [{"from": "user", "value": "Hi"}], "id": 1})
+    {'id': 1, 'messages': [{'role': 'user', 'content': 'Hi'}]}
+    """
+    made = {name: _role_and_content(value) if name in _MESSAGES else value for name, value in row.items()}
+    if "conversations" in made:
+        made["messages"] = made.pop("conversations")
+    return made
+
+
+def _role_and_content(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    return [_renamed_keys(message) if isinstance(message, dict) else message for message in messages]
+
+
+def _renamed_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {new: message[old] for old, new in (("from", "role"), ("value", "content")) if old in message}
+    return {key: value for key, value in message.items() if key not in ("from", "value")} | renamed

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache as labelfile
 from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.conversations import Decoder
@@ -28,11 +29,9 @@ from sft_mask.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from numpy.typing import NDArray
 
     from sft_mask.core.packing import Pieces
 
-    Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 4000
 _TOKENS_AT_ONCE = 1 << 20
@@ -212,7 +211,7 @@ def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
     """
     first = last = tokens = 0
     for lengths, is_end in _windows(ids):
-        ends, done = np.append(0, np.cumsum(lengths)), 0
+        ends, done = offsets_of(lengths), 0
         while done < len(lengths):
             fitting = int(np.searchsorted(ends, ends[done] + _TOKENS_AT_ONCE - tokens, side="right")) - 1
             end = max(min(fitting, done + _ROWS_AT_ONCE - (last - first)), done + (last == first))
@@ -268,8 +267,8 @@ def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
     return _record(labels, all_lengths, trained)
 
 
-def _record(labels: NDArray[np.integer], lengths: Ints, trained: Ints) -> pa.RecordBatch:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+def _record(labels: Labels, lengths: Ints, trained: Ints) -> pa.RecordBatch:
+    offsets = offsets_of(lengths).astype(np.int32)
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
     columns = labelfile.schema(weighted=labels.dtype == np.int64)
     return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=columns)

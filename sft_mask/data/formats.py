@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Ids
 
 _SAMPLED_ROWS = 256
 _SAMPLED_OF_STREAM = 32
 
 
-def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[NDArray[np.integer]]:
+def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[Ids]:
     """Some rows of ids, spread over the dataset (the first ones of a stream)."""
     if hasattr(dataset, "__len__"):
         picked = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
@@ -34,9 +34,9 @@ def _numbers(row: pa.Scalar) -> Any:
     return row.values.to_numpy(zero_copy_only=False) if kind is not None and pa.types.is_integer(kind) else row.as_py()
 
 
-def readable(rows: Iterable[Any]) -> list[NDArray[np.integer]]:
+def readable(rows: Iterable[Any]) -> list[Ids]:
     """The rows that are ids; what the others are is said, with their numbers, where they are masked."""
-    read: list[NDArray[np.integer]] = []
+    read: list[Ids] = []
     for row in rows:
         try:
             ids = np.asarray(row)

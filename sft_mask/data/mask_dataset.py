@@ -9,8 +9,9 @@ from typing import Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.data.conversations import read_tools, read_variables
+from sft_mask.data.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.formats import column_names, in_format_of, plain, sample_rows
 from sft_mask.data.masker import OnAmbiguous
@@ -162,11 +163,9 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
 
 
 def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
-    from trl import maybe_convert_to_chatml
-
     if _reads_text(row):
         return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
-    example: dict[str, Any] = maybe_convert_to_chatml(dict(row))
+    example = as_chatml(row)
     if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
     conversation = example["messages"]
@@ -196,13 +195,8 @@ def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template
     else:
         before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
         ids = _rendered(example, prompt + completion, tokenizer, chat_template)
-    start = _shared_prefix(before, ids)
+    start = common_prefix_length(before, ids)
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
-
-
-def _shared_prefix(before: list[int], ids: list[int]) -> int:
-    differing = (at for at, (left, right) in enumerate(zip(before, ids, strict=False)) if left != right)
-    return next(differing, min(len(before), len(ids)))
 
 
 def _with_eos(text: str, tokenizer: Any) -> str:

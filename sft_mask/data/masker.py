@@ -39,8 +39,8 @@ from sft_mask.templates.words import WordAligner
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+    from sft_mask.core.arrays import Bools, Floats, Ids, Ints, Labels
+
 
 OnAmbiguous = Literal["error", "drop", "mask"]
 _NOT_IN_ROW = "whose messages do not match their text"
@@ -59,7 +59,7 @@ class MaskedBatch:
         decided: the turns before the policy chose among them, and how each row was decided.
     """
 
-    labels: NDArray[np.integer]
+    labels: Labels
     offsets: Ints
     trained: Ints
     reasons: dict[int, str]
@@ -221,7 +221,7 @@ class Masker:
         """Whether labels of rows with these columns are int64 and carry weights."""
         return self.policy.is_weighted or self.policy.turns == "flagged" or LOSS_WEIGHTS in columns
 
-    def _marked(self, ids: NDArray[np.integer], documents: Ints, chain: bool) -> Turns:
+    def _marked(self, ids: Ids, documents: Ints, chain: bool) -> Turns:
         """The turns by markers; of rows that go on in each other, those of the text they were cut from."""
         if not chain or self.pieces is None:
             return self.finder.find(ids, documents)
@@ -237,7 +237,7 @@ class Masker:
             self._fragments.expect(np.asarray(pc.fill_null(lengths, 0), np.int64))
 
     def _decide_fragments(
-        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[NDArray[np.integer], Ints, Ints]
+        self, decided: Decided, table: pa.Table, decode: Decoder, row_data: tuple[Ids, Ints, Ints]
     ) -> None:
         """Adds the answers that documents begin in the middle of; those that nothing decides make their row ambiguous.
 
@@ -261,13 +261,13 @@ class Masker:
         weight = self.policy.role_weights["assistant"]
         return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
 
-    def _regions(self, ids: NDArray[np.integer], turns: Turns) -> tuple[NDArray[np.float64], Ints]:
+    def _regions(self, ids: Ids, turns: Turns) -> tuple[Floats, Ints]:
         """What regions make of each token's weight, and which region it lies in; one value for all without any."""
         if not self.policy.regions:
             return np.ones(1), np.zeros(1, np.int64)
         return in_regions(ids, turns, self.finder.vocabulary, self.policy.regions)
 
-    def _may_be_prompt(self, ids: NDArray[np.integer], documents: Ints, existing: NDArray[np.integer] | None) -> Bools:
+    def _may_be_prompt(self, ids: Ids, documents: Ints, existing: Labels | None) -> Bools:
         ends = self.finder.content_ends(ids, documents)
         inside: Bools = np.arange(len(ids)) < np.repeat(ends, np.diff(documents))
         return inside if existing is None else inside & (existing != IGNORE_INDEX)
@@ -278,7 +278,7 @@ class Masker:
         self,
         table: pa.Table,
         decode: Decoder,
-        row_data: tuple[NDArray[np.integer], Ints, Ints],
+        row_data: tuple[Ids, Ints, Ints],
         turns: Turns,
     ) -> Decided:
         ids, offsets, documents = row_data
@@ -325,7 +325,7 @@ class Masker:
         decided: Decided,
         table: pa.Table,
         decode: Decoder,
-        row_data: tuple[int, int, NDArray[np.integer]],
+        row_data: tuple[int, int, Ids],
         *,
         doubtful: bool,
     ) -> Turns | None:
@@ -372,7 +372,7 @@ class Masker:
             "trainer is built: mask_dataset(dataset, tokenizer, policy=...)."
         )
 
-    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: NDArray[np.integer]) -> Turns | str:
+    def _exact_turns(self, table: pa.Table, decode: Decoder, row: int, ids: Ids) -> Turns | str:
         """The turns by messages, or why there are none."""
         conversation = decode.row(table, row)
         weights = self.policy.message_weights(conversation.messages)
@@ -388,7 +388,7 @@ class Masker:
             found = spoken
         return _of_messages(found, weights, roles, given)
 
-    def _rendered_turns(self, conversation: Conversation, ids: NDArray[np.integer], others: list[int]) -> Turns | str:
+    def _rendered_turns(self, conversation: Conversation, ids: Ids, others: list[int]) -> Turns | str:
         """The turns by the chat template, or why there are none."""
         assert self.aligner is not None, "nothing is rendered without a template"
         try:
@@ -407,7 +407,7 @@ class Masker:
         self._rendered += 1
         return found
 
-    def _spoken_turns(self, conversation: Conversation, ids: NDArray[np.integer]) -> Turns | str:
+    def _spoken_turns(self, conversation: Conversation, ids: Ids) -> Turns | str:
         """The turns by the words of the messages, or why there are none."""
         if self.policy.needs_messages:
             return "The policy asks for roles or tool calls, which only a rendering of the messages shows."

@@ -14,8 +14,8 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+    from sft_mask.core.arrays import Bools, Ints
+
 
 _LOOKED_AT = 1 << 12
 """Bytes that tell which ones are rare."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import offsets_of
 from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
 from sft_mask.data.columns import list_values
 from sft_mask.data.stats import SplitStats
@@ -82,7 +83,7 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
         labels, offsets = list_values(batch["labels"])
         weighted = weighted or has_weights(labels)
-        graded = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        graded = offsets_of(labels != IGNORE_INDEX)
         counts = np.diff(graded[offsets])
         trained.append(counts)
         kept = counts > 0

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft_mask.core.arrays import Floats, Ids, Ints, offsets_of
 from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
 from sft_mask.core.vocabulary import greatest
 from sft_mask.data.columns import list_values
 from sft_mask.errors import DataError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
-
 LOSS_WEIGHTS: Final = "loss_weights"
 """A column of one weight a token."""
 
 
-def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
+def token_ids(table: pa.Table) -> tuple[Ids, Ints]:
     """Flat ids, and ``(rows + 1,)`` offsets."""
     if "input_ids" not in table.column_names:
         raise DataError(
@@ -38,7 +34,7 @@ def token_ids(table: pa.Table) -> tuple[NDArray[np.integer], Ints]:
     return values, offsets
 
 
-def existing_labels(table: pa.Table, offsets: Ints) -> NDArray[np.integer] | None:
+def existing_labels(table: pa.Table, offsets: Ints) -> Ids | None:
     """The flat labels that rows have already, if any of them is masked; ``offsets`` are those of the ids."""
     if "labels" not in table.column_names:
         return None
@@ -69,7 +65,7 @@ def _check_lengths(labels: pa.ChunkedArray, offsets: Ints) -> None:
         )
 
 
-def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> NDArray[np.float64] | float:
+def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> Floats | float:
     """The ``loss_weights`` column, flat; 1 where there is none."""
     if LOSS_WEIGHTS not in table.column_names:
         return 1.0
@@ -115,7 +111,7 @@ def documents_of(table: pa.Table, offsets: Ints, first_row: int) -> Ints:
     if "seq_lengths" not in table.column_names:
         return offsets
     lengths, per_row = list_values(table["seq_lengths"])
-    ends = np.concatenate([[0], np.cumsum(lengths)])
+    ends = offsets_of(lengths)
     wrong = np.flatnonzero(ends[per_row] != offsets)
     if len(wrong):
         row = int(wrong[0]) - 1

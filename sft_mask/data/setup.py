@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.policy import Policy
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
@@ -22,7 +20,7 @@ from sft_mask.templates.resolve import Resolved, resolve
 from sft_mask.templates.turns import ConversationAligner
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Ids
 
 _VERSION = "4"
 """Part of every fingerprint; changes when a mask can change."""
@@ -87,7 +85,7 @@ def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> Tokenize
     return TokenizerInfo(tokenizer, vocabulary, ChatTemplate.of(tokenizer, vocabulary, chat_template))
 
 
-def build_masker(info: TokenizerInfo, rows: Sequence[NDArray[np.integer]], settings: MaskSettings) -> Masker:
+def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings) -> Masker:
     """The masker for some settings; ``rows`` are ids of some rows, in which markers must occur.
 
     Raises:
@@ -119,9 +117,7 @@ def build_masker(info: TokenizerInfo, rows: Sequence[NDArray[np.integer]], setti
     )
 
 
-def masker_for(
-    info: TokenizerInfo, rows: Sequence[NDArray[np.integer]], settings: MaskSettings, source: Any, name: str
-) -> Masker:
+def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: Any, name: str) -> Masker:
     """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the cause.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from sft_mask.core.arrays import Bools, Ints
 
 PROOFS = 3
 """Rows of a signature on which markers and messages must agree before markers are trusted with the rest."""
@@ -30,7 +30,7 @@ class SignatureCache:
         """Whether markers alone may decide rows of this signature."""
         return self._agreed[signature] >= PROOFS and signature not in self._disagreed
 
-    def trusted(self, signatures: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def trusted(self, signatures: Ints) -> Bools:
         """``(rows,)`` whether markers alone may decide each row."""
         return np.isin(signatures, np.array([key for key in self._agreed if self.trusts(key)], np.int64))
 

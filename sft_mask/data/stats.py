@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import Bools, Ints, Labels, offsets_of
 from sft_mask.data.rows import rows_of
 from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.spans import Turns
     from sft_mask.data.masker import Decided
-
-    Ints = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -44,7 +41,7 @@ class Trained:
     """
 
     rows: Ints
-    turns: NDArray[np.bool_]
+    turns: Bools
     stops: int
 
     @classmethod
@@ -55,9 +52,9 @@ class Trained:
         return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_eot.sum()))
 
     @classmethod
-    def of_labels(cls, labels: NDArray[np.integer], turns: Turns, offsets: Ints) -> Trained:
+    def of_labels(cls, labels: Labels, turns: Turns, offsets: Ints) -> Trained:
         """Where parts of turns may be left out: ``labels`` say which."""
-        before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX, dtype=np.int64)])
+        before = offsets_of(labels != IGNORE_INDEX)
         ends = turns.end[turns.has_eot]
         stops = int((before[ends] - before[ends - 1]).sum())
         return cls(np.diff(before[offsets]), before[turns.end] > before[turns.start], stops)

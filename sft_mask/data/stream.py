@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.arrays import offsets_of
 from sft_mask.data.batches import CONVERSATION, mask_rows
 from sft_mask.data.conversations import Conversation, Decoder, mappings, read_tools, read_variables
 from sft_mask.data.masker import Masker
@@ -158,7 +159,7 @@ def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
     """Messages of any shape; Arrow's own structs would want the same fields of the same type in all of them."""
     texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
     messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    offsets = offsets_of([len(row) for row in rows]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), messages)
 
 

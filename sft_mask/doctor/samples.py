@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
+    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.explanations.reasons import Part
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 _ROWS = 32
 """Rows of a split that are looked at, spread over it."""
@@ -118,7 +117,7 @@ def _some_rows(dataset: Any) -> Dataset:
     return chosen
 
 
-def _to_mask(chosen: Dataset, stored: Sequence[NDArray[np.integer]], trainer: Any) -> Dataset:
+def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: Any) -> Dataset:
     """The rows to be masked again: without labels that somebody gave them, unless those were meant as a mask.
 
     Meant are those of this library, and of prompt and completion, where TRL leaves the prompt's answers out.

@@ -6,21 +6,17 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.explanations.segments import NOBODY, Section, Sections
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
 
 PartKind = Literal["answer", "stop", "header", "prefilled", "after", "other", "padding"]
 """Where tokens lie: in an answer, in its stop, in its header, in what is prefilled behind that, in what the template
@@ -83,7 +79,7 @@ class _Story:
         regions = masker.policy.regions
         self.in_region = _masked_regions(row, masker) if regions else np.zeros(size, np.bool_)
 
-    def _padding(self) -> NDArray[np.bool_]:
+    def _padding(self) -> Bools:
         """Trailing padding of each document, but for what a turn ends with."""
         pad, ids = self.masker.finder.pad_token_id, self.row.ids
         padding = np.zeros(len(ids), np.bool_)
@@ -257,14 +253,14 @@ class _Story:
         return before[-1], bool(self.row.turns.has_eot[before[-1]])
 
 
-def _masked_regions(row: InspectedRow, masker: Masker) -> NDArray[np.bool_]:
+def _masked_regions(row: InspectedRow, masker: Masker) -> Bools:
     factor, _ = in_regions(row.ids, row.turns, masker.finder.vocabulary, masker.policy.regions)
-    masked: NDArray[np.bool_] = factor == 0
+    masked: Bools = factor == 0
     return masked
 
 
 def _bounds(lengths: Ints) -> list[tuple[int, int]]:
-    edges = [0, *np.cumsum(lengths).tolist()]
+    edges = offsets_of(lengths).tolist()
     return list(pairwise(edges))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.core.spans import Turns
 from sft_mask.data.batches import READ, mask_rows
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
 
 _ROWS_AT_ONCE = 500
 
@@ -120,7 +120,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
 def _with_its_own_labels(masked: MaskedBatch, table: pa.Table) -> MaskedBatch:
     """Labels that were done before (and packed or truncated since) are what is trained; the turns only tell why."""
     labels, offsets = list_values(table["labels"])
-    graded = np.concatenate([[0], np.cumsum(label_weights(labels) > 0, dtype=np.int64)])
+    graded = offsets_of(label_weights(labels) > 0)
     return replace(masked, labels=labels, trained=np.diff(graded[offsets]), reasons={})
 
 

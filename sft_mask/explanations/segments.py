@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.markers import Kind
 from sft_mask.core.search import MarkerSearch, token_holding, tokens_before
 from sft_mask.data.masker import Masker
@@ -20,7 +21,6 @@ from sft_mask.templates.align import TextTurn, fit_to_row, token_bounds, token_t
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Ints = NDArray[np.int64]
 
 _NAMES = ("system", "user", "assistant", "tool", "developer", "model", "observation", "ipython", "function", "human")
 _HAVE_HEADERS = frozenset({"system", "user", "assistant"})
@@ -83,7 +83,7 @@ class Sections:
         """The sections of a row, in order; a header that a message merely quotes opens none."""
         size = self._vocabulary.size
         ids = np.where((row.ids < 0) | (row.ids >= size), size, row.ids)
-        bounds = np.concatenate([[0], np.cumsum(row.documents)])
+        bounds = offsets_of(row.documents)
         patterns = self._search.trie.patterns
         headers = [
             (int(token_holding(start)), int(tokens_before(marker_end)), patterns[pattern])

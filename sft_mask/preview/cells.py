@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
 
 _UNSEEN = (
@@ -106,12 +107,6 @@ def _decoded_pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 
     whole, at = decode(len(ids)), 0
     for stop in range(1, len(ids) + 1):
-        end = max(at, _agreeing(decode(stop), whole)) if stop < len(ids) else len(whole)
+        end = max(at, common_prefix_length(decode(stop), whole)) if stop < len(ids) else len(whole)
         yield whole[at:end]
         at = end
-
-
-def _agreeing(left: str, right: str) -> int:
-    """Length of the common prefix."""
-    differing = (at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-    return next(differing, min(len(left), len(right)))

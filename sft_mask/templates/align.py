@@ -22,15 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
-
-    Ints = NDArray[np.int64]
 
 
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
@@ -91,7 +88,7 @@ def _byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
     """Character positions as positions in the UTF-8 bytes."""
     characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    starts = offsets_of(lengths)
     return starts[np.asarray(positions, np.int64)]
 
 

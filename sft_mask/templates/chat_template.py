@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import MarkerError
 from sft_mask.templates.render import Rendered, plain_data, render
 from sft_mask.templates.traced_str import TOOLS
@@ -29,7 +30,7 @@ def common_prefix(texts: Sequence[str]) -> str:
     '<|e'
     """
     low, high = min(texts, default=""), max(texts, default="")
-    return next((low[:index] for index, letter in enumerate(low) if high[index : index + 1] != letter), low)
+    return low[: common_prefix_length(low, high)]
 
 
 def common_suffix(texts: Sequence[str]) -> str:

@@ -11,11 +11,8 @@ import numpy as np
 from sft_mask.templates.align import TextTurn
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools
     from sft_mask.templates.render import Rendered
-
-    Bools = NDArray[np.bool_]
 
 
 def _came_from(rendered: Rendered, field: str) -> Bools:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import Kind, Markers, MarkerText, Pattern, as_marker_texts, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
@@ -16,12 +17,9 @@ from sft_mask.templates.chat_template import common_suffix
 from sft_mask.templates.detect import proven_markers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
 
-    Row = NDArray[np.integer]
 
 _SHOWN = 400
 _LONGEST_GAP = 8
@@ -114,7 +112,7 @@ def _refuse_contradiction(models: Sequence[MarkerText], detected: Markers | None
 
 def _refuse_absent_instruction(
     given: tuple[tuple[MarkerText, ...], tuple[MarkerText, ...]],
-    rows: Sequence[Row],
+    rows: Sequence[Ids],
     vocabulary: Vocabulary,
     tokenizer: Any,
 ) -> None:
@@ -143,7 +141,7 @@ def resolve(
     *,
     instruction: object = None,
     response: object = None,
-    rows: Sequence[Row] = (),
+    rows: Sequence[Ids] = (),
     max_length: int | None = None,
 ) -> Resolved:
     """The markers to use.
@@ -217,7 +215,7 @@ def _after_stop(header: MarkerText, stops: Collection[int], vocabulary: Vocabula
 
 
 def _compiled(
-    markers: Markers, from_template: bool, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any
+    markers: Markers, from_template: bool, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any
 ) -> Resolved:
     settle = _seen_at_row_ends if from_template else learn_closings
     markers = settle(markers, rows, vocabulary, tokenizer)
@@ -238,11 +236,11 @@ def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tok
         return None
 
 
-def _turns_of(finder: SpanFinder, row: Row) -> Turns:
+def _turns_of(finder: SpanFinder, row: Ids) -> Turns:
     return finder.find(row, np.array([0, len(row)], np.int64))
 
 
-def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def learn_closings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """Stops and separators, read from what stands before the next header and at the end of rows.
 
     A control token there is a stop; where answers end without one, the blank text that all of them have before the next
@@ -250,7 +248,7 @@ def learn_closings(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary
     """
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer))
     ids = np.concatenate([np.zeros(0, np.int64), *rows])
-    turns = finder.find(ids, np.cumsum([0, *map(len, rows)]))
+    turns = finder.find(ids, offsets_of([*map(len, rows)]))
     runs: list[list[int]] = []
     blanks: list[str] = []
     for start, end, is_cut in zip(turns.start.tolist(), turns.end.tolist(), turns.cut.tolist(), strict=True):
@@ -333,7 +331,7 @@ def _closing(answer: list[int], vocabulary: Vocabulary) -> tuple[list[int], str]
     return run, "" if run else tail[len(tail.rstrip()) :]
 
 
-def _control_before(ids: Row, at: int, vocabulary: Vocabulary) -> int | None:
+def _control_before(ids: Ids, at: int, vocabulary: Vocabulary) -> int | None:
     """The control token before a header, whitespace passed over."""
     for token_id in ids[max(at - _LONGEST_GAP, 0) : at][::-1].tolist():
         if vocabulary.is_special(token_id):
@@ -353,7 +351,7 @@ def _ends_turn(run: Sequence[int], closes_others: Collection[int], runs: Sequenc
     return next((token for token in run if token in closes_others), next((t for t in run if t in of_all), run[-1]))
 
 
-def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def _seen_at_row_ends(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """Markers of a template that leaves the last answer open, with the EOS as a stop where it ends rows.
 
     A row of text has one that the trainer appended. Rows that end in several of them are padded.
@@ -366,7 +364,7 @@ def _seen_at_row_ends(markers: Markers, rows: Sequence[Row], vocabulary: Vocabul
     return replace(markers, eots=_merged(markers.eots, ((int(eos),),))) if ended else markers
 
 
-def _never_found(markers: Markers, rows: Sequence[Row], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
+def _never_found(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, max_length: int | None) -> MarkerError:
     texts = ", ".join(repr(text) for text in markers.response)
     row = rows[0]
     shown = vocabulary.text(row[:120].tolist())[:_SHOWN]

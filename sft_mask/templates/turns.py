@@ -26,14 +26,11 @@ from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
 
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 Message = Mapping[str, Any]
 
@@ -97,7 +94,7 @@ class ConversationAligner:
     def turns(
         self,
         messages: Sequence[Message],
-        row: NDArray[np.integer],
+        row: Ids,
         *,
         tools: Any = None,
         variables: Mapping[str, Any] | None = None,

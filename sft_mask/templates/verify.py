@@ -18,8 +18,7 @@ from sft_mask.templates.align import token_bounds
 from sft_mask.templates.probes import Probe, probes, try_render
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from sft_mask.core.arrays import Bools, Ints
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
@@ -70,10 +69,10 @@ class _Seen:
 
     rendered: Rendered
     turns: Turns
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
+    first: Ints
+    last: Ints
 
-    def trained(self, low: int, high: int) -> NDArray[np.bool_]:
+    def trained(self, low: int, high: int) -> Bools:
         """``(bytes,)`` bytes of trained tokens that lie between two characters of the text, and in no other."""
         text = self.rendered.text
         start, stop = len(text[:low].encode()), len(text[:high].encode())
@@ -184,7 +183,7 @@ def _opens(header: MarkerText, token: str) -> bool:
     return isinstance(header, str) and header.lstrip().startswith(token)
 
 
-def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _owned_bytes(rendered: Rendered) -> tuple[Bools, Bools]:
     """Which bytes are visible words of the model, and which are words of anybody else."""
     is_model = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])
     message = rendered.message_of()
@@ -195,7 +194,7 @@ def _owned_bytes(rendered: Rendered) -> tuple[NDArray[np.bool_], NDArray[np.bool
     return np.repeat(model, sizes), np.repeat(others, sizes)
 
 
-def _runs(raw: bytes, flags: NDArray[np.bool_]) -> list[bytes]:
+def _runs(raw: bytes, flags: Bools) -> list[bytes]:
     """The pieces of text that are flagged without a gap."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))).tolist()
     return [raw[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import MODEL_ROLES
+from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import Kind, separated
 from sft_mask.core.search import offset_in_token, token_holding
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from sft_mask.core.markers import Markers
     from sft_mask.core.spans import SpanFinder
 
@@ -76,10 +75,10 @@ class _Placed:
 class _RowText:
     """The bytes of a row, and the markers in them."""
 
-    def __init__(self, row: NDArray[np.integer], finder: SpanFinder, markers: Markers) -> None:
+    def __init__(self, row: Ids, finder: SpanFinder, markers: Markers) -> None:
         ids = finder.in_vocabulary(row)
         pieces = [finder.vocabulary.piece(token) for token in ids.tolist()]
-        self.bounds = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        self.bounds = offsets_of([len(piece) for piece in pieces])
         self.raw = b"".join(pieces)
         found = finder.markers_in(ids, np.array([0, len(ids)], np.int64))
         start, end = (
@@ -112,7 +111,7 @@ class WordAligner:
     def __init__(self, finder: SpanFinder, markers: Markers) -> None:
         self._finder, self._markers = finder, markers
 
-    def turns(self, messages: Sequence[Message], row: NDArray[np.integer]) -> Turns:
+    def turns(self, messages: Sequence[Message], row: Ids) -> Turns:
         """The assistant's turns, each with its message.
 
         Where an answer holds more than its content (a tool call, reasoning), whose format is not known, the turns are

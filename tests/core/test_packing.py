@@ -14,8 +14,8 @@ from support.tiny import ASSISTANT, STOP, USER, build, chats, expected, messages
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
 from sft_mask.core.markers import Markers, compile_patterns
-from sft_mask.core.packing import Pieces, chained
-from sft_mask.core.spans import SpanFinder
+from sft_mask.core.packing import Pieces, chained, cut_at
+from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import AmbiguousRowError, LabelsChangedError, UnsupportedError
 
@@ -253,3 +253,17 @@ def test_labels_of_pieces_do_not_depend_on_where_batches_end(monkeypatch: pytest
         return list(made.train_dataset["labels"]), made.mask_report.splits["train"].rows_ambiguous
 
     assert masked(1000) == masked(3)
+
+
+def test_an_end_of_turn_token_that_begins_the_next_row_belongs_to_that_row() -> None:
+    one, no = np.array([True]), np.array([False])
+    turn = Turns.of_model(np.array([2]), np.array([9]), one, no, np.array([0]), np.array([0]), np.array([8]))
+    pieces = cut_at(turn, np.array([0, 8, 16]))
+    assert (pieces.start.tolist(), pieces.end.tolist()) == ([2, 8], [8, 9])
+    assert pieces.has_eot.tolist() == [False, True]
+
+
+def test_only_the_last_part_of_an_answer_without_an_end_is_cut() -> None:
+    yes, no = np.array([True]), np.array([False])
+    turn = Turns.of_model(np.array([2]), np.array([12]), no, yes, np.array([0]), np.array([0]), np.array([12]))
+    assert cut_at(turn, np.array([0, 8, 16])).cut.tolist() == [False, True]

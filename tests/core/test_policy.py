@@ -92,3 +92,8 @@ def test_every_other_column_goes_with_its_turn():
 def test_an_unknown_value_is_refused_with_the_known_ones(name: str, value: object):
     with pytest.raises(SftMaskError, match=rf"Policy\({name}={value!r}\) is unknown. Use one of "):
         Policy(**{name: value})
+
+
+def test_the_model_is_the_assistant_under_its_other_name() -> None:
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "model")]
+    assert Policy(roles={"model": 0.5}).message_weights(messages) == [0.0, 0.5, 0.5]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from local_model import smollm2_folder
+from support.tiny_tokenizers import byte_level
 from support.trained_texts import trained_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sft_mask import Policy, Region, mask_dataset
+from sft_mask.core.regions import in_regions
+from sft_mask.core.spans import Turns
+from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError, SftMaskError
 
 
@@ -86,3 +91,13 @@ def test_a_pattern_that_does_not_compile_is_refused_at_once() -> None:
 def test_a_policy_takes_regions_only() -> None:
     with pytest.raises(SftMaskError, match="holds something else than Region"):
         Policy(regions=("<think>",))  # type: ignore[arg-type]
+
+
+def test_weights_of_regions_that_overlap_are_multiplied() -> None:
+    vocabulary = read_vocabulary(byte_level())
+    yes = np.array([True])
+    answer = Turns.of_model(np.array([0]), np.array([4]), ~yes, ~yes, np.array([0]), np.array([0]), np.array([4]))
+    regions = [Region(pattern="abc", weight=0.5), Region(pattern="bcd", weight=0.25)]
+    factor, number = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
+    assert factor.tolist() == [0.5, 0.125, 0.125, 0.25]
+    assert number.tolist() == [1, 2, 2, 2]

@@ -618,3 +618,54 @@ def test_the_separator_after_an_answer_is_not_trained_at_the_end_of_a_row(text: 
     turns = finder.find(ids, np.array([0, len(ids)]))
     assert [tokenizer.decode(ids[a:b]) for a, b in zip(turns.start, turns.end, strict=True)] == expected
     assert not turns.cut.any()
+
+
+FORMAT = Markers(response=("<a>",), instruction=("<q>",), others=("<s>",), eots=("<e>",), complete=True)
+
+
+def format_finder(markers: Markers = FORMAT) -> SpanFinder:
+    made = byte_level(specials=("<q>", "<a>", "<e>", "<s>"))
+    trie = compile_patterns(markers, read_vocabulary(made), made)
+    return SpanFinder(trie, complete=markers.complete)
+
+
+def turns_of(*documents: str, markers: Markers = FORMAT) -> list[tuple[int, int, bool]]:
+    """First token, one past the last, and whether the turn is cut."""
+    rows = [encode(byte_level(specials=("<q>", "<a>", "<e>", "<s>")), document) for document in documents]
+    offsets = np.cumsum([0, *map(len, rows)])
+    found = format_finder(markers).find(np.array([token for row in rows for token in row], np.int64), offsets)
+    return list(zip(found.start.tolist(), found.end.tolist(), found.cut.tolist(), strict=True))
+
+
+def test_eight_newlines_may_follow_the_last_end_of_turn_token_and_nine_show_that_it_was_quoted() -> None:
+    assert turns_of("<a>x<e>" + "\n" * 8) == [(1, 3, False)]
+    assert turns_of("<a>x<e>" + "\n" * 9) == [(1, 12, True)]
+
+
+def test_an_empty_answer_right_after_an_end_of_turn_token_keeps_its_own() -> None:
+    assert turns_of("<q>x<e><a><e><q>y") == [(4, 5, False)]
+
+
+def test_an_answer_that_ends_its_document_is_cut_though_the_next_begins_with_a_header() -> None:
+    assert turns_of("<a>x", "<q>y<a>z<e>") == [(1, 2, True), (5, 7, False)]
+
+
+def test_words_after_a_quoted_end_of_turn_token_are_the_answers_where_headers_may_be_unknown() -> None:
+    unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
+    assert turns_of("<a>x<e>y<e><q>z", markers=unknown) == [(1, 5, False)]
+
+
+def test_half_a_header_at_the_end_of_a_row_is_not_an_answer_and_less_of_it_is() -> None:
+    plain = Markers(response=("<a>",), instruction=("#### Q: ",))
+    assert turns_of("<a>x####", markers=plain) == [(1, 2, False)]
+    assert turns_of("<a>x###", markers=plain) == [(1, 5, True)]
+
+
+def test_a_header_cut_right_after_an_end_of_turn_token_shows_that_it_was_not_quoted() -> None:
+    plain = Markers(response=("<a>",), instruction=("\n### Q:",), eots=("<e>",), complete=True)
+    assert turns_of("<a>x<e>\n###", markers=plain) == [(1, 3, False)]
+
+
+def test_a_header_right_after_one_of_two_that_overlap_is_found() -> None:
+    plain = Markers(response=("A:",), instruction=("\n Q:", " Q:"))
+    assert turns_of("\n Q:A:x", markers=plain) == [(6, 7, True)]

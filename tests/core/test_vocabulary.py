@@ -136,3 +136,8 @@ def test_the_size_counts_added_tokens_and_the_name_is_for_messages():
     vocabulary = read_vocabulary(byte_level())
     assert vocabulary.size == 256 + len(SPECIALS)
     assert vocabulary.name == type(byte_level()).__name__
+
+
+def test_a_bar_in_the_name_of_a_control_token_is_not_a_space() -> None:
+    made = sentencepiece(specials=("<s>", "<end▁of▁answer>"))
+    assert read_vocabulary(made).text(encode(made, "<end▁of▁answer>")) == "<end▁of▁answer>"

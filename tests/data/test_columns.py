@@ -188,3 +188,15 @@ def test_a_null_conversation_is_unknown() -> None:
     table = pa.table({"messages": pa.array([conversation("a", "b"), None])})
     assert Decoder().unknown(table).tolist() == [False, True]
     assert Decoder().row(table, 1).messages == []
+
+
+def test_a_slice_of_lists_holds_its_own_values_only() -> None:
+    values, offsets = list_values(pa.array([[1], [2, 3], [4]])[1:])
+    assert (values.tolist(), offsets.tolist()) == ([2, 3, 4], [0, 2, 3])
+
+
+def test_messages_with_other_fields_have_another_shape() -> None:
+    texts = pa.array([json.dumps({"role": "user", "content": "a", field: "x"}) for field in ("name", "mood", "name")])
+    items = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+    key = signatures(pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), items), ()).signature.tolist()
+    assert key[0] == key[2] != key[1]

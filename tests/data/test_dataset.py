@@ -15,6 +15,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_from_disk
 from support.tiny import ASSISTANT, USER, chats, expected, messages_dataset, tokenized, tokenizer
+from support.tiny_chat import CHATML, prepared
+from support.tiny_tokenizers import byte_level
 
 import sft_mask.data.dataset
 from sft_mask import Policy, mask_dataset
@@ -688,3 +690,64 @@ def test_rows_of_numbers_that_are_no_ids_and_no_answer_are_refused_by_name() -> 
     rows = pa.array([[tokenized(chats(1)[0])[0], 2**63 + 1]], pa.list_(pa.uint64()))
     with pytest.raises(SftMaskError):
         mask_dataset(Dataset(pa.table({"input_ids": rows})), tokenizer(), USER, ASSISTANT)
+
+
+def masker_settings(
+    using: Any, chat_template: str | None = None, instruction: str | None = None, response: str | None = None
+) -> tuple[Masker, tuple[object, ...]]:
+    parts = {"instruction_part": instruction, "response_part": response}
+    return build_masker(read_tokenizer(using, chat_template), [], policy=Policy(), on_ambiguous="error", **parts)
+
+
+def dataset_of(conversations: list[Any], **columns: Any) -> Dataset:
+    lists = {"input_ids": [tokenized(one) for one in conversations], "n": list(range(len(conversations)))}
+    return Dataset.from_dict({**lists, **columns})
+
+
+def test_rows_without_an_answer_are_dropped_from_the_middle_of_a_shuffle() -> None:
+    silent = [{"role": "user", "content": "red"}]
+    conversations = [CHATS[0], silent, CHATS[1], CHATS[2], silent, CHATS[3]]
+    shuffled = dataset_of(conversations).select([4, 0, 3, 1, 5, 2])
+    made, _ = label_dataset(shuffled, *masker_settings(tokenizer()))
+    assert made["n"] == [0, 3, 5, 2]
+    assert list(made["labels"]) == [expected(conversations[at]) for at in (0, 3, 5, 2)]
+
+
+def test_two_parts_of_one_file_have_labels_of_their_own(tmp_path: Path) -> None:
+    dataset_of(CHATS).save_to_disk(str(tmp_path / "data"))
+    whole = load_from_disk(str(tmp_path / "data"))
+    for part in ([0, 1], [2, 3]):
+        made, _ = label_dataset(whole.select(part[::-1]), *masker_settings(tokenizer()))
+        assert list(made["labels"]) == [expected(CHATS[at]) for at in part[::-1]]
+
+
+def test_labels_that_are_too_many_are_counted_in_the_error() -> None:
+    labels = [tokenized(one) for one in CHATS]
+    labels[7] = [*labels[7], 1]
+    size = len(tokenized(CHATS[7]))
+    with pytest.raises(DataError, match=rf"row 7: there are {size + 1} labels for {size} input_ids"):
+        label_dataset(dataset_of(CHATS, labels=labels), *masker_settings(tokenizer()))
+
+
+def test_the_name_of_a_label_file_knows_the_template_and_the_tokens() -> None:
+    data, plain = dataset_of(CHATS), prepared(CHATML)[0]
+    other = byte_level([" the", "\n\n", "er", "京"], ["<|im_start|>", "<|im_end|>", "<s>", "</s>"])
+    other.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    assert len(other) == len(plain)
+    keys = [
+        masker_settings(plain),
+        masker_settings(plain, "{# for the same rows #}" + CHATML),
+        masker_settings(other, CHATML),
+    ]
+    names = [fingerprint_of(data, key) for _, key in keys]
+    assert len(set(names)) == len(names)
+    assert fingerprint_of(data, masker_settings(prepared(CHATML)[0])[1]) == names[0]
+
+
+def test_the_name_of_a_label_file_knows_the_padding() -> None:
+    names = set()
+    for pad in ("<|pad|>", "<|im_end|>"):
+        made = byte_level()
+        made.pad_token = pad
+        names.add(fingerprint_of(dataset_of(CHATS), masker_settings(made, None, "User: ", "Model: ")[1]))
+    assert len(names) == 2

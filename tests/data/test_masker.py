@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from support.tiny_chat import STOPS, Messages, chat, conversation, conversations, ids_of
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.packing import Pieces
 from sft_mask.core.policy import Policy
+from sft_mask.core.spans import Turns
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, marker_needles
 from sft_mask.errors import AmbiguousRowError, DataError
@@ -248,3 +250,102 @@ def test_needles_are_halves_of_control_tokens_and_the_visible_text_of_plain_mark
     tokenizer, vocabulary, _ = chat("chatml")
     plain = resolve(vocabulary, tokenizer, None, instruction="\n### User:\n", response="\n### Bot:\n")
     assert {"### User:", "### Bot:"} <= set(marker_needles(plain.finder))
+
+
+def single_tokens(count: int) -> Turns:
+    """Turns of one token each, one token apart, in one document."""
+    start, yes = np.arange(1, 2 * count, 2), np.ones(count, np.bool_)
+    return Turns.of_model(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
+
+
+def chatml_masker(
+    policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", *, aligner: bool = False
+) -> Masker:
+    made, vocabulary, template = chat("chatml")
+    resolved = resolve(vocabulary, made, template)
+    exact = ConversationAligner(template, resolved.markers, vocabulary, made) if aligner else None
+    return Masker(resolved.finder, resolved.markers, policy or Policy(), exact, on_ambiguous)
+
+
+def chat_ids(*said: str) -> list[int]:
+    made, _, template = chat("chatml")
+    return ids_of(made, template.render(conversation(*said)).text)
+
+
+def masked_rows(rows: list[list[int]], using: Masker | None = None, first_row: int = 0, **columns: Any) -> MaskedBatch:
+    lists = {name: pa.array(values) for name, values in columns.items()}
+    table = pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32())), **lists})
+    return (using or chatml_masker()).mask(table, Decoder(), first_row=first_row)
+
+
+def test_a_row_with_two_cut_documents_is_one_row() -> None:
+    document = chat_ids("Hi", "Yes")[:-3]
+    report = masked_rows(
+        [document * 2, chat_ids("So", "No")], seq_lengths=[[len(document)] * 2, [len(chat_ids("So", "No"))]]
+    ).report
+    assert (report.turns_cut, report.rows_cut) == (2, 1)
+
+
+def test_an_end_of_turn_token_that_was_masked_before_is_found_and_not_trained() -> None:
+    row = chat_ids("Hi", "Yes")
+    stop = chat("chatml")[0].convert_tokens_to_ids("<|im_end|>")
+    report = masked_rows([row], labels=[[IGNORE_INDEX if token == stop else token for token in row]]).report
+    assert (report.turns_with_stop, report.stops_trained, report.turns_trained) == (1, 0, 1)
+
+
+def test_rows_that_train_nothing_say_whether_the_policy_or_earlier_labels_left_them_out() -> None:
+    row, cut = chat_ids("Hi", "Yes"), chat_ids("Hi", "Yes")[:-3]
+    before = [[IGNORE_INDEX] * len(row), cut, cut, cut[:5]]
+    batch = masked_rows([row, cut, cut, cut[:5]], chatml_masker(Policy(cut_answers="mask")), labels=before)
+    assert batch.report.dropped_reasons == {
+        "with answers that were masked before": 1,
+        "without an answer that the policy trains": 2,
+        "without an answer": 1,
+    }
+
+
+def test_documents_of_rows_that_train_nothing_are_not_counted() -> None:
+    silent, row = chat_ids("Hi"), chat_ids("So", "No")
+    report = masked_rows([silent * 2, row], seq_lengths=[[len(silent)] * 2, [len(row)]]).report
+    assert (report.rows, report.documents) == (1, 1)
+
+
+def test_text_before_a_system_prompt_is_ambiguous_and_its_row_is_counted_once() -> None:
+    made, _, template = chat("chatml")
+    asked = template.render(conversation("Hi", "Yes", system="Be kind")).text
+    row = ids_of(made, "words of somebody<|im_end|>\n" + asked)
+    using = chatml_masker(on_ambiguous="mask").for_pieces(Pieces("split", len(row)))
+    batch = masked_rows([row], using)
+    assert chat("chatml")[1].text(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == "Yes<|im_end|>"
+    report = batch.report
+    assert (report.rows, report.rows_ambiguous, report.rows_unchecked) == (1, 1, 0)
+
+
+def test_one_disagreement_among_the_first_rows_of_a_signature_is_enough_to_distrust_markers() -> None:
+    using, shape, found = chatml_masker(), 5, single_tokens(2)
+    for exact in (found, found.moved(1), found, found, found):
+        using._compare(shape, exact, found, row=0, offset=0)
+    assert not using._trusts(shape)
+    for _ in range(3):
+        using._compare(shape + 1, found, found, row=0, offset=0)
+    assert using._trusts(shape + 1)
+
+
+def test_a_row_with_another_number_of_answers_than_its_messages_is_never_left_to_markers() -> None:
+    said = [conversation("Hi", "Yes")] * 5
+    tokens = [*[chat_ids("Hi", "Yes")] * 4, chat_ids("Hi", "Yes", "So", "No")]
+    with pytest.raises(AmbiguousRowError, match="Row 4 cannot be decided"):
+        masked_rows(tokens, chatml_masker(aligner=True), messages=said)
+
+
+def test_a_row_without_an_answer_trains_no_prompt_either() -> None:
+    batch = masked_rows([chat_ids("Hi"), chat_ids("So", "No")], chatml_masker(Policy(prompt_weight=0.5)))
+    assert set(batch.labels[: batch.offsets[1]].tolist()) == {IGNORE_INDEX}
+    assert (batch.labels[batch.offsets[1] :] != IGNORE_INDEX).all()
+
+
+def test_a_bad_weight_at_the_first_token_of_a_row_names_that_row() -> None:
+    first, second = chat_ids("Hi", "Yes"), chat_ids("So", "No")
+    weights = [[1.0] * len(first), [-1.0, *[1.0] * (len(second) - 1)]]
+    with pytest.raises(DataError, match=r"^Row 6 has the loss weight -1\.0"):
+        masked_rows([first, second], first_row=5, loss_weights=weights)

@@ -103,3 +103,9 @@ def test_a_common_end_never_begins_inside_a_control_token() -> None:
     texts = ("<|developer_end|><|user_start|>", "<|assistant_end|><|user_start|>")
     assert template.whole_tokens_suffix(*texts) == "<|user_start|>"
     assert template.whole_tokens_suffix("ab", "b") == "b"
+
+
+def test_a_common_beginning_that_ends_one_letter_before_a_control_token_does_is_cut() -> None:
+    template = ChatTemplate("", {}, ("<|end|>",))
+    assert template.whole_tokens_prefix("a<|end|>", "a<|end|x") == "a"
+    assert template.whole_tokens_prefix("a<|end|>b", "a<|end|>c") == "a<|end|>"

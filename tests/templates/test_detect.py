@@ -3,16 +3,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from datasets import Dataset
-from support.tiny_chat import CHATML, chat, prepared, tokenizer_for, trl_templates
+from support.tiny_chat import CHATML, chat, conversation, ids_of, prepared, tokenizer_for, trl_templates
 from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
 from sft_mask.core.markers import Markers
 from sft_mask.errors import DetectionError
-from sft_mask.templates.detect import candidate_markers, detect_markers
+from sft_mask.templates.chat_template import ChatTemplate
+from sft_mask.templates.detect import candidate_markers, detect_markers, proven_markers
 from sft_mask.templates.probes import probes
+from sft_mask.templates.resolve import resolve
 from sft_mask.templates.verify import prove
 
 EXPECTED = {
@@ -250,3 +253,21 @@ def test_another_template_of_the_same_tokenizer_is_read_anew() -> None:
     first = detect_markers(tokenizer)
     tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|im_start|>end")
     assert detect_markers(tokenizer) != first
+
+
+def test_an_answer_that_the_template_leaves_open_is_not_cut() -> None:
+    made, vocabulary, template = chat("glm4moe")
+    assert detect_markers(made).open_end
+    row = np.array(ids_of(made, template.render(conversation("Hi", "Yes")).text))
+    turns = resolve(vocabulary, made, template).finder.find(row, np.array([0, len(row)]))
+    assert turns.cut.tolist() == [False]
+
+
+def test_one_source_with_other_arguments_has_other_markers() -> None:
+    source = CHATML.replace("assistant\n", "{{ name }}\n").replace(
+        "{{ message['role'] }}", "{{ name if message['role'] == 'assistant' else message['role'] }}"
+    )
+    made, vocabulary, _ = prepared(CHATML)
+    for name in ("one", "another"):
+        template = ChatTemplate.of(made, vocabulary, source, name=name)
+        assert proven_markers(template, vocabulary, made).response == (f"<|im_start|>{name}\n",)

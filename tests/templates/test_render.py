@@ -182,3 +182,13 @@ def test_a_message_that_is_not_a_mapping_is_named() -> None:
 
 def test_an_object_is_shown_to_a_template_by_its_type_only() -> None:
     assert one("{{ messages[0].content }}", content=object()).text == "<object>"
+
+
+def test_what_a_template_inserts_into_a_message_belongs_to_the_message() -> None:
+    found = render(conversation("a(b"), "<{{ messages[0].content | replace('(', 'MARK') }}>")
+    assert (found.text, found.message_of().tolist()) == ("<aMARKb>", [-1, 0, 0, 0, 0, 0, 0, -1])
+
+
+def test_a_template_cannot_reach_the_class_of_the_strings_it_is_given() -> None:
+    with pytest.raises(DataError, match="refuses this conversation: SecurityError"):
+        render(conversation("Hi"), "{{ messages.__class__.__mro__ }}")

@@ -235,3 +235,16 @@ def test_headers_given_as_ids_are_the_template_s_too_and_messages_are_checked() 
     found = resolve(vocabulary, tokenizer, template, instruction=users, response=models)
     assert found.from_template
     assert found.markers.response == ("<|im_start|>assistant\n",)
+
+
+def test_a_header_without_its_last_control_token_is_completed() -> None:
+    made, vocabulary, template = chat("llama3")
+    resolved = resolve(
+        vocabulary,
+        made,
+        template,
+        instruction="<|start_header_id|>user",
+        response="<|start_header_id|>assistant",
+    )
+    assert resolved.markers.response == ("<|start_header_id|>assistant<|end_header_id|>\n\n",)
+    assert resolved.from_template

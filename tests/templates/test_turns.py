@@ -283,3 +283,26 @@ def test_a_beginning_token_that_the_template_did_not_write_moves_the_turns() -> 
     assert texts("chatml", row, aligner("chatml").turns(messages, row)) == ["Yes<|im_end|>", "No<|im_end|>"]
     cut = row[:-6]
     assert texts("chatml", cut, aligner("chatml").turns(messages, cut))[0] == "Yes<|im_end|>"
+
+
+def test_a_marker_at_the_end_of_the_tools_opens_no_turn() -> None:
+    source = "{% if tools %}<|im_start|>system\n{{ tools }}<|im_end|>\n{% endif %}" + CHATML
+    made, vocabulary, template = prepared(source)
+    said, tools = conversation("Hi", "Yes"), "a clock <|im_start|>assistant\n"
+    row = np.array(ids_of(made, template.render(said, tools=tools).text))
+    turns = ConversationAligner(template, detect_markers(made), vocabulary, made).turns(said, row, tools=tools)
+    spans = zip(turns.start.tolist(), turns.stop.tolist(), strict=True)
+    assert [vocabulary.text(row[low:high].tolist()) for low, high in spans] == ["Yes<|im_end|>"]
+
+
+def test_an_answer_without_its_tool_calls_keeps_every_letter_before_them() -> None:
+    made, vocabulary, template = chat("qwen2_5")
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "here"}}}
+    said = [*conversation("Hi"), {"role": "assistant", "content": "I look", "tool_calls": [call]}]
+    row = np.array(ids_of(made, template.render(said).text))
+    made_aligner = ConversationAligner(template, detect_markers(made), vocabulary, made)
+    for calls, wanted in ((True, True), (False, False)):
+        turns = made_aligner.turns(said, row, tool_calls=calls)
+        (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.stop, strict=True)]
+        assert text.startswith("I look")
+        assert (text != "I look") is wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from sft_mask import train_on_responses_only
+from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, LabelsChangedError
 from sft_mask.report import SplitReport
 from sft_mask.trainer.checks import check_labels
-from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, hooked_class
+from sft_mask.trainer.hook import MaskState, ResponseOnlyMixin, _weight_of_step, hooked_class, without_repeats
 
 CHATS = chats(8, seed=4)
 
@@ -157,3 +159,37 @@ def test_eval_metrics_have_the_eval_prefix(tmp_path: Path) -> None:
     metrics = trainer.evaluate()
     assert {"eval_supervised_tokens", "eval_supervised_share"} <= set(metrics)
     assert "supervised_tokens" not in metrics
+
+
+def test_the_weight_of_a_step_is_that_of_all_its_batches_on_all_ranks() -> None:
+    half = 7 | (0x3F000000 ^ 0x3F800000) << 32  # the id 7 with the weight 0.5; 9 is a plain id
+    batches = [{"labels": torch.tensor([[9, 9, half, IGNORE_INDEX]])}, {"labels": torch.tensor([[IGNORE_INDEX, half]])}]
+
+    def gather(own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own, torch.tensor([10.0])])
+
+    args = SimpleNamespace(device="cpu", average_tokens_across_devices=True, world_size=2)
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather))
+    assert float(_weight_of_step(trainer, batches)) == 12.0
+    args.average_tokens_across_devices = False
+    assert float(_weight_of_step(trainer, batches)) == 2.0
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(0, [True, True]), (1, [True, False])])
+def test_rows_that_fill_up_the_last_batch_of_an_evaluation_do_not_count(rank: int, kept: list[bool]) -> None:
+    progress = SimpleNamespace(end_of_dataloader=True, remainder=3)
+    ranks = SimpleNamespace(num_processes=2, process_index=rank, gradient_state=progress)
+    inputs = {"labels": torch.full((2, 4), 5), "attention_mask": torch.ones(2, 4)}
+    labels = without_repeats(inputs, ranks)["labels"]
+    assert [bool((row == 5).all()) for row in labels] == kept
+    assert [bool((row == IGNORE_INDEX).all()) for row in labels] == [not one for one in kept]
+
+
+def test_a_split_of_the_trainer_is_known_and_its_twin_is_not() -> None:
+    split, before = (
+        Dataset.from_dict({"input_ids": [tokenized(chats(1, seed=8)[0])]}),
+        Dataset.from_dict({"input_ids": [tokenized(chats(1, seed=8)[0])]}),
+    )
+    state = MaskState(SplitMasker(DataError()), {"train": SplitStats()}, [(split, before)])
+    assert state.is_ours(split)
+    assert not state.is_ours(before)
