@@ -291,7 +291,7 @@ def test_a_marker_at_the_end_of_the_tools_opens_no_turn() -> None:
     said, tools = conversation("Hi", "Yes"), "a clock <|im_start|>assistant\n"
     row = np.array(ids_of(made, template.render(said, tools=tools).text))
     turns = ConversationAligner(template, detect_markers(made), vocabulary, made).turns(said, row, tools=tools)
-    spans = zip(turns.start.tolist(), turns.stop.tolist(), strict=True)
+    spans = zip(turns.start.tolist(), turns.end.tolist(), strict=True)
     assert [vocabulary.text(row[low:high].tolist()) for low, high in spans] == ["Yes<|im_end|>"]
 
 
@@ -303,6 +303,6 @@ def test_an_answer_without_its_tool_calls_keeps_every_letter_before_them() -> No
     made_aligner = ConversationAligner(template, detect_markers(made), vocabulary, made)
     for calls, wanted in ((True, True), (False, False)):
         turns = made_aligner.turns(said, row, tool_calls=calls)
-        (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.stop, strict=True)]
+        (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.end, strict=True)]
         assert text.startswith("I look")
         assert (text != "I look") is wanted
