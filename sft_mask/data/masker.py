@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
-from sft_mask.core.labels import paint
+from sft_mask.constants import ASSISTANT_ROLES, IGNORE_INDEX, ROLES
+from sft_mask.core.labels import make_labels
 from sft_mask.core.markers import Markers
 from sft_mask.core.packing import RowCutting, cut_at, joined_offsets
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import in_regions
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.core.token_weights import Graded, grade
+from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
 from sft_mask.data.conversations import Conversation, Decoder
 from sft_mask.data.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
 from sft_mask.data.signatures import SignatureCache
@@ -190,7 +190,7 @@ class Masker:
         if self.cutting is not None and not chain:
             self._count_mid_turn(decided, ids, offsets, documents)
         trained_turns = self.policy.apply(decided.turns)
-        labels = paint(ids, trained_turns, existing)
+        labels = make_labels(ids, trained_turns, existing)
         factor = self._region_weights(ids, trained_turns) * loss_weights(table, offsets, first_row)
         counts_everywhere = bool(np.all(factor))
         if not counts_everywhere:
@@ -205,8 +205,8 @@ class Masker:
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(ids, documents, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor = np.broadcast_to(factor, labels.shape)
-        batch = Graded(ids, labels, decided.turns, trained_turns, documents, factor, may_prompt)
-        weighted, prompt = grade(batch, self.policy)
+        batch = UnweightedBatch(ids, labels, decided.turns, trained_turns, documents, factor, may_prompt)
+        weighted, prompt = weighted_labels(batch, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
@@ -349,7 +349,7 @@ class Masker:
         given = 0 if self.prompt_answers else conversation.prompt
         weights[:given] = [0.0] * given
         roles = [str(message.get("role")) for message in conversation.messages]
-        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
+        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in ASSISTANT_ROLES]
         found = self._rendered_turns(conversation, ids, others) if self.aligner is not None else ""
         if isinstance(found, str):
             spoken = self._spoken_turns(conversation, ids)
@@ -456,7 +456,7 @@ def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str], p
     known = turns.message >= 0
     at = np.where(known, turns.message, 0)
     spoken = zip(weights[prompt:], roles[prompt:], strict=True)
-    own = next((weight for weight, role in spoken if role in MODEL_ROLES), 1.0)
+    own = next((weight for weight, role in spoken if role in ASSISTANT_ROLES), 1.0)
     return replace(
         turns,
         weight=np.where(known, np.array([*weights, own])[at], own),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import sft_mask.doctor.findings as symptom
-from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES
+from sft_mask.constants import ASSISTANT_ROLES, IGNORE_INDEX
 from sft_mask.core.policy import Policy
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Sample, Seen
@@ -132,7 +132,7 @@ def _cause(part: Part) -> str | None:
         return part.kind
     if not part.role:
         return None  # before the first header of a row that begins in mid-conversation nobody can say who speaks
-    return part.role if part.role in _LEAKS else "header" if part.role in MODEL_ROLES else "user"
+    return part.role if part.role in _LEAKS else "header" if part.role in ASSISTANT_ROLES else "user"
 
 
 def _place(seen: Seen, part: Part, text: object) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, IGNORE_INDEX, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
@@ -23,7 +23,7 @@ PartKind = Literal["answer", "stop", "header", "prefilled", "after", "other", "p
 writes after an answer, in anybody else's turn or header, in padding."""
 
 _SHOWN = 60
-_MODEL = [ROLES.index(role) for role in MODEL_ROLES]
+_MODEL = [ROLES.index(role) for role in ASSISTANT_ROLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +146,11 @@ class _Story:
     def _answer(self, number: int) -> str:
         turns = self.row.turns
         role = ROLES[turns.role[number]]
-        alike = np.flatnonzero(np.isin(turns.role, _MODEL) == (role in MODEL_ROLES))
-        kind = "answer" if role in MODEL_ROLES else "turn of others"
+        alike = np.flatnonzero(np.isin(turns.role, _MODEL) == (role in ASSISTANT_ROLES))
+        kind = "answer" if role in ASSISTANT_ROLES else "turn of others"
         count = f"{kind} {int(np.searchsorted(alike, number)) + 1} of {len(alike)}"
-        whole = "the answer" if len(alike) == 1 and role in MODEL_ROLES else count
-        named = whole if role in MODEL_ROLES else f"{whole} ({role})"
+        whole = "the answer" if len(alike) == 1 and role in ASSISTANT_ROLES else count
+        named = whole if role in ASSISTANT_ROLES else f"{whole} ({role})"
         return f"{named}, which starts at token {int(turns.start[number])}"
 
     def _weight(self, token: int) -> str:
@@ -192,7 +192,7 @@ class _Story:
         turns = self.row.turns
         header, start = int(turns.header[number]), int(turns.start[number])
         core = str(self.masker.markers.response[0])
-        pieces = [self.vocabulary.piece(int(piece)) for piece in self.row.ids[header:start]]
+        pieces = [self.vocabulary.token_bytes(int(piece)) for piece in self.row.ids[header:start]]
         text = b"".join(pieces).decode(errors="replace")
         begins = [0, *accumulate(map(len, pieces))]
         ends = text.index(core) + len(core) if core in text else len(text)

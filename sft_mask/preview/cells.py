@@ -60,7 +60,7 @@ def read_cells(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[bytes, ...], t
     if vocabulary.kind == "opaque":
         pieces = tuple(text.encode() for text in _decoded_pieces(tokenizer, ids))
     else:
-        pieces = tuple(vocabulary.piece(token) for token in ids)
+        pieces = tuple(vocabulary.token_bytes(token) for token in ids)
     return pieces, tuple(cells_of(pieces, [vocabulary.is_special(token) for token in ids]))
 
 

@@ -67,7 +67,7 @@ def _own_words_between(rendered: Rendered, before: int | None, after: int) -> st
     return rendered.text[start:end] if start < end and np.all(message[start:end] < 0) else ""
 
 
-def roles_like_the_model(template: ChatTemplate) -> tuple[str, ...]:
+def roles_like_assistant(template: ChatTemplate) -> tuple[str, ...]:
     """Roles that a template does not tell from the model: written with its name or with theirs, the text is the same.
 
     Such a template knows two speakers, and writes whoever is not the user as the model.
@@ -90,7 +90,7 @@ def _heard_all(rendered: Rendered, role: str) -> bool:
 
 def system_headers(template: ChatTemplate, markers: Markers) -> list[str]:
     headers: list[str] = []
-    if "system" in markers.like_the_model:
+    if "system" in markers.like_assistant:
         return headers
     middle = try_render(template, [*two_turns()[:2], system(), *two_turns()[2:]])
     if middle is not None and all_heard(middle):
@@ -144,7 +144,7 @@ def tool_probe(template: ChatTemplate) -> tuple[Rendered, str] | None:
 def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     """Headers and stops around a tool call and its result, from a conversation that has one."""
     probed = tool_probe(template)
-    if probed is None or "tool" in markers.like_the_model:
+    if probed is None or "tool" in markers.like_assistant:
         return ToolMarkers()
     rendered, ending = probed
     called = bool(np.any(rendered.message_of() == 1))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.core.arrays import Ids, offsets_of
-from sft_mask.core.markers import Kind, Markers, MarkerText, Pattern, as_marker_texts, compile_patterns
+from sft_mask.core.markers import Markers, MarkerText, as_marker_texts
+from sft_mask.core.patterns import Kind, Pattern, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.chat_template import common_suffix

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.constants import MODEL_ROLES
-from sft_mask.core.markers import Kind, Markers, MarkerText, compile_patterns
+from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.core.markers import Markers, MarkerText
+from sft_mask.core.patterns import Kind, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.align import token_bounds
@@ -41,7 +42,7 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     prover = _Prover(str(markers.response[0]), finder, template, tokenizer)
     complete = True
     for probe in probes():
-        if any(message["role"] in markers.like_the_model for message in probe.messages):
+        if any(message["role"] in markers.like_assistant for message in probe.messages):
             continue  # no marker can be right about them, and rows with messages know better
         fault = prover.fault(probe)
         if fault is None:
@@ -109,7 +110,7 @@ class _Prover:
         wrong = _wrong_words(seen)
         if wrong is not None or probe.optional:
             return wrong
-        answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
+        answers = sum(message["role"] in ASSISTANT_ROLES for message in probe.messages)
         if len(seen.turns) != answers:
             return f"{len(seen.turns)} turns were found for {answers} answers."
         header = self._trained_header(probe, seen) if probe.plain else None
@@ -131,7 +132,7 @@ class _Prover:
         message, raw = seen.rendered.message_of(), seen.rendered.text.encode()
         for index, role in enumerate(seen.rendered.roles):
             own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
-            if role not in MODEL_ROLES or not index or not len(own) or not len(before):
+            if role not in ASSISTANT_ROLES or not index or not len(own) or not len(before):
                 continue
             said = int(before[-1]) + 1
             ends = self._prompt_end(probe, index, seen.rendered.text, said, int(own[0]))
@@ -185,7 +186,7 @@ def _opens(header: MarkerText, token: str) -> bool:
 
 def _owned_bytes(rendered: Rendered) -> tuple[Bools, Bools]:
     """Which bytes are visible words of the model, and which are words of anybody else."""
-    is_model = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])
+    is_model = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])
     message = rendered.message_of()
     visible = np.array([not letter.isspace() for letter in rendered.text], np.bool_)
     model = is_model[message] & visible

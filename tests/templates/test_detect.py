@@ -191,7 +191,7 @@ def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() ->
         ("<|im_start|>q",),
         ("<|im_end|>",),
     )
-    assert markers.like_the_model == ("system", "tool")
+    assert markers.like_assistant == ("system", "tool")
     said = [
         {"role": "system", "content": "Be kind"},
         {"role": "user", "content": "Hi"},
@@ -226,7 +226,7 @@ def test_markers_that_train_a_users_words_are_not_proven() -> None:
 def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
-    unaware = replace(candidate_markers(template)[0], like_the_model=())
+    unaware = replace(candidate_markers(template)[0], like_assistant=())
     assert not prove(unaware, template, vocabulary, tokenizer).complete
     assert prove(candidate_markers(chat("chatml")[2])[0], chat("chatml")[2], *chat("chatml")[1::-1]).complete
 
