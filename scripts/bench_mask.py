@@ -53,7 +53,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from sft_mask import mask_dataset, train_on_responses_only  # noqa: E402
 from sft_mask.constants import IGNORE_INDEX  # noqa: E402
-from sft_mask.core.labels import paint  # noqa: E402
+from sft_mask.core.labels import make_labels  # noqa: E402
 from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer  # noqa: E402
 
 CHILDREN = ROOT / "scripts" / "benchmarking" / "children.py"
@@ -107,7 +107,7 @@ def label_function(data: Corpus, style: str, tokenizer: Any) -> Callable[[Any, A
     instruction, response = MARKERS[style]
     rows = [data.row(number) for number in np.unique(np.linspace(0, data.rows - 1, 256).astype(int))]
     finder = build_masker(read_tokenizer(tokenizer), rows, MaskSettings(instruction, response)).finder
-    return lambda ids, offsets: paint(ids, finder.find(ids, offsets))
+    return lambda ids, offsets: make_labels(ids, finder.find(ids, offsets))
 
 
 def blocks(data: Corpus) -> Iterator[tuple[Any, Any]]:

@@ -8,9 +8,9 @@ IGNORE_INDEX: Final = -100
 ROLES: Final = ("system", "user", "assistant", "tool", "developer", "model", "other")
 """Roles of messages that the library tells apart; every further one is the last."""
 
-MODEL: Final = ROLES.index("assistant")
+ASSISTANT: Final = ROLES.index("assistant")
 
-MODEL_ROLES: Final = frozenset({"assistant", "model"})
+ASSISTANT_ROLES: Final = frozenset({"assistant", "model"})
 """Names that chat templates have for the model."""
 
 FLAGS: Final = ("train", "weight")

@@ -40,7 +40,7 @@ def trained_mask(turns: Turns, size: int) -> Bools:
     return over_turns(turns, np.ones(len(turns), np.bool_), size)
 
 
-def paint(ids: Ids, turns: Turns, existing: Labels | None = None) -> NDArray[np.int32]:
+def make_labels(ids: Ids, turns: Turns, existing: Labels | None = None) -> NDArray[np.int32]:
     """Labels of a flat array of ids.
 
     Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that somebody already masked

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from sft_mask.constants import FLAGS, MODEL_ROLES
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS
 from sft_mask.core.regions import Region
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, SftMaskError
@@ -92,12 +92,12 @@ class Policy:
         """Weight of every role that is trained; ``model`` is the assistant's other name."""
         weights = dict(self.roles) if isinstance(self.roles, Mapping) else dict.fromkeys(self.roles, 1.0)
         own = weights.pop("model", weights.get("assistant", 0.0))
-        return {**weights, **dict.fromkeys(MODEL_ROLES, weights.get("assistant", own))}
+        return {**weights, **dict.fromkeys(ASSISTANT_ROLES, weights.get("assistant", own))}
 
     @property
     def needs_messages(self) -> bool:
         """Whether every row must be decided by its messages."""
-        others = (weight for role, weight in self.role_weights.items() if role not in MODEL_ROLES)
+        others = (weight for role, weight in self.role_weights.items() if role not in ASSISTANT_ROLES)
         return not self.tool_calls or any(others)
 
     @property

@@ -104,8 +104,8 @@ def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence
     factor = np.ones(len(ids))
     bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
     for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
-        prefilled = b"".join(vocabulary.piece(token_id) for token_id in ids[header:start].tolist())
-        pieces = [vocabulary.piece(token_id) for token_id in ids[start:end].tolist()]
+        prefilled = b"".join(vocabulary.token_bytes(token_id) for token_id in ids[header:start].tolist())
+        pieces = [vocabulary.token_bytes(token_id) for token_id in ids[start:end].tolist()]
         begins = [0, *accumulate(map(len, pieces))]
         answer = b"".join(pieces)
         for region in regions:

@@ -1,7 +1,7 @@
 """Where markers stand in a flat array of token ids; exact to the byte, vectorised over all documents at once.
 
 Two steps: positions whose token can hold the beginning of a marker (a handful a row), then all of them are read on
-through a :class:`~sft_mask.core.markers.MarkerTrie` at the same time. At each place the longest marker counts, and of
+through a :class:`~sft_mask.core.patterns.MarkerTrie` at the same time. At each place the longest marker counts, and of
 markers that overlap the one that begins first.
 
 Positions are bytes of tokens: byte ``b`` of token ``t`` is ``t * 2**20 + b``, and the end of a token is the beginning
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.core.markers import Kind
+from sft_mask.core.patterns import Kind
 from sft_mask.core.vocabulary import NO_BYTE, cache_slices
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sft_mask.core.arrays import Bools, Ids, Ints
-    from sft_mask.core.markers import MarkerTrie
+    from sft_mask.core.patterns import MarkerTrie
 
 
 _BITS = 20
@@ -126,7 +126,7 @@ def _places(trie: MarkerTrie, token_id: int) -> list[int]:
         return [0]
     if trie.vocabulary.is_special(token_id):
         return []
-    return [index for index, byte in enumerate(trie.vocabulary.piece(token_id)) if byte in trie.first_bytes]
+    return [index for index, byte in enumerate(trie.vocabulary.token_bytes(token_id)) if byte in trie.first_bytes]
 
 
 def _possible_ids(trie: MarkerTrie) -> list[int]:
@@ -247,7 +247,7 @@ class MarkerSearch:
         tokens = [int(token) for token in ids[start >> _BITS : (end >> _BITS) + 1]]
         if not tokens or any(self.trie.vocabulary.is_special(token) for token in tokens[:-1]):
             return b"-" if tokens else b""
-        pieces = [self.trie.vocabulary.piece(token) for token in tokens]
+        pieces = [self.trie.vocabulary.token_bytes(token) for token in tokens]
         low, high = start & ((1 << _BITS) - 1), end & ((1 << _BITS) - 1)
         kept = b"".join(pieces[:-1]) + pieces[-1][:high]
         return kept[low:]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.constants import MODEL
-from sft_mask.core.markers import Kind, MarkerTrie, token_atom
+from sft_mask.constants import ASSISTANT
+from sft_mask.core.patterns import Kind, MarkerTrie, token_atom
 from sft_mask.core.search import Found, MarkerSearch, position_of, token_holding, tokens_before
 from sft_mask.core.vocabulary import greatest
 
@@ -69,15 +69,15 @@ class Turns:
     def empty(cls) -> Turns:
         """No turns."""
         none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-        return cls.of_model(none, none, no, no, none, none, none)
+        return cls.of_assistant(none, none, no, no, none, none, none)
 
     @classmethod
-    def of_model(
+    def of_assistant(
         cls, start: Ints, end: Ints, has_eot: Bools, cut: Bools, document: Ints, header: Ints, eot_start: Ints
     ) -> Turns:
         """Turns of the model of weight 1, in no known message."""
         count = len(start)
-        role = np.full(count, MODEL, np.int64)
+        role = np.full(count, ASSISTANT, np.int64)
         return cls(
             start, end, has_eot, cut, document, header, eot_start, np.full(count, -1, np.int64), role, np.ones(count)
         )
@@ -166,7 +166,7 @@ class SpanFinder:
         start[1:] = np.maximum(start[1:], end[:-1])  # one token can hold an answer's end, a header and a beginning
         cut = ~has_eot & (answers.closer < 0) & (not self.open_end)
         header = token_holding(headers.start[answers.opener])
-        turns = Turns.of_model(start, end, has_eot, cut, answers.document, header, eot_start)
+        turns = Turns.of_assistant(start, end, has_eot, cut, answers.document, header, eot_start)
         return turns.select(end > start)
 
     def begin_inside_turn(self, ids: Ids, offsets: Ints) -> Bools:
@@ -178,13 +178,13 @@ class SpanFinder:
         safe = self.in_vocabulary(ids)
         found = self.markers_in(safe, offsets)
         edges = np.searchsorted(token_holding(found.start), offsets)
-        inside: Bools = np.diff(edges) == 0
+        inside = np.diff(edges) == 0
         some = np.flatnonzero(~inside)
         first = edges[some]
         late = ~self._only_filler(safe, offsets[some], token_holding(found.start[first]))
         inside[some] = self._is_eot[found.pattern[first]] | (late & self._first_token_ends_turn[found.pattern[first]])
-        inside &= np.diff(offsets) > 0
-        return inside
+        begins: Bools = inside & (np.diff(offsets) > 0)
+        return begins
 
     def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
@@ -268,7 +268,7 @@ class SpanFinder:
         taken = np.zeros(len(tokens), np.int64)
         found, place = np.unique(tokens, return_inverse=True)
         pieces = [
-            b"" if self.vocabulary.is_special(token) else self.vocabulary.piece(token) for token in found.tolist()
+            b"" if self.vocabulary.is_special(token) else self.vocabulary.token_bytes(token) for token in found.tolist()
         ]
         for length in np.unique(left[left > 0]).tolist():
             begun = self.separator[:length]
@@ -323,7 +323,7 @@ class SpanFinder:
     def _look_of(self, tokens: Ids) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
         for token_id in np.unique(unread).tolist() if len(unread) else ():
-            if not self.vocabulary.piece(token_id).strip() and not self.vocabulary.is_special(token_id):
+            if not self.vocabulary.token_bytes(token_id).strip() and not self.vocabulary.is_special(token_id):
                 self._looks[token_id] = _BLANK
             else:
                 self._looks[token_id] = _CONTROL if token_id in self.vocabulary.added else _TEXT

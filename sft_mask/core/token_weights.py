@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Graded:
+class UnweightedBatch:
     """A batch that is about to get its weights.
 
     Attributes:
@@ -43,7 +43,7 @@ class Graded:
     may_prompt: Bools
 
 
-def grade(batch: Graded, policy: Policy) -> tuple[Ints, int]:
+def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
     """Labels with weights, and how many tokens of the prompt are trained.
 
     With ``w`` the weight of each token (of its turn, times its regions', times its ``loss_weights``)::

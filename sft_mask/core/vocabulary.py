@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sft_mask.core.arrays import Ids, Ints
 
-SPACE_PIECE = "\u2581"
+SENTENCEPIECE_SPACE = "\u2581"
 NO_BYTE: Final = 256
 _IN_CACHE: Final = 1 << 15
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
@@ -65,7 +65,7 @@ def gpt2_byte_alphabet() -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class AddedPiece:
+class AddedTokenInfo:
     """An added token: matched as a unit by the tokenizer before anything else."""
 
     token_id: int
@@ -89,7 +89,7 @@ class Vocabulary:
     size: int
     tokens: Sequence[str | None]
     kind: str
-    added: dict[int, AddedPiece]
+    added: dict[int, AddedTokenInfo]
     name: str = "tokenizer"
     _pieces: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
@@ -97,7 +97,7 @@ class Vocabulary:
     def _alphabet(self) -> dict[str, int]:
         return gpt2_byte_alphabet()
 
-    def piece(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
         """The bytes that ``token_id`` stands for; ``b""`` for ids that stand for none."""
         known = self._pieces.get(token_id)
         if known is None:
@@ -107,8 +107,8 @@ class Vocabulary:
     def _piece(self, token_id: int) -> bytes:
         added = self.added.get(token_id)
         if added is not None:
-            blank = " " if self.kind == "sentencepiece" and not added.special else SPACE_PIECE
-            return added.content.replace(SPACE_PIECE, blank).encode()
+            blank = " " if self.kind == "sentencepiece" and not added.special else SENTENCEPIECE_SPACE
+            return added.content.replace(SENTENCEPIECE_SPACE, blank).encode()
         token = self.tokens[token_id] if 0 <= token_id < self.size else None
         if token is None:
             return b""
@@ -119,7 +119,7 @@ class Vocabulary:
             return token.encode()
         if self.kind == "sentencepiece" and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
-        return token.replace(SPACE_PIECE, " ").encode()
+        return token.replace(SENTENCEPIECE_SPACE, " ").encode()
 
     @cached_property
     def first_bytes(self) -> Ints:
@@ -151,7 +151,7 @@ class Vocabulary:
 
     def _bytes_of(self, token_ids: Ints) -> tuple[NDArray[np.uint8], Ints]:
         """The bytes of some ids, read one by one."""
-        pieces = list(map(self.piece, token_ids.tolist()))
+        pieces = list(map(self.token_bytes, token_ids.tolist()))
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         return np.frombuffer(b"".join(pieces), np.uint8), np.repeat(token_ids, lengths)
 
@@ -170,7 +170,7 @@ class Vocabulary:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The ids as text, for messages to a person; bytes that are no UTF-8 become replacement characters."""
-        return b"".join(self.piece(int(token_id)) for token_id in token_ids).decode(errors="replace")
+        return b"".join(self.token_bytes(int(token_id)) for token_id in token_ids).decode(errors="replace")
 
     @cached_property
     def special_contents(self) -> dict[str, int]:
@@ -204,11 +204,11 @@ def _kind_of(backend: Any) -> str:
     return "opaque"
 
 
-def _added_pieces(tokenizer: Any) -> dict[int, AddedPiece]:
+def _added_pieces(tokenizer: Any) -> dict[int, AddedTokenInfo]:
     pieces = {}
     for token_id, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
         if token.content.strip() or token.special:  # runs of blanks are ordinary text that is merely matched early
-            pieces[int(token_id)] = AddedPiece(
+            pieces[int(token_id)] = AddedTokenInfo(
                 int(token_id), token.content, bool(token.special), bool(token.lstrip), bool(token.rstrip)
             )
     return pieces
@@ -217,7 +217,7 @@ def _added_pieces(tokenizer: Any) -> dict[int, AddedPiece]:
 def _spells_probe(vocabulary: Vocabulary, tokenizer: Any) -> bool:
     """Whether the bytes of the ids of a probe text are the probe text: the proof behind ``kind``."""
     ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-    spelled = b"".join(vocabulary.piece(token_id) for token_id in ids)
+    spelled = b"".join(vocabulary.token_bytes(token_id) for token_id in ids)
     return spelled.removeprefix(b" ") == _PROBE.encode()
 
 

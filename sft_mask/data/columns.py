@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import FLAGS, MODEL_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Sign
     for path, leaf, rows in _leaves(array, np.arange(count)):
         if path == ("role",):
             codes = _role_codes(leaf)
-            model = np.isin(codes, [_ROLES.index(role) for role in MODEL_ROLES])
+            model = np.isin(codes, [_ROLES.index(role) for role in ASSISTANT_ROLES])
             answers = np.bincount(rows[model], minlength=count).astype(np.int64)
             key = _role_bits(codes, rows, count)
             continue

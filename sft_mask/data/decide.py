@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.constants import MODEL_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.data.conversations import Conversation, Decoder
@@ -137,7 +137,7 @@ class RowDecider:
         weights = policy.message_weights(conversation.messages)
         given = 0 if self.prompt_answers else conversation.prompt
         weights[:given] = [0.0] * given
-        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in MODEL_ROLES]
+        others = [at for at, weight in enumerate(weights) if weight and roles[at] not in ASSISTANT_ROLES]
         found = self._rendered_turns(conversation, ids, others)
         if isinstance(found, Undecided) and not found.lost:
             by_words = self._turns_of_words(conversation, ids)
@@ -230,7 +230,7 @@ def _of_messages(turns: Turns, weights: Sequence[float], roles: Sequence[str], p
     known = turns.message >= 0
     at = np.where(known, turns.message, 0)
     spoken = zip(weights[prompt:], roles[prompt:], strict=True)
-    own = next((weight for weight, role in spoken if role in MODEL_ROLES), 1.0)
+    own = next((weight for weight, role in spoken if role in ASSISTANT_ROLES), 1.0)
     return replace(
         turns,
         weight=np.where(known, np.array([*weights, own])[at], own),

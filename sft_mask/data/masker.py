@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.labels import paint
+from sft_mask.core.labels import make_labels
 from sft_mask.core.markers import Markers
 from sft_mask.core.packing import RowCutting, cut_at, joined_offsets
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import in_regions
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.core.token_weights import Graded, grade
+from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.outcome import Batch, Decided, MaskedBatch
@@ -104,7 +104,7 @@ class Masker:
         batch = Batch(ids, offsets, documents_of(table, offsets, first_row))
         decided = self._decide(table, decode, batch, adjacent=adjacent)
         turns = self.policy.apply(decided.turns)
-        labels = paint(ids, turns, existing)
+        labels = make_labels(ids, turns, existing)
         factor = self._region_weights(ids, turns) * loss_weights(table, offsets, first_row)
         counts_everywhere = bool(np.all(factor))
         if not counts_everywhere:
@@ -119,8 +119,8 @@ class Masker:
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(batch, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor = np.broadcast_to(factor, labels.shape)
-        graded = Graded(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt)
-        weighted, prompt = grade(graded, self.policy)
+        graded = UnweightedBatch(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt)
+        weighted, prompt = weighted_labels(graded, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import MODEL_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.data.columns import is_json, is_list
 from sft_mask.errors import DataError, NothingToTrainError
 
@@ -26,7 +26,7 @@ _LOOKED_AT = 100
 _SHOWN = 8
 _LONGEST = 64
 
-_MODELS = MODEL_ROLES | {"gpt", "chatgpt", "bot", "chatbot", "ai", "llm", "agent"}
+_MODELS = ASSISTANT_ROLES | {"gpt", "chatgpt", "bot", "chatbot", "ai", "llm", "agent"}
 _USERS = {"user", "human", "prompter", "customer"}
 _OTHERS = {"system", "developer", "tool", "function", "ipython", "observation", "environment", "other"}
 
@@ -57,7 +57,7 @@ class _Speakers:
         if name == self.columns[-1]:
             self.rows += rows
             self.last.update(last)
-            self.answers |= any(role in MODEL_ROLES for role in roles)
+            self.answers |= any(role in ASSISTANT_ROLES for role in roles)
 
 
 def without_answers(data: Any, where: str) -> NothingToTrainError | None:
@@ -70,7 +70,7 @@ def without_answers(data: Any, where: str) -> NothingToTrainError | None:
     speakers = _speakers(data)
     if speakers is None or speakers.answers or not speakers.counts:
         return None
-    own, last = " or ".join(map(repr, sorted(MODEL_ROLES))), speakers.columns[-1]
+    own, last = " or ".join(map(repr, sorted(ASSISTANT_ROLES))), speakers.columns[-1]
     stream = not hasattr(data, "__len__")
     seen = f"{'the first ' if stream else ''}{speakers.rows} conversation{'' if speakers.rows == 1 else 's'}"
     named = "" if speakers.key == "role" else f" (under the key {speakers.key!r})"

@@ -197,5 +197,5 @@ def marker_summary(masker: Masker) -> MarkerSummary:
         spelled(markers.response[0]),
         tuple(dict.fromkeys(spelled(stop) for stop in markers.eots)),
         markers.detected,
-        markers.like_the_model,
+        markers.like_assistant,
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from sft_mask.constants import IGNORE_INDEX, MODEL_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, IGNORE_INDEX, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
@@ -23,7 +23,7 @@ PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "pa
 header, in what the template writes after an answer, in another speaker's turn or header, in padding."""
 
 _MOST_CHARACTERS = 60
-_ASSISTANT = [ROLES.index(role) for role in MODEL_ROLES]
+_ASSISTANT = [ROLES.index(role) for role in ASSISTANT_ROLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +150,9 @@ class _Tokens:
     def _answer(self, turn: int) -> str:
         """Names a turn: ``"answer 1 of 2, which starts at token 14"``."""
         role, start = ROLES[self.turns.role[turn]], int(self.turns.start[turn])
-        same_side = np.flatnonzero(np.isin(self.turns.role, _ASSISTANT) == (role in MODEL_ROLES))
+        same_side = np.flatnonzero(np.isin(self.turns.role, _ASSISTANT) == (role in ASSISTANT_ROLES))
         count = f"{int(np.searchsorted(same_side, turn)) + 1} of {len(same_side)}"
-        if role not in MODEL_ROLES:
+        if role not in ASSISTANT_ROLES:
             return f"non-assistant turn {count} ({role}), which starts at token {start}"
         return f"{'the answer' if len(same_side) == 1 else f'answer {count}'}, which starts at token {start}"
 
@@ -189,7 +189,7 @@ class _Tokens:
     def _in_header(self, token: int, turn: int) -> tuple[PartKind, str]:
         """An answer's header: the plain header is the same before all answers, what follows it is prefilled."""
         header, start = int(self.turns.header[turn]), int(self.turns.start[turn])
-        tokens = [self.vocabulary.piece(token_id) for token_id in self.row.ids[header:start].tolist()]
+        tokens = [self.vocabulary.token_bytes(token_id) for token_id in self.row.ids[header:start].tolist()]
         text, plain = b"".join(tokens), str(self.masker.markers.response[0]).encode()
         plain_end = text.index(plain) + len(plain) if plain in text else len(text)
         begins = list(accumulate(map(len, tokens), initial=0))[:-1]

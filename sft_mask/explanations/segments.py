@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.core.arrays import Ints, offsets_of
-from sft_mask.core.markers import Kind
+from sft_mask.core.patterns import Kind
 from sft_mask.core.search import MarkerSearch, token_holding, tokens_before
 from sft_mask.data.masker import Masker
 from sft_mask.errors import DataError

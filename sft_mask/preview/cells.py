@@ -60,7 +60,7 @@ def read_cells(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[bytes, ...], t
     if vocabulary.kind == "opaque":
         token_bytes = tuple(text.encode() for text in _decoded_tokens(tokenizer, ids))
     else:
-        token_bytes = tuple(vocabulary.piece(token) for token in ids)
+        token_bytes = tuple(vocabulary.token_bytes(token) for token in ids)
     return token_bytes, tuple(cells_of(token_bytes, [vocabulary.is_special(token) for token in ids]))
 
 

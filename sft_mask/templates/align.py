@@ -99,7 +99,7 @@ def _matched(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[In
     position = 0
     glues = vocabulary.kind == "sentencepiece"
     for index, token_id in enumerate(ids):
-        piece = vocabulary.piece(token_id)
+        piece = vocabulary.token_bytes(token_id)
         added = vocabulary.added.get(token_id)
         if added is not None and added.lstrip and not raw.startswith(piece, position):
             position = _after_whitespace(raw, position)
@@ -123,7 +123,7 @@ def _has_glued_space(raw: bytes, position: int, ids: Sequence[int], index: int, 
         return False
     spaces = 0
     for token in ids[index:]:
-        piece = b"" if token in vocabulary.added else vocabulary.piece(token)
+        piece = b"" if token in vocabulary.added else vocabulary.token_bytes(token)
         spaces += len(piece) - len(piece.lstrip(b" "))
         if not piece or piece.strip(b" "):
             break
@@ -153,7 +153,7 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     eot_start = np.where(has_eot, np.searchsorted(last, table["eot_start"], side="right"), end)
     header = np.searchsorted(last, table["header"], side="right")
     zeros = np.zeros(len(spans), np.int64)
-    found = Turns.of_model(start, end, has_eot, zeros.astype(np.bool_), zeros, header, eot_start)
+    found = Turns.of_assistant(start, end, has_eot, zeros.astype(np.bool_), zeros, header, eot_start)
     turns = replace(found, message=np.array([span.message for span in spans], np.int64))
     is_last = np.arange(len(turns)) == len(turns) - 1
     return turns.select((turns.end > turns.start) | (is_last & ~has_eot))

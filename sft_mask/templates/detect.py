@@ -19,7 +19,7 @@ from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, UnsupportedError
 from sft_mask.templates.chat_template import EMPTY_BLOCK, ChatTemplate
-from sft_mask.templates.other_headers import roles_like_the_model, system_headers, tool_markers, tool_probe
+from sft_mask.templates.other_headers import roles_like_assistant, system_headers, tool_markers, tool_probe
 from sft_mask.templates.probes import Gaps, read_gaps, try_render, two_turns, why_refused
 from sft_mask.templates.verify import prove
 
@@ -229,7 +229,7 @@ def _prefills(core: str, gaps: Gaps) -> list[str]:
 
 def _with_other_roles(template: ChatTemplate, markers: Markers) -> Markers:
     """Markers of a plain conversation, with what the template writes around system messages and tools."""
-    markers = replace(markers, like_the_model=roles_like_the_model(template))
+    markers = replace(markers, like_assistant=roles_like_assistant(template))
     tools = tool_markers(template, markers)
     headers = (*system_headers(template, markers), *tools.others)
     response = unique((*map(str, markers.response), *_barer_headers(template, markers), *tools.resume))
@@ -365,5 +365,5 @@ def _of_either(markers: Markers, more: Markers) -> Markers:
         separator=markers.separator if markers.separator == more.separator else "",
         open_end=markers.open_end or more.open_end,
         complete=markers.complete and more.complete,
-        like_the_model=unique((*markers.like_the_model, *more.like_the_model)),
+        like_assistant=unique((*markers.like_assistant, *more.like_assistant)),
     )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.core.arrays import Ids, offsets_of
-from sft_mask.core.markers import Kind, Markers, MarkerText, Pattern, compile_patterns
+from sft_mask.core.markers import Markers, MarkerText
+from sft_mask.core.patterns import Kind, Pattern, compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.templates.chat_template import common_suffix
 from sft_mask.templates.detect import unique

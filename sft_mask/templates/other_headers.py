@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SURE_LETTERS = 4
 
 
-def roles_like_the_model(template: ChatTemplate) -> tuple[str, ...]:
+def roles_like_assistant(template: ChatTemplate) -> tuple[str, ...]:
     """Roles that a template writes exactly as it writes the assistant.
 
     Such a template has two speakers, and writes everyone but the user as the assistant.
@@ -39,7 +39,7 @@ def roles_like_the_model(template: ChatTemplate) -> tuple[str, ...]:
 def system_headers(template: ChatTemplate, markers: Markers) -> list[str]:
     """Headers of system messages, inside a conversation and at its beginning."""
     headers: list[str] = []
-    if "system" in markers.like_the_model:
+    if "system" in markers.like_assistant:
         return headers
     said = two_turns()
     middle = try_render(template, [*said[:2], system(), *said[2:]])
@@ -138,7 +138,7 @@ def tool_probe(template: ChatTemplate) -> tuple[Rendered, str] | None:
 def tool_markers(template: ChatTemplate, markers: Markers) -> ToolMarkers:
     """Headers and end-of-turn tokens around a tool call and its result, from a conversation that has them."""
     probed = tool_probe(template)
-    if probed is None or "tool" in markers.like_the_model:
+    if probed is None or "tool" in markers.like_assistant:
         return ToolMarkers()
     rendered, ending = probed
     called = 1 in rendered.written()

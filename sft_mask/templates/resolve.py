@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.core.markers import Markers, MarkerText, as_marker_texts, compile_patterns
+from sft_mask.core.markers import Markers, MarkerText, as_marker_texts
+from sft_mask.core.patterns import compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.detect import proven_markers, unique

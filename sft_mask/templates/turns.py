@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.constants import MODEL_ROLES
-from sft_mask.core.arrays import common_prefix_length
-from sft_mask.core.markers import Kind, Markers
+from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.core.arrays import Bools, Ids, Ints, common_prefix_length
+from sft_mask.core.markers import Markers
+from sft_mask.core.patterns import Kind
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, LostWordsError
 from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, token_turns
@@ -27,7 +28,6 @@ from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
@@ -138,7 +138,7 @@ class ConversationAligner:
         return RowFrame(tuple(filter(None, leads)), tuple(filter(None, tails)), self._is_whitespace)
 
     def _is_whitespace(self, ids: Ints) -> bool:
-        return not b"".join(self.vocabulary.piece(token) for token in ids.tolist()).strip()
+        return not b"".join(self.vocabulary.token_bytes(token) for token in ids.tolist()).strip()
 
     def _opens_turn(self, ids: Ints) -> bool:
         """Whether ids hold a response header."""
@@ -162,7 +162,7 @@ class _TurnReader:
         self._roles = rendered.roles
         self._text = rendered.text
         self._message = rendered.message_of()
-        self._is_own = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])[self._message]
+        self._is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[self._message]
         self._own = np.flatnonzero(self._is_own)
         self._foreign = np.flatnonzero(~self._is_own & (self._message != TEMPLATE))
         marks = aligner.marks(rendered)
@@ -335,7 +335,7 @@ def _number_empty(turns: Sequence[TextTurn], roles: Sequence[str]) -> list[TextT
     for turn in turns:
         message = turn.message
         if message < 0:
-            message = next((index for index in range(previous + 1, len(roles)) if roles[index] in MODEL_ROLES), -1)
+            message = next((index for index in range(previous + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), -1)
         numbered.append(replace(turn, message=message))
         previous = max(previous, message)
     return numbered

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.constants import MODEL_ROLES
-from sft_mask.core.markers import Kind, Markers, MarkerText, compile_patterns
+from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.core.markers import Markers, MarkerText
+from sft_mask.core.patterns import Kind, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.align import encode
@@ -41,7 +42,7 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     prover = _Prover(str(markers.response[0]), finder, template, tokenizer)
     complete = True
     for probe in probes():
-        if any(message["role"] in markers.like_the_model for message in probe.messages):
+        if any(message["role"] in markers.like_assistant for message in probe.messages):
             continue  # no marker can be right about them; rows with messages are decided by these
         fault = prover.fault(probe)
         if fault is None:
@@ -110,7 +111,7 @@ class _Prover:
         wrong = _wrong_words(marked)
         if wrong is not None or probe.optional:
             return wrong
-        answers = sum(message["role"] in MODEL_ROLES for message in probe.messages)
+        answers = sum(message["role"] in ASSISTANT_ROLES for message in probe.messages)
         if len(marked.turns) != answers:
             return f"{len(marked.turns)} turns were found for {answers} answers."
         header = self._trained_header(probe, marked) if probe.plain else None
@@ -126,7 +127,7 @@ class _Prover:
         message, raw = rendered.message_of(), rendered.text.encode()
         for index, role in enumerate(rendered.roles):
             own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
-            if role not in MODEL_ROLES or not index or not len(own) or not len(before):
+            if role not in ASSISTANT_ROLES or not index or not len(own) or not len(before):
                 continue
             said = int(before[-1]) + 1
             ends = self._prompt_end(probe, index, rendered.text, said, int(own[0]))
@@ -169,7 +170,7 @@ def _wrong_words(marked: _Marked) -> str | None:
     rendered = marked.rendered
     raw, message = rendered.text.encode(), rendered.message_of()
     is_visible = np.array([not letter.isspace() for letter in rendered.text], np.bool_)
-    is_own = np.array([role in MODEL_ROLES for role in rendered.roles] + [False, False])[message]
+    is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[message]
     sizes = [len(letter.encode()) for letter in rendered.text]
     own, others = np.repeat(is_own & is_visible, sizes), np.repeat(~is_own & (message != -1), sizes)
     held = marked.trained(0, len(rendered.text))

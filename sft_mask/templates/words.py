@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.constants import MODEL_ROLES
+from sft_mask.constants import ASSISTANT_ROLES
 from sft_mask.core.arrays import Ids, offsets_of
-from sft_mask.core.markers import Kind, separated
+from sft_mask.core.markers import separated
+from sft_mask.core.patterns import Kind
 from sft_mask.core.search import offset_in_token, token_holding
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError
@@ -77,7 +78,7 @@ class _RowText:
 
     def __init__(self, row: Ids, finder: SpanFinder, markers: Markers) -> None:
         ids = finder.in_vocabulary(row)
-        pieces = [finder.vocabulary.piece(token) for token in ids.tolist()]
+        pieces = [finder.vocabulary.token_bytes(token) for token in ids.tolist()]
         self.bounds = offsets_of([len(piece) for piece in pieces])
         self.raw = b"".join(pieces)
         found = finder.markers_in(ids, np.array([0, len(ids)], np.int64))
@@ -205,7 +206,7 @@ def _plain_turns(placed: Sequence[_Placed], messages: Sequence[Message], text: _
     if not rows:
         return Turns.empty()
     starts, ends, has_eots, cuts, headers, eot_starts, message = (np.array(each) for each in zip(*rows, strict=True))
-    turns = Turns.of_model(starts, ends, has_eots, cuts, starts * 0, headers, eot_starts)
+    turns = Turns.of_assistant(starts, ends, has_eots, cuts, starts * 0, headers, eot_starts)
     return replace(turns, message=message)
 
 
@@ -250,7 +251,7 @@ def _check_turns(found: Turns, placed: Sequence[_Placed], text: _RowText) -> Non
 
 
 def _is_answer(message: Message) -> bool:
-    return message.get("role") in MODEL_ROLES
+    return message.get("role") in ASSISTANT_ROLES
 
 
 def _is_plain(message: Message) -> bool:

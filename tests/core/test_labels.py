@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_mask.core.labels import paint, trained_mask
+from sft_mask.core.labels import make_labels, trained_mask
 from sft_mask.core.spans import Turns
 
 
 def turns_at(*spans: tuple[int, int]) -> Turns:
     start, stop = np.array([span[0] for span in spans], int), np.array([span[1] for span in spans], int)
     no, zero = np.zeros(len(spans), np.bool_), np.zeros(len(spans), np.int64)
-    return Turns.of_model(start, stop, no, no, zero, start, stop)
+    return Turns.of_assistant(start, stop, no, no, zero, start, stop)
 
 
 def test_labels_align_with_the_ids_and_do_not_shift():
-    assert paint(np.array([10, 11, 12, 13, 14]), turns_at((1, 3), (4, 5))).tolist() == [-100, 11, 12, -100, 14]
+    assert make_labels(np.array([10, 11, 12, 13, 14]), turns_at((1, 3), (4, 5))).tolist() == [-100, 11, 12, -100, 14]
 
 
 def test_turns_may_touch_each_other_and_both_ends():
@@ -26,28 +26,28 @@ def test_turns_may_touch_each_other_and_both_ends():
 
 
 def test_without_turns_nothing_is_trained():
-    assert paint(np.array([1, 2]), Turns.empty()).tolist() == [-100, -100]
-    assert paint(np.zeros(0, np.int32), Turns.empty()).tolist() == []
+    assert make_labels(np.array([1, 2]), Turns.empty()).tolist() == [-100, -100]
+    assert make_labels(np.zeros(0, np.int32), Turns.empty()).tolist() == []
 
 
 def test_what_somebody_already_masked_stays_masked():
     existing = np.array([-100, 11, -100, 13], np.int64)
-    assert paint(np.array([10, 11, 12, 13]), turns_at((0, 3)), existing).tolist() == [-100, 11, -100, -100]
+    assert make_labels(np.array([10, 11, 12, 13]), turns_at((0, 3)), existing).tolist() == [-100, 11, -100, -100]
 
 
 def test_an_existing_label_masks_but_does_not_replace_an_id():
-    assert paint(np.array([10, 11]), turns_at((0, 2)), np.array([7, 11])).tolist() == [10, 11]
+    assert make_labels(np.array([10, 11]), turns_at((0, 2)), np.array([7, 11])).tolist() == [10, 11]
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
 def test_labels_are_32_bit_integers_whatever_the_ids_are(dtype: type):
-    labels = paint(np.array([1, 2, 127], dtype), turns_at((1, 3)))
+    labels = make_labels(np.array([1, 2, 127], dtype), turns_at((1, 3)))
     assert (labels.dtype, labels.tolist()) == (np.int32, [-100, 2, 127])
 
 
 def test_the_ids_and_the_old_labels_are_left_as_they_are():
     ids, existing = np.array([1, 2, 3], np.int32), np.array([1, -100, 3])
-    paint(ids, turns_at((1, 2)), existing)
+    make_labels(ids, turns_at((1, 2)), existing)
     assert (ids.tolist(), existing.tolist()) == ([1, 2, 3], [1, -100, 3])
 
 
@@ -62,5 +62,5 @@ def test_the_mask_equals_a_loop_over_the_turns(gaps: list[int], rest: int):
 
 def test_masking_twice_is_masking_once():
     ids = np.arange(6)
-    once = paint(ids, turns_at((2, 5)))
-    assert paint(ids, turns_at((2, 5)), once).tolist() == once.tolist()
+    once = make_labels(ids, turns_at((2, 5)))
+    assert make_labels(ids, turns_at((2, 5)), once).tolist() == once.tolist()

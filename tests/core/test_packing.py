@@ -24,7 +24,7 @@ def test_a_text_ends_with_each_row_that_is_not_full(lengths: list[int], full: in
 
 def test_an_end_of_turn_token_that_begins_the_next_row_belongs_to_that_row() -> None:
     one, no = np.array([True]), np.array([False])
-    turn = Turns.of_model(np.array([2]), np.array([9]), one, no, np.array([0]), np.array([0]), np.array([8]))
+    turn = Turns.of_assistant(np.array([2]), np.array([9]), one, no, np.array([0]), np.array([0]), np.array([8]))
     parts = cut_at(turn, np.array([0, 8, 16]))
     assert (parts.start.tolist(), parts.end.tolist()) == ([2, 8], [8, 9])
     assert parts.has_eot.tolist() == [False, True]
@@ -32,5 +32,5 @@ def test_an_end_of_turn_token_that_begins_the_next_row_belongs_to_that_row() -> 
 
 def test_only_the_last_part_of_an_answer_without_an_end_is_cut() -> None:
     yes, no = np.array([True]), np.array([False])
-    turn = Turns.of_model(np.array([2]), np.array([12]), no, yes, np.array([0]), np.array([0]), np.array([12]))
+    turn = Turns.of_assistant(np.array([2]), np.array([12]), no, yes, np.array([0]), np.array([0]), np.array([12]))
     assert cut_at(turn, np.array([0, 8, 16])).cut.tolist() == [False, True]

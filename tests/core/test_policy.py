@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sft_mask.constants import MODEL
+from sft_mask.constants import ASSISTANT
 from sft_mask.core.policy import Policy, is_last_of_document
 from sft_mask.core.spans import Turns
 from sft_mask.errors import SftMaskError
@@ -23,7 +23,7 @@ def turns() -> Turns:
         header=start - 2,
         eot_start=np.array([4, 9, 17, 20]),
         message=np.array([1, 3, 1, 1]),
-        role=np.full(4, MODEL),
+        role=np.full(4, ASSISTANT),
         weight=np.ones(4),
     )
 

@@ -95,7 +95,7 @@ def test_a_policy_takes_regions_only() -> None:
 def test_weights_of_regions_that_overlap_are_multiplied() -> None:
     vocabulary = read_vocabulary(byte_level())
     yes = np.array([True])
-    answer = Turns.of_model(np.array([0]), np.array([4]), ~yes, ~yes, np.array([0]), np.array([0]), np.array([4]))
+    answer = Turns.of_assistant(np.array([0]), np.array([4]), ~yes, ~yes, np.array([0]), np.array([0]), np.array([4]))
     regions = [Region(pattern="abc", weight=0.5), Region(pattern="bcd", weight=0.25)]
     factor = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
     assert factor.tolist() == [0.5, 0.125, 0.125, 0.25]

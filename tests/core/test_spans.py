@@ -16,9 +16,10 @@ from support.reference_spans import reference_turns
 from support.tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
 
 from sft_mask.core.arrays import offsets_of
-from sft_mask.core.markers import Markers, MarkerTrie, compile_patterns
+from sft_mask.core.markers import Markers
+from sft_mask.core.patterns import MarkerTrie, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.core.vocabulary import AddedPiece, Vocabulary, gpt2_byte_alphabet, read_vocabulary
+from sft_mask.core.vocabulary import AddedTokenInfo, Vocabulary, gpt2_byte_alphabet, read_vocabulary
 from sft_mask.errors import MarkerError
 
 START, STOP, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -381,7 +382,7 @@ def test_tokens_outside_the_offsets_are_not_read():
 @pytest.mark.parametrize("odd", [None, 127])
 def test_every_integer_type_is_read_alike(dtype: type, odd: int | None):
     pieces = ["<q>", "<a>", "<e>", "x", "y"]
-    added = {index: AddedPiece(index, piece, True, False, False) for index, piece in enumerate(pieces[:3])}
+    added = {index: AddedTokenInfo(index, piece, True, False, False) for index, piece in enumerate(pieces[:3])}
     vocabulary = Vocabulary(5, pieces, "byte-level", added)
     markers = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",), complete=True)
     finder = SpanFinder(compile_patterns(markers, vocabulary, NO_NORMALIZER), complete=True, pad_token_id=50_000)
@@ -538,7 +539,7 @@ def cases(draw: st.DrawFn) -> tuple[Vocabulary, Markers, list[list[int]], int | 
     if pad is not None and rows:
         rows[0].extend([pad] * draw(st.integers(0, 3)))
     spelled = [name if isinstance(name, str) else "".join(LETTER[byte] for byte in name) for name in names]
-    added = {index: AddedPiece(index, name, True, False, False) for index, name in enumerate(CONTROL)}
+    added = {index: AddedTokenInfo(index, name, True, False, False) for index, name in enumerate(CONTROL)}
     return Vocabulary(len(names), spelled, "byte-level", added), markers, rows, pad
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
-from sft_mask.core.token_weights import Graded, grade
+from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
 
 
 def single_tokens(count: int) -> Turns:
     """Turns of one token each, one token apart, in one document."""
     start, yes = np.arange(1, 2 * count, 2), np.ones(count, np.bool_)
-    return Turns.of_model(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
+    return Turns.of_assistant(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
 
 
 def graded_labels(
@@ -25,8 +25,8 @@ def graded_labels(
     trained[turns.start] = True
     labels = np.where(trained, ids, IGNORE_INDEX).astype(np.int32)
     factors = np.ones(size) if factor is None else np.array(factor)
-    batch = Graded(ids, labels, turns, turns, np.array([0, size]), factors, np.ones(size, np.bool_))
-    encoded, prompt = grade(batch, policy)
+    batch = UnweightedBatch(ids, labels, turns, turns, np.array([0, size]), factors, np.ones(size, np.bool_))
+    encoded, prompt = weighted_labels(batch, policy)
     return encoded.tolist(), prompt
 
 

@@ -16,7 +16,7 @@ TEXT = "Hi  東京 🙂!\r\n\tx=1 é"
 
 def spelled(tokenizer: Any, text: str) -> bytes:
     vocabulary = read_vocabulary(tokenizer)
-    return b"".join(vocabulary.piece(token) for token in encode(tokenizer, text))
+    return b"".join(vocabulary.token_bytes(token) for token in encode(tokenizer, text))
 
 
 def test_the_alphabet_has_one_printable_character_for_every_byte():
@@ -39,14 +39,14 @@ def test_sentencepiece_ids_spell_the_text_with_one_blank_in_front(legacy: bool):
 
 
 def test_a_byte_piece_is_a_byte_only_where_the_tokenizer_falls_back_to_bytes():
-    assert read_vocabulary(sentencepiece()).piece(0x0A) == b"\n"
+    assert read_vocabulary(sentencepiece()).token_bytes(0x0A) == b"\n"
     added = byte_level(added=["<0x0A>"])
     assert spelled(added, "<0x0A>") == b"<0x0A>"
 
 
 def test_one_character_in_several_byte_tokens_has_one_byte_in_each():
     vocabulary = read_vocabulary(byte_level())
-    assert [vocabulary.piece(token) for token in "東".encode()] == [b"\xe6", b"\x9d", b"\xb1"]
+    assert [vocabulary.token_bytes(token) for token in "東".encode()] == [b"\xe6", b"\x9d", b"\xb1"]
 
 
 def test_words_without_bytes_make_an_opaque_vocabulary():
@@ -86,20 +86,20 @@ def test_an_added_run_of_blanks_is_ordinary_text():
     tokenizer = byte_level(added=["    "])
     vocabulary = read_vocabulary(tokenizer)
     (token,) = encode(tokenizer, "    ")
-    assert (vocabulary.piece(token), token in vocabulary.added) == (b"    ", False)
+    assert (vocabulary.token_bytes(token), token in vocabulary.added) == (b"    ", False)
 
 
 def test_a_blank_written_as_a_bar_in_an_added_token_is_a_blank_for_sentencepiece():
     tokenizer = sentencepiece()
     tokenizer.backend_tokenizer.add_tokens([AddedToken("▁▁x", normalized=False)])
     vocabulary = read_vocabulary(tokenizer)
-    assert vocabulary.piece(tokenizer.convert_tokens_to_ids("▁▁x")) == b"  x"
+    assert vocabulary.token_bytes(tokenizer.convert_tokens_to_ids("▁▁x")) == b"  x"
 
 
 @pytest.mark.parametrize("token", [-1, -100, 10**6])
 def test_an_id_outside_the_vocabulary_has_no_bytes_and_is_no_control_token(token: int):
     vocabulary = read_vocabulary(byte_level())
-    assert (vocabulary.piece(token), vocabulary.is_special(token)) == (b"", False)
+    assert (vocabulary.token_bytes(token), vocabulary.is_special(token)) == (b"", False)
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])
@@ -107,7 +107,7 @@ def test_all_ids_at_once_have_the_bytes_that_each_has_by_itself(make):
     tokenizer = make(["user", "hello"])
     tokenizer.add_tokens(["né", "Ġx"])  # the bytes of their own text, not those that the alphabet writes so
     vocabulary = read_vocabulary(tokenizer)
-    pieces = [vocabulary.piece(token) for token in range(vocabulary.size)]
+    pieces = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]
     assert vocabulary.first_bytes.tolist() == [piece[0] if piece else 256 for piece in pieces] + [256]
     for byte in {value for piece in pieces for value in piece}:
         assert vocabulary.ids_holding([byte]) == [token for token, piece in enumerate(pieces) if byte in piece]
@@ -123,7 +123,7 @@ def test_spellings_are_those_of_the_vocabulary_with_and_without_holes():
 
 
 def test_a_hole_in_the_vocabulary_has_no_bytes():
-    assert Vocabulary(2, ["a", None], "byte-level", {}).piece(1) == b""
+    assert Vocabulary(2, ["a", None], "byte-level", {}).token_bytes(1) == b""
 
 
 def test_text_shows_broken_characters_as_such():

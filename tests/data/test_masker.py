@@ -260,7 +260,7 @@ def test_needles_are_halves_of_control_tokens_and_the_visible_text_of_plain_mark
 def single_tokens(count: int) -> Turns:
     """Turns of one token each, one token apart, in one document."""
     start, yes = np.arange(1, 2 * count, 2), np.ones(count, np.bool_)
-    return Turns.of_model(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
+    return Turns.of_assistant(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
 
 
 def chat_ids(*said: str) -> list[int]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from sft_mask.constants import MODEL
-from sft_mask.core.markers import Kind, Pattern
+from sft_mask.constants import ASSISTANT
+from sft_mask.core.patterns import Kind, Pattern
 from sft_mask.core.vocabulary import Vocabulary
 
 BARRIER = -1  # a token without text, such as an id outside the vocabulary: nothing goes across it
@@ -18,7 +18,7 @@ def symbols_of(token: int, vocabulary: Vocabulary) -> list[int]:
     """A control token is one symbol, text is one symbol a byte."""
     if vocabulary.is_special(token) or (vocabulary.kind == "opaque" and 0 <= token < vocabulary.size):
         return [256 + token]
-    return list(vocabulary.piece(token)) or [BARRIER]
+    return list(vocabulary.token_bytes(token)) or [BARRIER]
 
 
 def is_sure(pattern: Pattern, read: int) -> bool:
@@ -59,7 +59,7 @@ def look_of(token: int, vocabulary: Vocabulary) -> str:
     """``"control"``, ``"blank"`` or ``"text"``."""
     if vocabulary.is_special(token):
         return "control"
-    return "text" if vocabulary.piece(token).strip() else "blank"
+    return "text" if vocabulary.token_bytes(token).strip() else "blank"
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,6 @@ def reference_turns(
             cut = not has_eot and closer is None and not open_end
             turns.append(
                 {"start": first, "end": stop, "has_eot": has_eot, "cut": cut, "header": row.owner[header_start]}
-                | {"eot_start": eot_start, "message": -1, "role": MODEL, "weight": 1.0}
+                | {"eot_start": eot_start, "message": -1, "role": ASSISTANT, "weight": 1.0}
             )
     return turns

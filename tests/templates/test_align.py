@@ -61,7 +61,7 @@ def test_a_normalized_text_is_laid_along_the_tokenizers_own_offsets() -> None:
 def turns(*spans: tuple[int, int]) -> Turns:
     start, stop = (np.array(column, np.int64) for column in zip(*spans, strict=True))
     some = np.ones(len(spans), np.bool_)
-    return Turns.of_model(start, stop, some, ~some, start * 0, start - 1, stop - 1)
+    return Turns.of_assistant(start, stop, some, ~some, start * 0, start - 1, stop - 1)
 
 
 WHOLE = np.arange(10)
@@ -137,13 +137,13 @@ def test_an_appended_end_is_the_stop_of_an_answer_that_has_none(row: list[int], 
 
 def test_a_row_that_lost_its_beginning_has_its_header_at_the_first_token() -> None:
     one, no = np.array([True]), np.array([False])
-    whole = Turns.of_model(np.array([6]), np.array([9]), one, no, np.array([0]), np.array([2]), np.array([8]))
+    whole = Turns.of_assistant(np.array([6]), np.array([9]), one, no, np.array([0]), np.array([2]), np.array([8]))
     found = fit_to_row(whole, np.arange(10), np.array([50, 6, 7, 8, 9]), lambda ids: False)
     assert (found.start.tolist(), found.end.tolist(), found.header.tolist()) == ([1], [4], [0])
 
 
 def test_an_answer_that_ends_with_its_row_is_not_cut() -> None:
     yes, no = np.array([True]), np.array([False])
-    whole = Turns.of_model(np.array([6]), np.array([10]), yes, no, np.array([0]), np.array([5]), np.array([9]))
+    whole = Turns.of_assistant(np.array([6]), np.array([10]), yes, no, np.array([0]), np.array([5]), np.array([9]))
     found = fit_to_row(whole, np.arange(10), np.arange(10), lambda ids: False)
     assert (found.cut.tolist(), found.has_eot.tolist()) == ([False], [True])

@@ -182,7 +182,7 @@ def test_a_template_that_writes_everyone_but_the_user_as_the_assistant_is_report
         ("<|im_start|>q",),
         ("<|im_end|>",),
     )
-    assert markers.like_the_model == ("system", "tool")
+    assert markers.like_assistant == ("system", "tool")
     said = [
         {"role": "system", "content": "Be kind"},
         {"role": "user", "content": "Hi"},

@@ -136,7 +136,7 @@ def test_rows_of_a_template_that_writes_tools_as_the_assistant_are_decided_by_me
     tokenizer, vocabulary, template = prepared(source)
     found = resolve(vocabulary, tokenizer, template)
     assert found.from_template
-    assert found.markers.like_the_model == ("tool",)
+    assert found.markers.like_assistant == ("tool",)
 
 
 # --- markers that open nothing ---

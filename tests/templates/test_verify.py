@@ -34,6 +34,6 @@ def test_markers_that_train_a_users_words_are_not_proven() -> None:
 def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
     source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
     tokenizer, vocabulary, template = prepared(source)
-    unaware = replace(candidate_markers(template)[0], like_the_model=())
+    unaware = replace(candidate_markers(template)[0], like_assistant=())
     assert not prove(unaware, template, vocabulary, tokenizer).complete
     assert prove(candidate_markers(chat("chatml")[2])[0], chat("chatml")[2], *chat("chatml")[1::-1]).complete

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sft_mask.doctor.symptoms as symptoms
-from sft_mask.constants import MODEL_ROLES
+from sft_mask.constants import ASSISTANT_ROLES
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Sample, SampledRow
 from sft_mask.explanations.reasons import Part
@@ -66,4 +66,4 @@ def _cause(part: Part) -> str | None:
         return part.kind
     if not part.role:
         return None  # before the first header of a row that begins mid-conversation, the speaker is unknown
-    return part.role if part.role in _LEAKS else "header" if part.role in MODEL_ROLES else "user"
+    return part.role if part.role in _LEAKS else "header" if part.role in ASSISTANT_ROLES else "user"

@@ -13,9 +13,10 @@ from support.conformance.alignment import byte_decoder
 from support.fuzzing.outcome import Outcome, Subject
 from support.reference_spans import reference_turns
 
-from sft_mask.core.markers import Markers, MarkerTrie, compile_patterns
+from sft_mask.core.markers import Markers
+from sft_mask.core.patterns import MarkerTrie, compile_patterns
 from sft_mask.core.spans import Turns
-from sft_mask.core.vocabulary import AddedPiece, Vocabulary
+from sft_mask.core.vocabulary import AddedTokenInfo, Vocabulary
 
 CONTROL = ("<c0>", "<c1>", "<c2>")
 CHARACTERS = "ab .*(\n#é東[\\$|?+🙂"
@@ -102,7 +103,7 @@ def numbered(rng: random.Random, rows: Sequence[Sequence[Chunk]]) -> tuple[Vocab
         if rng.random() < 0.1:
             row.insert(rng.randint(0, len(row)), rng.choice([-1, len(names), len(names) + 7]))
     spelled = [name if isinstance(name, str) else "".join(LETTER[byte] for byte in name) for name in names]
-    added = {index: AddedPiece(index, name, True, False, False) for index, name in enumerate(CONTROL)}
+    added = {index: AddedTokenInfo(index, name, True, False, False) for index, name in enumerate(CONTROL)}
     return Vocabulary(len(names), spelled, "byte-level", added), ids
 
 
