@@ -142,7 +142,7 @@ def test_a_column_of_weights_is_multiplied_in() -> None:
     [
         ([1.0, -2.0], r"has the loss weight -2.0: a weight must be finite and not negative"),
         ([1.0, float("nan")], "has the loss weight nan"),
-        ([1.0], r"loss_weights for \d+ input_ids. They stand one to one"),
+        ([1.0], r"loss_weights for \d+ input_ids. Give one weight for each id"),
     ],
 )
 def test_bad_weights_are_refused_with_their_row(weights: list[float], match: str) -> None:
@@ -169,7 +169,7 @@ def test_weights_that_are_all_zero_train_nothing() -> None:
 
 def test_labels_that_carry_weights_are_not_masked_again() -> None:
     done = masked(Policy(prompt_weight=0.5))
-    with pytest.raises(DataError, match="They are done; do not mask these rows a second time"):
+    with pytest.raises(DataError, match="Do not mask these rows a second time"):
         mask_dataset(Dataset.from_list(list(done.select_columns(["input_ids", "labels"]))), tokenizer())
 
 
