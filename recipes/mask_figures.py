@@ -100,7 +100,7 @@ def draw_gradients(row: PreviewRow, model: Any) -> Figure:
         panel.bar(range(count), gradient_norms(model, row.input_ids, weights), color=colours, width=0.8)
         panel.set_title(title, fontsize=9, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
-    texts = [visible(token.decode(errors="replace")).replace("\n", "") for token in row.pieces]
+    texts = [visible(token.decode(errors="replace")).replace("\n", "") for token in row.token_bytes]
     axes[1].set_xticks(range(count), texts, rotation=90, fontsize=7, fontfamily="monospace", parse_math=False)
     for tick, colour in zip(axes[1].get_xticklabels(), colours, strict=True):
         tick.set_color(colour)

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: moves to the repository, defines install_into_venv and sets what tests are run with.
+# Sourced by the other scripts: moves to the repository, defines install_into_venv and run_pytest.
 # Needs Python >= 3.11 and nothing else; set PYTHON to choose one. Everything is installed into .venv.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,4 @@
-"""Train a language model on its own words only.
+"""Train a chat model on the assistant's answers only.
 
 >>> import sft_mask
 >>> sorted(sft_mask.__all__)[:3]
@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sft_mask.constants import IGNORE_INDEX
@@ -62,8 +62,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used, so that importing the package costs nothing."""
+def __getattr__(name: str) -> object:
+    """Imports a public name on first use, so that importing the package costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'sft_mask' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    value: object = getattr(import_module(_HOME[name]), name)
+    return value

@@ -1,13 +1,13 @@
 """Loss masks and masked cross-entropy on plain tensors: the reference that everything else is checked against.
 
 Shapes: ``B`` rows of ``T`` tokens over a vocabulary of ``V``. Every function takes one row ``(T,)`` or a batch
-``(B, T)`` and answers in the same shape, in a new tensor, on the device of its input. Masks and labels align with
+``(B, T)`` and returns a new tensor of the same shape, on the device of its input. Masks and labels align with
 ``input_ids``; only :func:`compute_sft_loss` shifts.
 
-There are two ways to grade a response only, and they give the same number: a float mask times the loss of each token
-(:func:`create_loss_mask`, :func:`create_loss_mask_batch`, :func:`compute_sft_loss`), or labels that
-``F.cross_entropy`` and every Hugging Face model leave out (:func:`prepare_labels_for_hf`,
-:func:`apply_assistant_masking`).
+There are two ways to train on the response only, and they give the same loss: multiply the loss of each token by a
+float mask (:func:`create_loss_mask`, :func:`create_loss_mask_batch`, :func:`compute_sft_loss`), or set the labels of
+all other tokens to ``IGNORE_INDEX``, which ``F.cross_entropy`` and every Hugging Face model leave out
+(:func:`prepare_labels_for_hf`, :func:`apply_assistant_masking`).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
 def create_loss_mask(input_ids: Tensor, response_start: int) -> Tensor:
     """1 from ``response_start`` on, 0 before: ``mask[..., t] = 1.0 if t >= response_start else 0.0``.
 
-    The same start holds for every row; padding is not looked at (both: :func:`create_loss_mask_batch`).
+    One start for all rows, and padding counts as text; :func:`create_loss_mask_batch` does better on both.
 
     Args:
         input_ids: integers, ``(T,)`` or ``(B, T)``.
-        response_start: index of the response's first token, ``0 <= response_start <= T``; ``T`` grades nothing.
+        response_start: index of the response's first token, ``0 <= response_start <= T``; ``T`` trains nothing.
 
     Returns:
         float32, the shape of ``input_ids``.
 
     Raises:
-        DataError: ids that are not integers or of another rank, a start that is not one int or lies outside the row.
+        DataError: ids that are not integers or have another rank; a start that is not an int or lies outside the row.
 
     >>> create_loss_mask(torch.arange(10), response_start=6).tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
@@ -68,7 +68,7 @@ def create_loss_mask_batch(
 ) -> Tensor:
     """1 from each row's own start on, 0 before it and on padding: ``mask[b, t] = (t >= starts[b]) * real[b, t]``.
 
-    Which tokens are real, by the first of these that applies:
+    Which tokens are real (not padding), by the first rule that applies:
 
     1. ``attention_mask`` is exact: its zeros are padding.
     2. ``pad_token_id`` with an ``eos_token_id`` that differs: the run of pad ids that opens a row and the run that
@@ -76,17 +76,17 @@ def create_loss_mask_batch(
     3. ``pad_token_id`` with the same ``eos_token_id``: likewise, but the first token of the run that ends a row is
        the end-of-turn token of the answer and stays, because the model must learn to stop. (A row cut off before its
        own end-of-turn token and then padded gains one: the ids alone cannot tell.) A row of pads alone is padding.
-    4. ``pad_token_id`` alone: as 2 while some row ends in another token. A batch in which *every* row ends in the pad
-       id is what pad = eos looks like, but also what padding to a fixed length looks like; guessing could lose the
-       stop tokens without a sign, so it is refused.
+    4. ``pad_token_id`` alone: as 2 if some row ends in another token. If *every* row ends in the pad id, it may be the
+       end-of-turn token too, or the batch may be padded to a fixed length; a wrong guess would silently lose the
+       end-of-turn tokens, so it is refused.
     5. Neither: there is no padding.
 
     Args:
         input_ids: integers, ``(B, T)`` or one row ``(T,)``.
         response_starts: one index per row, or one int for all, counted in the padded row (left padding included).
-        pad_token_id: the id that fills rows up; not looked at where ``attention_mask`` is given.
+        pad_token_id: the padding id; not used if ``attention_mask`` is given.
         attention_mask: 1 on tokens and 0 on padding, the shape of ``input_ids``.
-        eos_token_id: the id that ends an answer; needed only to tell padding from the answer's end.
+        eos_token_id: the end-of-turn id; only needed to tell it from padding.
 
     Returns:
         float32, the shape of ``input_ids``.
@@ -104,28 +104,27 @@ def create_loss_mask_batch(
     [[0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]
     """
     _require_ids("input_ids", input_ids)
-    graded = _from_start_on(input_ids, response_starts)
+    trained = _from_start_on(input_ids, response_starts)
     if attention_mask is not None:
-        graded &= _real_by_attention(attention_mask, input_ids)
+        trained &= _real_by_attention(attention_mask, input_ids)
     elif pad_token_id is not None:
-        graded &= ~_padding_by_id(input_ids, pad_token_id, eos_token_id)
-    return graded.float()
+        trained &= ~_padding_by_id(input_ids, pad_token_id, eos_token_id)
+    return trained.float()
 
 
 def compute_sft_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-    """The mean negative log-likelihood of the graded tokens, weighted by ``loss_mask``.
+    """The mean negative log-likelihood of the trained tokens, weighted by ``loss_mask``.
 
     .. code-block:: python
 
-        # position t predicts token t+1: nothing predicts token 0, so its weight counts nowhere
+        # position t predicts token t+1; nothing predicts token 0, so its weight is not used
         nll = cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")  # IGNORE_INDEX: 0
         w = loss_mask[:, 1:] * (labels[:, 1:] != IGNORE_INDEX)
         loss = (w * nll).sum() / w.sum()
 
     Only tokens with a weight are read. Logits elsewhere may be inf or NaN without reaching the loss or a gradient, and
-    a label there may be any integer. Where no token has a weight the loss is 0 with a gradient of zeros; that is what
-    an empty micro-batch must give, where ``F.cross_entropy`` gives NaN. The mean is over all tokens of the batch, not
-    a mean of rows.
+    a label there may be any integer. If no token has a weight, the loss is 0 and so is its gradient, as an empty
+    micro-batch needs; ``F.cross_entropy`` would give NaN. The mean is over all tokens of the batch, not over rows.
 
     Args:
         logits: floats, ``(B, T, V)`` or ``(T, V)``, not shifted.
@@ -136,12 +135,12 @@ def compute_sft_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tenso
         A scalar in nats per token: float64 for float64 logits, else float32 (bfloat16 and float16 are upcast first).
 
     Raises:
-        DataError: shapes that disagree, integer logits, float labels, a negative or non-finite weight, a graded label
+        DataError: shapes that disagree, integer logits, float labels, a negative or non-finite weight, a trained label
             outside ``0..V-1``.
 
-    The three lines are what ``ForCausalLMLoss`` of transformers computes, with a weight in place of a yes or no.
+    This is what ``ForCausalLMLoss`` of transformers computes, with weights instead of 0 and 1.
 
-    >>> logits = torch.zeros(1, 4, 8)  # every one of 8 tokens is as likely: log(8) nats
+    >>> logits = torch.zeros(1, 4, 8)  # 8 equally likely tokens: log(8) nats
     >>> compute_sft_loss(logits, torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0.0, 0.0, 1.0, 0.5]]))
     tensor(2.0794)
     >>> compute_sft_loss(logits, torch.tensor([[1, 2, 3, 4]]), torch.zeros(1, 4))
@@ -150,9 +149,9 @@ def compute_sft_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tenso
     _require_loss_inputs(logits, labels, loss_mask)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     targets, weights = labels[..., 1:].long(), loss_mask[..., 1:].to(dtype)
-    graded = (weights > 0) & (targets != IGNORE_INDEX)
+    trained = (weights > 0) & (targets != IGNORE_INDEX)
     # Selected, not multiplied by zero: 0 * nan is nan. The backward of a selection writes zeros everywhere else.
-    logits, targets, weights = logits[..., :-1, :][graded], targets[graded], weights[graded]
+    logits, targets, weights = logits[..., :-1, :][trained], targets[trained], weights[trained]
     _require_vocabulary(targets, vocabulary=logits.shape[-1])
     nll = cross_entropy(logits.to(dtype), targets, reduction="none")
     total = weights.sum()
@@ -201,28 +200,29 @@ def apply_assistant_masking(
 ) -> Tensor:
     """``labels`` inside the assistant's turns, ``IGNORE_INDEX`` everywhere else; every turn of every row.
 
-    A delimiter is one id, or several ids that must stand next to each other. Each row is read from left to right:
+    A delimiter is one id or several consecutive ids. Each row is read from left to right:
 
-    * After ``assistant_start_token`` a turn is open. The delimiter is not trained: inference is given it.
+    * ``assistant_start_token`` opens a turn. It is not trained: at inference it is part of the prompt.
     * ``assistant_end_token`` closes the turn and is trained, because the model must learn to stop
-      (``train_end_token=False`` leaves it out). Up to it everything is the answer, a start delimiter too. Give the stop
-      token only: a newline that the template writes after it is never sampled.
-    * ``user_start_token`` closes the turn and is not trained. It may be what all headers begin with (``<|im_start|>``).
+      (``train_end_token=False`` leaves it out). Everything before it is the answer, even a start delimiter. Give the
+      end-of-turn token only: the newline that a template writes after it is never sampled.
+    * ``user_start_token`` closes the turn and is not trained. It may be the common beginning of all headers
+      (``<|im_start|>``).
     * Without an end delimiter, the next start delimiter closes the turn and opens another.
-    * A turn that nothing closes runs to the end of its row; so an answer cut off by truncation is still trained.
+    * A turn that nothing closes runs to the end of its row, so an answer cut off by truncation is still trained.
 
-    An end delimiter wins over a header that begins at the same token. A row without a start delimiter trains nothing.
-    Delimiters are found by id alone: a start delimiter that a user typed opens a turn.
+    If an end delimiter and a header begin at the same token, the end delimiter counts. A row without a start delimiter
+    trains nothing. Delimiters are found by their ids alone, so a start delimiter that a user typed opens a turn too.
 
     Args:
-        input_ids: integers, ``(T,)`` or ``(B, T)``; the delimiters are looked for here.
-        labels: integers, the shape of ``input_ids``. ``IGNORE_INDEX`` in it stays (padding, other masks).
-        assistant_start_token: the id or ids after which the assistant speaks.
+        input_ids: integers, ``(T,)`` or ``(B, T)``; searched for the delimiters.
+        labels: integers, the shape of ``input_ids``. ``IGNORE_INDEX`` in them stays (padding, other masks).
+        assistant_start_token: the id or ids after which the assistant's answer begins.
         assistant_end_token: the id or ids that end its turn.
-        user_start_token: the id or ids that open a turn of anybody else, or of anybody.
+        user_start_token: the id or ids that open a turn of any other role, or of any role.
         train_end_token: whether the end delimiter is trained.
-        attention_mask: 1 on tokens and 0 on padding; needed only where ``labels`` still holds ids on padding and no
-            end delimiter closes the last turn.
+        attention_mask: 1 on tokens and 0 on padding; only needed if ``labels`` has ids on padding and no end delimiter
+            closes the last turn.
 
     Returns:
         int64, the shape of ``labels``.
@@ -231,16 +231,16 @@ def apply_assistant_masking(
         MarkerError: an empty delimiter, one that is not ids, one delimiter for two roles.
         DataError: shapes that disagree, floats for ids, an attention mask that is not 0/1.
 
-    nanochat trains the assistant's tokens with its end token in the same way; closing by the user's header is what
-    the ``instruction_template`` of TRL's former completion-only collator did.
+    nanochat trains the assistant's tokens and its end token like this; the ``instruction_template`` of TRL's former
+    completion-only collator closed turns by the user's header.
 
     >>> User, Assistant, colon, what, two_plus_two, four = 1, 2, 3, 10, 11, 12
     >>> ids = torch.tensor([User, colon, what, two_plus_two, Assistant, colon, four])
     >>> apply_assistant_masking(ids, ids, [Assistant, colon]).tolist()
     [-100, -100, -100, -100, -100, -100, 12]
-    >>> stop = 9
-    >>> ids = torch.tensor([Assistant, 20, 21, stop, User, 30, Assistant, 22, stop])
-    >>> apply_assistant_masking(ids, ids, Assistant, stop).tolist()
+    >>> end = 9
+    >>> ids = torch.tensor([Assistant, 20, 21, end, User, 30, Assistant, 22, end])
+    >>> apply_assistant_masking(ids, ids, Assistant, end).tolist()
     [-100, 20, 21, 9, -100, -100, -100, 22, 9]
     """
     _require_ids("input_ids", input_ids)
@@ -258,7 +258,7 @@ def apply_assistant_masking(
 
 @dataclass(frozen=True, slots=True)
 class _Delimiters:
-    """The delimiters of a conversation as tuples of ids; an empty tuple is a delimiter that was not given."""
+    """The delimiters of a conversation as tuples of ids; an empty tuple if it was not given."""
 
     start: tuple[int, ...]
     end: tuple[int, ...]
@@ -269,20 +269,20 @@ class _Delimiters:
     def read(cls, start: object, end: object, user: object, train_end: bool) -> _Delimiters:
         """Check what the caller gave; two roles never share a delimiter."""
         if start is None:
-            raise MarkerError("assistant_start_token is None: nothing says where the assistant speaks. Give its ids.")
+            raise MarkerError("assistant_start_token is None: nothing shows where an answer begins. Give its ids.")
         given = {"assistant_start_token": start, "assistant_end_token": end, "user_start_token": user}
         patterns = {name: _pattern(name, ids) for name, ids in given.items() if ids is not None}
         for (name, pattern), (other, same) in combinations(patterns.items(), 2):
             if pattern == same:
                 raise MarkerError(
-                    f"{name} and {other} are both {list(pattern)}: one delimiter for two roles cannot tell who speaks. "
+                    f"{name} and {other} are both {list(pattern)}: one delimiter cannot mark both. "
                     "Give each the ids that only it has, or leave one out."
                 )
         start_ids, end_ids, user_ids = (patterns.get(name, ()) for name in given)
         return cls(start_ids, end_ids, user_ids, train_end)
 
     def turns(self, row: Tensor) -> Iterator[tuple[int, int]]:
-        """The half-open span that each turn of one row trains, from left to right; one step per turn, not per token."""
+        """The trained half-open span of each turn of one row, from left to right; one step per turn, not per token."""
         opens, closings = _occurrences(row, self.start), self._closings(row)
         places = [place for place, _, _ in closings]
         cursor = 0
@@ -293,25 +293,25 @@ class _Delimiters:
             yield answer, end
 
     def _closings(self, row: Tensor) -> list[tuple[int, int, int]]:
-        """Where a turn may close, in order: (place, where its trained span stops, where reading goes on)."""
+        """Where a turn may close, in order: (place, end of its trained span, where to read on)."""
         ends = _occurrences(row, self.end)
-        kept = len(self.end) if self.train_end else 0  # the stop token is trained: the model must learn to stop
+        kept = len(self.end) if self.train_end else 0  # trained: the model must learn to stop
         found = [(place, place + kept, place + len(self.end)) for place in ends]
         headers = _occurrences(row, self.user) + ([] if self.end else _occurrences(row, self.start))
         found += [(place, place, place) for place in headers]  # read again from there: it may open the next turn
-        return sorted(found, key=operator.itemgetter(0))  # stable: the end delimiter wins a tie
+        return sorted(found, key=operator.itemgetter(0))  # stable: in a tie the end delimiter comes first
 
 
 def _pattern(name: str, delimiter: object) -> tuple[int, ...]:
     """A delimiter, one id or several, as a tuple of ids."""
     if isinstance(delimiter, str | bytes):
         raise MarkerError(
-            f"{name} is the text {delimiter!r}, and delimiters are token ids. "
-            "Use tokenizer.encode(text, add_special_tokens=False), and see that those ids occur in your rows."
+            f"{name} is the text {delimiter!r}, but delimiters are token ids. "
+            "Use tokenizer.encode(text, add_special_tokens=False), and check that those ids occur in your rows."
         )
     pattern = tuple(_as_int(value) for value in _listed(delimiter))
     if not pattern:
-        raise MarkerError(f"{name} is empty: it would stand everywhere. Give at least one token id, or leave it out.")
+        raise MarkerError(f"{name} is empty: it would match everywhere. Give at least one token id, or leave it out.")
     ids = [value for value in pattern if value is not None and value >= 0]
     if len(ids) < len(pattern):
         raise MarkerError(f"{name} is {delimiter!r}, which is not token ids. Give an int >= 0, or a sequence of them.")
@@ -319,7 +319,7 @@ def _pattern(name: str, delimiter: object) -> tuple[int, ...]:
 
 
 def _occurrences(row: Tensor, pattern: tuple[int, ...]) -> list[int]:
-    """Every place where ``pattern`` begins in ``row``, overlapping ones too; none for the empty pattern."""
+    """Every index at which ``pattern`` begins in ``row``, overlapping ones too; none for the empty pattern."""
     if not pattern or len(pattern) > len(row):
         return []
     windows = row.long().unfold(0, len(pattern), 1)
@@ -342,38 +342,38 @@ def _from_start_on(input_ids: Tensor, response_starts: object) -> Tensor:
         if not 0 <= start <= length:
             raise DataError(
                 f"response_start of row {row} is {start}, outside 0..{length}, the row's length in tokens. "
-                f"Count from the left edge of the padded row; {length} itself means that nothing is graded."
+                f"Count from the left edge of the padded row; {length} itself trains nothing."
             )
     positions = torch.arange(length, device=input_ids.device)
     return (positions >= positions.new_tensor(starts).unsqueeze(1)).view_as(input_ids)
 
 
 def _padding_by_id(input_ids: Tensor, pad_token_id: int, eos_token_id: int | None) -> Tensor:
-    """True on padding, decided by ids: the rules are in :func:`create_loss_mask_batch`."""
+    """True on padding, by rules 2 to 4 of :func:`create_loss_mask_batch`."""
     is_pad = input_ids == _require_int("pad_token_id", pad_token_id)
     leading = is_pad.cumprod(-1).bool()
     trailing = is_pad.flip(-1).cumprod(-1).flip(-1).bool()
     if eos_token_id is None:
         if trailing.numel() and bool(trailing[..., -1].all()):
             raise AmbiguousRowError(
-                f"every row ends in pad_token_id={pad_token_id}. Where that is also the token that ends an answer, the "
-                "first one of each row must be trained, and otherwise none; the ids cannot tell. Give eos_token_id="
-                "(the tokenizer's), or attention_mask=, which is exact."
+                f"every row ends in pad_token_id={pad_token_id}. If that is also the end-of-turn token, the first one "
+                "of each row must be trained, otherwise none; the ids cannot tell. Give the tokenizer's eos_token_id=, "
+                "or attention_mask=, which is exact."
             )
     elif _require_int("eos_token_id", eos_token_id) == pad_token_id:
-        trailing &= trailing.roll(1, -1)  # the first of the run is the answer's stop token: the model must learn it
+        trailing &= trailing.roll(1, -1)  # the first of the run ends the answer: the model must learn it
     return leading | trailing
 
 
 def _real_by_attention(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-    """``attention_mask`` as bool; anything but 0 and 1 is refused, since an additive mask means the opposite."""
+    """``attention_mask`` as bool; anything but 0 and 1 is refused, because an additive mask means the opposite."""
     _require_shape("attention_mask", attention_mask, input_ids)
     real = attention_mask == 1
     other = ~real & (attention_mask != 0)
     if bool(other.any()):
         raise DataError(
-            f"attention_mask holds {attention_mask[other][0].item()}, and only 1 (a token) and 0 (padding) have a "
-            "meaning here. Give the tokenizer's own attention_mask, not an additive one or document numbers."
+            f"attention_mask holds {attention_mask[other][0].item()}; only 1 (a token) and 0 (padding) are allowed. "
+            " Give the tokenizer's own attention_mask, not an additive one or document numbers."
         )
     return real
 
@@ -395,11 +395,11 @@ def _listed(values: object, times: int = 1) -> list[object]:
 
 
 def _as_int(value: object) -> int | None:
-    """An int from anything that is one (NumPy's and torch's scalars too), None from a bool, a float or a text."""
+    """The value as an int (NumPy and torch scalars too); None for a bool, a float or a string."""
     if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # the TypeError is the question
+        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is the answer no
     except TypeError:
         return None
 
@@ -407,7 +407,7 @@ def _as_int(value: object) -> int | None:
 def _require_int(name: str, value: object, way_out: str = "Give an int.") -> int:
     number = _as_int(value)
     if number is None:
-        raise DataError(f"{name} is {value!r}: a {type(value).__name__} is not an index or an id. {way_out}")
+        raise DataError(f"{name} is {value!r}: a {type(value).__name__} is neither an index nor an id. {way_out}")
     return number
 
 
@@ -419,7 +419,7 @@ def _require_tensor(name: str, value: object) -> None:
 def _require_ids(name: str, tensor: Tensor) -> None:
     _require_tensor(name, tensor)
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
-        raise DataError(f"{name} is {tensor.dtype}, and token ids are integers. Give {name}.long() if they are ids.")
+        raise DataError(f"{name} is {tensor.dtype}, but token ids are integers. Give {name}.long() if they are ids.")
     if tensor.dim() not in (1, 2):
         raise DataError(f"{name} has the shape {_shape(tensor)}. Give one row (T,) or a batch of rows (B, T).")
 
@@ -438,7 +438,7 @@ def _require_loss_inputs(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> N
     _require_shape("loss_mask", loss_mask, labels, other="labels")
     _require_tensor("logits", logits)
     if not logits.is_floating_point():
-        raise DataError(f"logits is {logits.dtype}, and must be floats. Give the model's output.logits.")
+        raise DataError(f"logits is {logits.dtype}, but must be floats. Give the model's output.logits.")
     if logits.shape[:-1] != labels.shape:
         raise DataError(
             f"logits is {_shape(logits)} and labels is {_shape(labels)}: logits must have one more dimension, the "
@@ -447,7 +447,7 @@ def _require_loss_inputs(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> N
     wrong = ~torch.isfinite(loss_mask) | (loss_mask < 0)
     if bool(wrong.any()):
         raise DataError(
-            f"loss_mask holds {loss_mask[wrong][0].item()}: a weight must be finite and not negative, since the loss "
+            f"loss_mask holds {loss_mask[wrong][0].item()}: a weight must be finite and not negative, because the loss "
             "is divided by their sum. Give 0 for a token that is not trained."
         )
 
@@ -456,7 +456,7 @@ def _require_vocabulary(targets: Tensor, vocabulary: int) -> None:
     outside = (targets < 0) | (targets >= vocabulary)
     if bool(outside.any()):
         raise DataError(
-            f"a graded label is {int(targets[outside][0])}, and the logits know the ids 0..{vocabulary - 1}. "
+            f"a trained label is {int(targets[outside][0])}, but the logits have the ids 0..{vocabulary - 1}. "
             "Mask that token, or resize the model's embeddings if tokens were added."
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from local_model import smollm2_folder
 from support.marks import slow_but
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -31,10 +31,10 @@ def test_the_readme_runs_before_line_30() -> None:
 
 
 @pytest.fixture(scope="module")
-def small_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_smollm2(smollm2: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with SmolLM2's tokenizer and a thousandth of its weights."""
     folder = tmp_path_factory.mktemp("small-smollm2")
-    AutoTokenizer.from_pretrained(smollm2_folder()).save_pretrained(folder)
+    smollm2.save_pretrained(folder)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config = AutoConfig.from_pretrained(smollm2_folder(), **sizes, num_attention_heads=1, num_key_value_heads=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

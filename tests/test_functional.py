@@ -212,7 +212,7 @@ def test_padding_by_id_equals_padding_by_attention_mask(
 
 def loss_by_hand(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """The equation, one token at a time, in Python floats."""
-    graded = total = 0.0
+    weighted = total = 0.0
     for b in range(labels.shape[0]):
         for t in range(labels.shape[1] - 1):
             label, weight = int(labels[b, t + 1]), float(weights[b, t + 1])
@@ -221,9 +221,9 @@ def loss_by_hand(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
             scores = [float(score) for score in logits[b, t]]
             top = max(scores)
             log_sum = top + math.log(math.fsum(math.exp(score - top) for score in scores))
-            graded += weight * (log_sum - scores[label])
+            weighted += weight * (log_sum - scores[label])
             total += weight
-    return graded / total if total else 0.0
+    return weighted / total if total else 0.0
 
 
 def draw(seed: int, rows: int = 3, length: int = 9, vocabulary: int = 11) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +278,7 @@ def test_mask_and_labels_made_from_one_start_give_one_loss(start: int) -> None:
     assert by_mask.item() == pytest.approx(by_labels.item(), rel=1e-12)
 
 
-def test_position_t_is_graded_on_token_t_plus_one() -> None:
+def test_position_t_is_scored_on_token_t_plus_one() -> None:
     labels = ids([5, 3, 7, 1])
     logits = torch.zeros(1, 4, 8)
     for t, following in enumerate([3, 7, 1]):
@@ -356,25 +356,25 @@ def test_nothing_to_grade_gives_zero_that_backpropagates_zeros(kind: str) -> Non
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_poison_at_an_ungraded_position_reaches_neither_loss_nor_gradient(poison: float) -> None:
+def test_poison_at_an_untrained_position_reaches_neither_loss_nor_gradient(poison: float) -> None:
     logits, labels, mask = draw(seed=8)
     mask[1, 5] = 0
     labels[2, 3] = IGNORE_INDEX
     clean = compute_sft_loss(logits, labels, mask)
-    ungraded = torch.ones_like(mask, dtype=torch.bool)
-    ungraded[:, :-1] = (mask[:, 1:] == 0) | (labels[:, 1:] == IGNORE_INDEX)
-    poisoned = logits.masked_fill(ungraded.unsqueeze(-1), poison).requires_grad_()
+    untrained = torch.ones_like(mask, dtype=torch.bool)
+    untrained[:, :-1] = (mask[:, 1:] == 0) | (labels[:, 1:] == IGNORE_INDEX)
+    poisoned = logits.masked_fill(untrained.unsqueeze(-1), poison).requires_grad_()
 
     loss = compute_sft_loss(poisoned, labels, mask)
     torch.autograd.backward(loss)
 
     assert torch.equal(loss, clean)
     assert poisoned.grad is not None
-    assert torch.equal(poisoned.grad[ungraded], torch.zeros_like(poisoned.grad[ungraded]))
-    assert bool((poisoned.grad[~ungraded] != 0).any())
+    assert torch.equal(poisoned.grad[untrained], torch.zeros_like(poisoned.grad[untrained]))
+    assert bool((poisoned.grad[~untrained] != 0).any())
 
 
-def test_an_ungraded_label_may_be_any_integer() -> None:
+def test_an_untrained_label_may_be_any_integer() -> None:
     logits, labels, mask = draw(seed=9)
     clean = compute_sft_loss(logits, labels, mask)
 
@@ -391,7 +391,7 @@ def test_a_short_unsigned_label_is_never_taken_for_ignore_index() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_graded_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_logits_are_scored_in_float32(dtype: torch.dtype) -> None:
     logits, labels, mask = draw(seed=10)
     short = logits.to(dtype)
 
@@ -676,8 +676,8 @@ REFUSED: dict[str, tuple[Callable[[], object], type[SftMaskError], str]] = {
     "an infinite weight": (lambda: compute_sft_loss(LOGITS, BATCH, mask_with(math.inf)), DataError, r"holds inf"),
     "a label past the vocabulary": (
         lambda: compute_sft_loss(LOGITS[..., :7], BATCH, ONES), DataError, r"label is 7, .* 0\.\.6"),
-    "a graded label of -1": (
-        lambda: compute_sft_loss(LOGITS, torch.full((2, 3), -1), ONES), DataError, r"graded label is -1"),
+    "a trained label of -1": (
+        lambda: compute_sft_loss(LOGITS, torch.full((2, 3), -1), ONES), DataError, r"trained label is -1"),
     "labels of another shape": (
         lambda: apply_assistant_masking(BATCH, BATCH[:1], START), DataError, r"labels is \(1, 3\).*\(2, 3\)"),
     "float labels to mask": (

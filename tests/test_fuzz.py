@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.fuzzing.outcome import IGNORED, Outcome, Subject, case, library
 from support.fuzzing.parts import PARTS
+from support.marks import slow_but
 
 SEED = 11
 CASES = {
@@ -94,7 +95,9 @@ def spoiling_finder(finder: Callable[..., Any]) -> Callable[..., Any]:
     return Spoiled
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if name != "broken"])
+@pytest.mark.parametrize(
+    "name", slow_but(["control-ids", "columns", "wrapped"], [name for name in PARTS if name != "broken"])
+)
 def test_one_token_too_few_is_noticed(name: str) -> None:
     real = library()
     subject = Subject(spoiling_mask(real.mask), spoiling_train(real.train), spoiling_finder(real.finder), real.refusal)

@@ -1,4 +1,4 @@
-"""The command line, ``sft-mask``: one module a command.
+"""The command line, ``sft-mask``: one module per command; ``options``, ``inputs`` and ``output`` are shared.
 
-Nothing but the standard library is imported until a command needs it, so that ``--help`` answers at once.
+Only the standard library is imported until a command needs more, so ``--help`` answers at once.
 """

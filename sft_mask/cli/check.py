@@ -1,4 +1,4 @@
-"""``sft-mask check``: the report of a masked dataset, and an exit code for CI."""
+"""``sft-mask check``: masks a dataset, prints the report, and exits with a code for CI."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ def add_parser(commands: Any) -> None:
         commands,
         "check",
         run,
-        summary="mask all rows and report; exit code for CI",
+        summary="mask all rows and print a report, for CI",
         about="""
-        Masks every row and prints what is trained: shares, stops, cut and dropped rows, how rows were decided. The exit
-        code is 0 if there is nothing to warn of, 1 if there is, 2 if the data cannot be masked at all.
+        Masks every row and prints what is trained: shares, end-of-turn tokens, cut and dropped rows, and whether
+        markers or messages decided the rows.
+
+        exit codes: 0 no warnings, 1 warnings, 2 the data cannot be masked at all
         """,
         examples="""
           sft-mask check Qwen/Qwen3-8B chats.jsonl
@@ -34,7 +36,7 @@ def add_parser(commands: Any) -> None:
         "--on-ambiguous",
         metavar="error|drop|mask",
         default="drop",
-        help="a row that neither markers nor messages decide: the first one is an error, or all are counted "
+        help="rows that neither markers nor messages decide: stop at the first, drop them, or keep them all masked "
         "(default: drop)",
     )
     add_json(parser)
@@ -57,21 +59,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         out = console()
         out.print(report)
-        further = [problem for problem in problems if problem not in report.warnings]
-        for problem in further:
+        for problem in problems[len(report.warnings) :]:  # the report has printed its warnings
             out.print(f"problem: {problem}", style="yellow")
-        verdict = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "clean"
+        verdict = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "no problems"
         out.print(verdict, style="bold yellow" if problems else "bold green")
     return 1 if problems else 0
 
 
 def problems_of(report: MaskReport) -> list[str]:
-    """The report's warnings, and rows that could not be decided."""
+    """The report's warnings, then one for each split with rows that could not be decided."""
     found = list(report.warnings)
     for name, split in report.splits.items():
         if split.rows_ambiguous:
             found.append(
                 f"{name}: {split.rows_ambiguous:,} rows are decided by neither markers nor messages: see them with "
-                "`sft-mask preview --html`, under `ambiguous`."
+                "`sft-mask preview --html`, filtered by `ambiguous`."
             )
     return found

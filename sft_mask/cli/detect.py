@@ -1,4 +1,4 @@
-"""``sft-mask detect``: the markers of a chat template, ready to be copied."""
+"""``sft-mask detect``: prints the markers of a chat template, ready to copy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def add_parser(commands: Any) -> None:
         run,
         summary="read the markers from a chat template",
         about="""
-        Reads from the chat template what opens a turn of the user and of the model, what ends an answer, and what the
-        generation prompt prefills. What is printed was proven on rendered conversations.
+        Reads from the chat template what opens a user turn and an answer, what ends an answer, and what the template
+        prefills. Everything printed was verified on rendered conversations. The output is Python: copy the two parts
+        into train_on_responses_only, or leave both out there to have them detected.
         """,
         examples="""
           sft-mask detect Qwen/Qwen3-8B
@@ -53,22 +54,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
-    """What the template adds behind a user's words to make the model speak."""
+    """What the template adds after a user's words to prompt an answer."""
     from sft_mask.data.setup import read_tokenizer
     from sft_mask.templates.probes import try_render, two_turns
 
     template = read_tokenizer(tokenizer, chat_template).template
     assert template is not None, "markers were detected without a chat template"
     for parts in (False, True):
-        said = two_turns(parts=parts)[:1]
-        silent, asked = (try_render(template, said, add_generation_prompt=prompt) for prompt in (False, True))
-        if silent is not None and asked is not None:
-            return asked.text[len(template.whole_tokens_prefix(silent.text, asked.text)) :]
+        question = two_turns(parts=parts)[:1]
+        without, prompted = (try_render(template, question, add_generation_prompt=prompt) for prompt in (False, True))
+        if without is not None and prompted is not None:
+            return prompted.text[len(template.whole_tokens_prefix(without.text, prompted.text)) :]
     return ""
 
 
 def _prefilled(markers: Markers) -> list[str]:
-    """What some generation prompts, or the template before some answers, write behind the plain header."""
+    """What the template writes after the plain header, in generation prompts or before some answers."""
     core, *others = map(str, markers.response)
     return [text.removeprefix(core) for text in others if text.startswith(core)]
 
@@ -78,8 +79,8 @@ def _as_dict(markers: Markers, prompt: str) -> dict[str, object]:
         "instruction_part": list(markers.instruction),
         "response_part": list(markers.response),
         "others": list(markers.others),
-        "stops": list(markers.eots),
-        "stop_headers": list(markers.eot_headers),
+        "eots": list(markers.eots),
+        "eot_headers": list(markers.eot_headers),
         "prefilled": _prefilled(markers),
         "generation_prompt": prompt,
         "complete": markers.complete,
@@ -87,38 +88,27 @@ def _as_dict(markers: Markers, prompt: str) -> dict[str, object]:
 
 
 def _lines(model: str, markers: Markers, prompt: str) -> list[str]:
-    core = str(markers.response[0])
-    resumed = [text for text in map(str, markers.response) if not text.startswith(core)]
-    facts = {
-        "stops": _listed(markers.eots) + "  # trained: they end an answer",
-        "others": _listed(markers.others)
-        + "  # system, tool and what begins a conversation: masked" * bool(markers.others),
-        "prefilled": _listed(_prefilled(markers))
-        + "  # behind the header, not sampled: masked" * bool(_prefilled(markers)),
-        "also_response": _listed(resumed) + "  # the model also speaks behind these",
-        "generation_prompt": repr(prompt) + "  # none: the header always stands there" * (not prompt),
-    }
-    if not resumed:
-        del facts["also_response"]
-    whole = "yes" if markers.complete else "no: rows with tools need their messages column"
+    header = str(markers.response[0])
+    instruction = repr(markers.instruction[0] if len(markers.instruction) == 1 else list(markers.instruction))
+    resumed = [text for text in map(str, markers.response) if not text.startswith(header)]
+    facts = [
+        ("eots", list(markers.eots), "end-of-turn tokens: trained"),
+        ("others", list(markers.others), "headers of system and tools, and what begins a conversation: masked"),
+        ("prefilled", _prefilled(markers), "written by the template after the header: masked"),
+        ("also_response", resumed, "other texts that open an answer"),
+        ("generation_prompt", prompt, ""),
+    ]
+    known = "yes" if markers.complete else "no: rows with tools need their messages column"
     return [
-        f"# {model}: read from the chat template, proven on rendered conversations",
-        f"instruction_part = {_literal(markers.instruction)}",
-        f"response_part = {core!r}",
+        f"# {model}: read from the chat template, verified on rendered conversations",
+        f"instruction_part = {instruction}",
+        f"response_part = {header!r}",
         "",
-        *(f"{name} = {value}" for name, value in facts.items()),
+        *(f"{name} = {found!r}" + f"  # {meaning}" * bool(found and meaning) for name, found, meaning in facts),
         "",
-        f"# all that the template writes is known: {whole}",
-        "trainer = train_on_responses_only(trainer)  # finds the same by itself, or:",
+        f"# everything the template writes is known: {known}",
+        "trainer = train_on_responses_only(trainer)  # detects the same, or:",
         "trainer = train_on_responses_only(",
-        f"    trainer, instruction_part={_literal(markers.instruction)}, response_part={core!r}",
+        f"    trainer, instruction_part={instruction}, response_part={header!r}",
         ")",
     ]
-
-
-def _literal(texts: Any) -> str:
-    return repr(texts[0]) if len(texts) == 1 else _listed(texts)
-
-
-def _listed(texts: Any) -> str:
-    return repr(list(texts))

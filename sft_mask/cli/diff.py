@@ -1,4 +1,4 @@
-"""``sft-mask diff``: two masks of the same rows, side by side."""
+"""``sft-mask diff``: masks the same rows twice and shows where the two masks differ."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def add_parser(commands: Any) -> None:
         commands,
         "diff",
         run,
-        summary="two masks of the same rows, side by side",
+        summary="compare two masks of the same rows",
         about="""
-        Masks the same rows twice and shows where the two differ: two settings, two tokenizers, two chat templates. The
-        options with --other- say what is not alike; everything else is. The exit code is 0 if no row differs, else 1.
+        Masks the same rows twice and shows where the two masks differ: two settings, two tokenizers, two chat
+        templates. Options that begin with --other- are for the second mask; whatever they leave out is the same.
+
+        exit codes: 0 all rows are equal, 1 a row differs
         """,
         examples="""
           sft-mask diff ./my-model chats.jsonl --other-turns last
@@ -35,13 +37,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--show", type=int, metavar="N", default=3, help="rows to show side by side (default: 3)")
     add_json(parser)
     add_settings(parser)
-    parser.add_argument("--other-model", metavar="MODEL", help="tokenizer of the other side")
+    parser.add_argument("--other-model", metavar="MODEL", help="tokenizer of the second mask")
     add_settings(parser, prefix="other-")
 
 
 def run(args: argparse.Namespace) -> int:
     """Shows the differences."""
-    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.inputs import first_rows, load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json, progress
     from sft_mask.preview import preview_rows
     from sft_mask.preview.diff import compare_masks
@@ -49,21 +51,19 @@ def run(args: argparse.Namespace) -> int:
 
     if all(getattr(args, f"other_{name}") is None for name in _OTHERS):
         raise DataError(
-            "Nothing differs: say what the other side is, such as --other-turns last or --other-model ./v2."
+            "The two masks are the same: say what the second one is, such as --other-turns last or --other-model ./v2."
         )
-    data = load_data(args)
-    if args.rows is not None:
-        data = data.select(range(min(max(args.rows, 0), len(data))))
+    data = first_rows(load_data(args), args.rows)
     left = preview_rows(data, load_tokenizer(args.model), **settings_of(args))
     other = load_tokenizer(args.other_model or args.model)
     right = preview_rows(data, other, **settings_of(args, "other-"))
     diff = compare_masks(progress(left, len(left), "Comparing"), right)
     if args.json:
         print_json(diff.to_dict())
-        return 1 if diff.unlike else 0
+        return 1 if diff.different else 0
     out = console()
     for row in diff.shown[: max(args.show, 0)]:
         out.print(DiffView(row, most_lines=_LINES))
         out.print()
     out.print(str(diff), style="bold")
-    return 1 if diff.unlike else 0
+    return 1 if diff.different else 0

@@ -1,4 +1,4 @@
-"""MODEL and DATA, whatever they are, as a tokenizer and a dataset."""
+"""Loads MODEL as a tokenizer and DATA as a dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def quiet_libraries() -> None:
-    """Progress bars only where somebody looks at them, and no advice from libraries."""
+    """Silences the libraries' advice, and their progress bars outside a terminal."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which is not needed
     import datasets
     import transformers
@@ -29,16 +29,16 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a folder or of a name on the Hub.
+    """Loads the tokenizer of a folder or of a name on the Hub.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it cannot be loaded.
     """
     folder = Path(model).expanduser()
     if folder.is_file():
         raise DataError(f"{model} is a file. MODEL is the folder with tokenizer.json, or a name on the Hub.")
     if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        raise DataError(f"The folder {model} holds no tokenizer (no {', no '.join(_TOKENIZER_FILES[:2])}).")
+        raise DataError(f"The folder {model} has no tokenizer (no {', no '.join(_TOKENIZER_FILES[:2])}).")
     if not folder.is_dir() and (model.startswith((".", "~", "/")) or model.count("/") > 1):
         raise DataError(f"There is no folder {model}. MODEL is a folder with a tokenizer, or a name on the Hub.")
     quiet_libraries()
@@ -51,14 +51,15 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_data(args: argparse.Namespace) -> Any:
-    """The dataset that DATA names; of several splits the one that was asked for, or ``train``, or the only one.
+    """Loads the dataset that DATA names; of several splits the one asked for, else ``train``, or the only one.
 
     Raises:
-        DataError: it is not there, cannot be read, or has several splits.
+        DataError: it does not exist, cannot be read, or has no such split.
     """
     name, split = args.data, args.split
     path = Path(name).expanduser()
     quiet_libraries()
+    from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     if not path.exists() and ":" in name and split is None:
@@ -66,7 +67,7 @@ def load_data(args: argparse.Namespace) -> Any:
     if not path.exists() and (name.startswith((".", "~", "/")) or name.count("/") > 1 or _kind_of(path)):
         raise DataError(f"There is no file or folder {name}.")
     try:
-        data = _read(path, args.subset) if path.exists() else _from_hub(name, args.subset)
+        data = _read(path, args.subset) if path.exists() else load_dataset(name, args.subset)
     except SftMaskError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
@@ -80,17 +81,11 @@ def _read(path: Path, subset: str | None) -> Any:
     if path.is_file():
         kind = _kind_of(path)
         if kind is None:
-            raise DataError(f"{path} is of no known kind. Give a file that ends in {', '.join(_KINDS)}.")
+            raise DataError(f"{path} is not of a known kind. Give a file that ends in {', '.join(_KINDS)}.")
         return load_dataset(kind, data_files=str(path))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return load_from_disk(str(path))
     return load_dataset(str(path), subset)
-
-
-def _from_hub(name: str, subset: str | None) -> Any:
-    from datasets import load_dataset
-
-    return load_dataset(name, subset)
 
 
 def _kind_of(path: Path) -> str | None:
@@ -101,13 +96,18 @@ def _kind_of(path: Path) -> str | None:
 def _one_split(data: Any, split: str | None, name: str) -> Any:
     if not isinstance(data, dict):
         if split not in (None, str(data.split)):
-            raise DataError(f"{name} has no splits, so there is no {split!r}. Leave --split out.")
+            raise DataError(f"{name} has no splits, so there is no split {split!r}. Leave --split out.")
         return data
     chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
     if chosen not in data:
         asked = f"no split {chosen!r}" if chosen else "no split train"
         raise DataError(f"{name} has {asked}: it has {', '.join(data)}. Choose one with --split.")
     return data[chosen]
+
+
+def first_rows(data: Any, count: int | None) -> Any:
+    """The first ``count`` rows, or all."""
+    return data if count is None else data.select(range(min(max(count, 0), len(data))))
 
 
 def _first_line(error: BaseException) -> str:

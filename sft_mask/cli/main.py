@@ -1,4 +1,4 @@
-"""``sft-mask``: reads the command, runs it, and turns what goes wrong into one line and an exit code."""
+"""``sft-mask``: parses the command, runs it, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,29 +11,38 @@ from textwrap import dedent
 from sft_mask.cli import check, detect, diff, preview, snapshot
 from sft_mask.errors import AmbiguousRowError, NothingToTrainError, SftMaskError
 
-CLEAN, PROBLEMS, WRONG_USE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+PROBLEMS, WRONG_USE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 _ABOUT = dedent("""\
     See which tokens of a chat dataset are trained, and check that the mask is right.
 
-    A token is trained if and only if the model would have to sample it at inference.
+    A token is trained if and only if the model would have to sample it at inference: the words of the assistant and the
+    end-of-turn token after them. Everything else is masked: its label is -100, and the loss ignores it.
     """)
 _EXAMPLES = dedent("""\
     examples:
-      sft-mask preview Qwen/Qwen3-8B chats.jsonl               the first rows in colour, here
-      sft-mask preview ./my-model chats.jsonl --html mask.html  all rows in a browser
-      sft-mask check ./my-model chats.jsonl                    exit code 0 if all is well, for CI
-      sft-mask detect ./my-model                               the markers, ready to be copied
+      sft-mask preview Qwen/Qwen3-8B chats.jsonl                the first rows in colour, in the terminal
+      sft-mask preview ./my-model chats.jsonl --html mask.html  all rows as a page for the browser
+      sft-mask check ./my-model chats.jsonl                     a report on all rows; exit code 0 without problems
+      sft-mask detect ./my-model                                the markers of the chat template, ready to copy
 
-    MODEL is a folder with a tokenizer, or a name on the Hub. DATA is a JSONL, JSON or Parquet file, a folder of such
-    files or of save_to_disk, or a dataset on the Hub (`name`, or `name:split`).
+    MODEL is a folder with a tokenizer, or a name on the Hub. Only the tokenizer is loaded, never the weights.
+    DATA is a JSONL, JSON, Parquet, CSV or Arrow file, a folder of such files, a folder of save_to_disk, or a dataset on
+    the Hub (`name`, or `name:split`).
 
-    exit codes: 0 clean · 1 the mask has problems, or two masks differ · 2 wrong use, or data that cannot be read
+    exit codes:
+      0    no problems
+      1    the mask has problems, or two masks differ
+      2    wrong usage, or a model or data that cannot be read
+      130  interrupted (Ctrl-C)
+      141  the reader of a pipe has closed it
+
+    `sft-mask COMMAND --help` explains a command.
     """)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all commands."""
+    """Returns the parser with all commands."""
     parser = argparse.ArgumentParser(
         prog="sft-mask", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(parsed.run(parsed))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at exit
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,10 +1,11 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share, and the settings they make."""
 
 from __future__ import annotations
 
 import argparse
 from ast import literal_eval
-from textwrap import dedent
+from pathlib import Path
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import DataError
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 def add_command(
     commands: Any, name: str, run: Any, *, summary: str, about: str = "", examples: str = ""
 ) -> argparse.ArgumentParser:
-    """A command with its help: one line in the list, a paragraph and examples of its own."""
+    """Adds a command with its help: ``summary`` in the list of commands, ``about`` and ``examples`` on its own page."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=dedent(about).strip() or summary,
-        epilog="examples:\n" + dedent(examples).strip("\n") if examples else None,
+        epilog="examples:\n" + indent(dedent(examples).strip(), "  ") if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -29,56 +30,64 @@ def add_command(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL."""
+    """Adds MODEL."""
     parser.add_argument("model", metavar="MODEL", help="folder with a tokenizer, or a name on the Hub")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """DATA and how to read it."""
+    """Adds DATA and how to read it."""
     parser.add_argument(
-        "data", metavar="DATA", help="JSONL, JSON or Parquet file, folder, or dataset on the Hub (name or name:split)"
+        "data", metavar="DATA", help="JSONL, JSON, Parquet, CSV or Arrow file, folder, or name or name:split on the Hub"
     )
-    parser.add_argument("--split", metavar="NAME", help="split of the data (default: train, or the only one)")
-    parser.add_argument("--subset", metavar="NAME", help="configuration of a dataset on the Hub")
+    parser.add_argument("--split", metavar="NAME", help="which split of the data (default: train, or the only one)")
+    parser.add_argument("--subset", metavar="NAME", help="which configuration of a dataset on the Hub")
 
 
 def add_template(parser: argparse.ArgumentParser) -> None:
-    """The chat template."""
-    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja file, where the tokenizer's is not the one")
+    """Adds --chat-template."""
+    parser.add_argument("--chat-template", metavar="FILE", help="Jinja file to use instead of the tokenizer's template")
 
 
 def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
-    """Markers, template and policy; with a ``prefix`` those of the other side of a comparison."""
-    group = parser.add_argument_group(f"what is masked{' on the other side' if prefix else ''}")
+    """Adds markers, template and policy; with a ``prefix`` those of the other side of a comparison."""
+    group = parser.add_argument_group(f"what is trained{' on the other side' if prefix else ''}")
 
     def add(name: str, **more: Any) -> None:
         group.add_argument(f"--{prefix}{name}", **more)
 
-    add("instruction-part", metavar="TEXT", help=r"text before the user's turns; \n is a newline, quotes are taken off")
-    add("response-part", metavar="TEXT", help="text before the model's turns; leave out both to have them detected")
-    add("chat-template", metavar="FILE", help="a Jinja file, where the tokenizer's template is not the one")
+    add(
+        "instruction-part",
+        metavar="TEXT",
+        help=r"text before each user turn; \n is a newline, quotes are removed",
+    )
+    add(
+        "response-part",
+        metavar="TEXT",
+        help="text before each answer; both are detected if left out",
+    )
+    add("chat-template", metavar="FILE", help="Jinja file to use instead of the tokenizer's template")
     add("turns", metavar="all|last|flagged", help="which answers are trained (default: all)")
     add("roles", metavar="ROLE[,ROLE]", help="whose turns are trained (default: assistant); needs messages")
-    add("tool-calls", metavar="yes|no", help="whether the model's tool calls are trained (default: yes)")
-    add("prompt-weight", metavar="WEIGHT", type=float, help="weight of the tokens outside of answers (default: 0)")
-    add("stop", metavar="always|last|never", help="which stops are trained (default: always)")
-    add("cut-answers", metavar="keep|mask", help="answers that run into the end of their row (default: keep)")
+    add("tool-calls", metavar="yes|no", help="whether the assistant's tool calls are trained (default: yes)")
+    add("prompt-weight", metavar="WEIGHT", type=float, help="weight of the tokens outside answers (default: 0)")
+    add("stop", metavar="always|last|never", help="which end-of-turn tokens are trained (default: always)")
+    add("cut-answers", metavar="keep|mask", help="answers that the end of the row cuts off (default: keep)")
     add(
         "mask-region",
         metavar=("START", "END"),
         nargs=2,
         action="append",
-        help="do not train what stands between two texts of an answer, such as '<think>' '</think>'",
+        help="do not train what is between two texts in an answer, such as '<think>' '</think>'; may be repeated",
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """--json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of words")
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def marker(given: str | None) -> str | None:
-    r"""A marker as it was typed: ``"<|user|>\n"`` with quotes is a Python literal, without quotes ``\n`` is a newline.
+    r"""The marker that was typed: with quotes it is a Python string, without quotes ``\n`` and ``\t`` are replaced.
 
     >>> marker(r"<|user|>\n"), marker("'<|user|>'"), marker("# Q")
     ('<|user|>\n', '<|user|>', '# Q')
@@ -89,12 +98,12 @@ def marker(given: str | None) -> str | None:
         try:
             return str(literal_eval(given))
         except (SyntaxError, ValueError) as error:
-            raise DataError(f"The marker {given} is no Python string: {error}") from error
+            raise DataError(f"The marker {given} is not a Python string: {error}") from error
     return given.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def settings_of(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
-    """Keyword arguments of ``preview_rows`` and ``mask_dataset``; on the other side, what is not given is the same."""
+    """Keyword arguments for ``preview_rows`` and ``mask_dataset``; what the other side does not set, it shares."""
 
     def get(name: str) -> Any:
         given = getattr(args, f"{prefix}{name}".replace("-", "_"))
@@ -109,7 +118,7 @@ def settings_of(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
 
 
 def template_of(path: str | None) -> str | None:
-    """The text of a template file.
+    """The text of a template file, if one was given.
 
     Raises:
         DataError: it cannot be read.
@@ -117,8 +126,7 @@ def template_of(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The chat template {path} cannot be read: {error}") from error
 
@@ -140,5 +148,5 @@ def _policy(given: dict[str, Any], regions: list[list[str]] | None) -> Policy:
 
 def _yes(answer: str) -> bool:
     if answer not in ("yes", "no"):
-        raise DataError(f"--tool-calls is {answer!r}, neither yes nor no.")
+        raise DataError(f"--tool-calls {answer}: give yes or no.")
     return answer == "yes"

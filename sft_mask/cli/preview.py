@@ -1,4 +1,4 @@
-"""``sft-mask preview``: the coloured mask, in the terminal or in a browser."""
+"""``sft-mask preview``: shows the mask in colour, in the terminal or in a browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 _ENOUGH = 512
-"""Rows that are tokenized where only a few are shown: some to learn from, the rest to be left alone."""
+"""Rows that are tokenized if only a few are shown: detection learns from the first ones."""
 
 
 def add_parser(commands: Any) -> None:
@@ -26,8 +26,9 @@ def add_parser(commands: Any) -> None:
         run,
         summary="show which tokens are trained, in colour",
         about="""
-        Shows rows as the loss will see them: trained tokens bright, masked ones dim. With --html all rows go to one
-        file that opens without a network: hover a token for the reason, step and filter through the rows.
+        Shows rows as the loss will see them: trained tokens bright, masked ones dim. In a pipe, trained text is in
+        brackets. --why adds the reason for each token. --html writes all rows to one page that needs no network: hover
+        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous.
         """,
         examples="""
           sft-mask preview Qwen/Qwen3-8B chats.jsonl
@@ -38,10 +39,10 @@ def add_parser(commands: Any) -> None:
     )
     add_model(parser)
     add_data(parser)
-    parser.add_argument("--rows", type=int, metavar="N", help=f"how many rows (default: {_SHOWN}; with --html all)")
+    parser.add_argument("--rows", type=int, metavar="N", help=f"the first N rows (default: {_SHOWN}, with --html all)")
     parser.add_argument("--row", type=int, metavar="K", help="only row K, counted from 0")
-    parser.add_argument("--why", action="store_true", help="under each row, why its tokens are trained or not")
-    parser.add_argument("--html", metavar="FILE", help="write a page instead")
+    parser.add_argument("--why", action="store_true", help="list under each row why its tokens are trained or not")
+    parser.add_argument("--html", metavar="FILE", help="write a page for the browser instead")
     parser.add_argument("--open", action="store_true", help="with --html: open the page in the browser")
     add_json(parser)
     add_settings(parser)
@@ -49,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shows the rows."""
-    from sft_mask.cli.inputs import load_data, load_tokenizer
+    from sft_mask.cli.inputs import first_rows, load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json
     from sft_mask.preview import preview_rows
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.model)
     data = load_data(args)
     if args.html is None:
-        data = data.select(range(min(len(data), max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))))
+        data = first_rows(data, max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))
     rows = preview_rows(data, tokenizer, **settings_of(args))
     chosen = _chosen(rows, args)
     if args.html is not None:
@@ -71,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.rows is not None and args.rows < 1:
-        raise DataError(f"--rows {args.rows}: there must be at least one row to show.")
+        raise DataError(f"--rows {args.rows}: show at least one row.")
     if args.open and args.html is None:
-        raise DataError("--open opens the page of --html FILE: give that, too.")
+        raise DataError("--open opens the page of --html FILE: give that too.")
 
 
 def _chosen(rows: PreviewRows, args: argparse.Namespace) -> Sequence[PreviewRow]:
@@ -89,9 +90,8 @@ def _write(rows: Sequence[PreviewRow], args: argparse.Namespace) -> int:
     from sft_mask.cli.output import console, progress
     from sft_mask.preview import write_html
 
-    path = write_html(
-        progress(rows, len(rows), "Writing"), args.html, title=f"What is trained of {Path(args.data).name}"
-    )
+    title = f"What is trained of {Path(args.data).name}"
+    path = write_html(progress(rows, len(rows), "Writing"), args.html, title=title)
     console().print(f"{len(rows):,} rows: {path.resolve().as_uri()}", soft_wrap=True)
     if args.open:
         import webbrowser
@@ -109,8 +109,8 @@ def _show(rows: Sequence[PreviewRow], out: Any, *, why: bool) -> None:
             out.print()
         out.print(RowView(row))
         for note in row.notes if why else ():
-            text = b"".join(row.pieces[note.start : note.stop]).decode(errors="replace")
-            line = f"{note.start:>6}-{note.stop - 1:<6} {_short(visible(text)):<32} {visible(note.reason)}"
+            text = b"".join(row.token_bytes[note.start : note.end]).decode(errors="replace")
+            line = f"{note.start:>6}-{note.end - 1:<6} {_short(visible(text)):<32} {visible(note.reason)}"
             out.print(line, style="" if note.reason.startswith("trained") else "dim")
 
 
@@ -125,9 +125,9 @@ def _as_dict(row: PreviewRow) -> dict[str, object]:
         "tokens": len(row.input_ids),
         "trained": row.trained_tokens,
         "status": list(row.status),
-        "runs": [{"start": run.start, "stop": run.stop, "weight": run.weight, "text": run.text} for run in row.runs],
+        "runs": [{"start": run.start, "end": run.end, "weight": run.weight, "text": run.text} for run in row.runs],
         "parts": [
-            {"start": note.start, "stop": note.stop, "role": note.role, "turn": note.turn, "reason": note.reason}
+            {"start": note.start, "end": note.end, "role": note.role, "turn": note.turn, "reason": note.reason}
             for note in row.notes
         ],
     }

@@ -1,4 +1,4 @@
-"""``sft-mask snapshot``: a golden snapshot of a mask to commit, and the check of it."""
+"""``sft-mask snapshot``: writes a golden snapshot of a mask to commit, or checks one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sft_mask.cli.options import (
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command and its two."""
+    """Adds the command and its two subcommands."""
     parser = add_command(
         commands,
         "snapshot",
         None,
         summary="write a golden snapshot of a mask, or check one",
         about="""
-        A snapshot keeps the tokens of some rows and which of them are trained, in a small file to commit. After an
-        upgrade of a tokenizer, a template or a library, `check` fails with the token diff if a mask changed.
+        A snapshot is a small file to commit: the tokens of some rows, and which of them are trained. After an upgrade
+        of a tokenizer, a template or a library, `check` shows the tokens whose mask changed, and exits with 1.
         """,
         examples="""
           sft-mask snapshot write ./my-model chats.jsonl tests/mask.jsonl
@@ -37,17 +37,20 @@ def add_parser(commands: Any) -> None:
     write = add_command(verbs, "write", run_write, summary="write a snapshot")
     add_model(write)
     add_data(write)
-    write.add_argument("file", metavar="FILE", help="the snapshot, a JSONL file")
-    write.add_argument("--rows", type=int, metavar="N", default=32, help="rows, spread over the data (default: 32)")
+    write.add_argument("file", metavar="FILE", help="the snapshot to write, a JSONL file")
+    write.add_argument(
+        "--rows", type=int, metavar="N", default=32, help="number of rows, spread over the data (default: 32)"
+    )
     add_settings(write)
     check = add_command(
         verbs,
         "check",
         run_check,
-        summary="compare the mask of today with a snapshot",
+        summary="compare the current mask with a snapshot",
         about="""
-        Masks the rows of a snapshot again, with the markers and the policy it was written with. The exit code is 0 if
-        every token is as it was, 1 if not.
+        Masks the rows of a snapshot again, with the markers and the policy it was written with.
+
+        exit codes: 0 no token changed, 1 a token changed
         """,
     )
     add_model(check)

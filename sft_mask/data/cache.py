@@ -1,7 +1,7 @@
 """Labels on disk: one Arrow file with the labels and the number of trained tokens of each row, one JSON file with sums.
 
-Files are written under another name and moved into place when they are whole, the Arrow file last: what is found under
-its own name is finished. A run that dies leaves a ``.partial`` file that nobody reads.
+Files are written under another name and renamed when they are complete, the Arrow file last: a file with its final name
+is complete. A run that is killed leaves a ``.partial`` file that is never read.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], sta
         partial.replace(path)
     except OSError as error:
         text = (
-            f"{error.strerror or error}, while labels were written. Nothing was changed, and nothing half done is "
-            "left. Make room there, or move the dataset, and call again"
+            f"{error.strerror or error}, while labels were written. Nothing was changed, and no unfinished file "
+            "is left. Free some space there, or move the dataset, and call again"
         )
         raise OSError(error.errno, text, str(path)) from error
     finally:
@@ -84,7 +84,7 @@ def _load(path: Path) -> Labels:
 
 
 def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], stats: SplitStats) -> Labels:
-    """The same for a dataset that has no files of its own."""
+    """The same for a dataset in memory."""
     from datasets.table import InMemoryTable
 
     whole = InMemoryTable(pa.Table.from_batches(list(batches), columns))
@@ -92,6 +92,6 @@ def in_memory(columns: pa.Schema, batches: Iterable[pa.RecordBatch], stats: Spli
 
 
 def _trains(whole: Any) -> NDArray[np.bool_]:
-    """Chunk by chunk: the column itself may be larger than all that masking needs."""
+    """Chunk by chunk, because the whole column may not fit into memory."""
     none = np.zeros(0, np.bool_)
     return np.concatenate([none, *(np.asarray(chunk) > 0 for chunk in whole.column("trained").chunks)])

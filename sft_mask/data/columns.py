@@ -1,8 +1,8 @@
-"""What an Arrow column of messages says about its rows without touching a Python object.
+"""What an Arrow column of messages says about its rows, without a Python object for each message.
 
-Three cheap questions decide which rows markers may decide: how many turns of the model there are, whether any
-message holds text of a marker, and which signature the conversation has (roles that follow each other, fields that are
-filled). Rows of one signature behave alike under a template, so it is proven on a few rows and trusted on the rest.
+Three cheap questions tell which rows markers may decide: how many assistant messages there are, whether any message
+quotes part of a marker, and which signature the conversation has (the roles that follow each other, the fields that are
+filled). A template treats rows of one signature alike, so a signature is verified on a few rows and trusted afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
-from sft_mask.data.needles import Haystack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,10 +34,10 @@ class Signatures:
     """What is known about each row of a batch.
 
     Attributes:
-        answers: ``(rows,)`` messages of the model.
-        quotes: ``(rows,)`` whether any text of the conversation holds a piece of a marker.
-        signature: ``(rows,)`` equal for conversations with the same roles in a row and the same fields.
-        answered_before: ``(rows,)`` whether the prompt holds an answer already, where there is a prompt.
+        answers: ``(rows,)`` number of assistant messages.
+        quotes: ``(rows,)`` whether any text of the conversation quotes part of a marker.
+        signature: ``(rows,)`` equal for conversations with the same sequence of roles and the same fields.
+        answered_before: ``(rows,)`` whether the prompt of a prompt/completion row already holds an answer.
     """
 
     answers: Ints
@@ -110,7 +109,7 @@ def _from_json(array: pa.Array) -> pa.Array:
 def _leaves(
     array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
-    """Every leaf array below ``array``, with the row that each of its values belongs to; ``[]`` is a list inside."""
+    """Every leaf array below ``array``, with the row of each of its values; ``[]`` is a nested list."""
     kind = array.type
     if is_json(kind):
         yield from _leaves(_from_json(array), rows, path)
@@ -140,23 +139,34 @@ def _rows_where(found: Bools, rows: Ints, count: int) -> Bools:
     return answer
 
 
-def holds_any(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Bools:
-    """Rows in which any text of a (nested) column holds any of the needles.
+def quotes_any(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Bools:
+    """Rows in which any string of a (nested) column contains any of the texts.
 
-    Roles that are known are passed over. Parts of one content are also read joined, as a template joins them: half a
-    marker in each of two parts is a marker.
+    Known roles are skipped. Parts of one content are also searched joined, as a template joins them: half a marker in
+    each of two parts is a marker.
     """
     array = _flat(column)
     answer = np.zeros(len(array), np.bool_)
     for path, leaf, rows in _texts(array):
-        answer[rows[Haystack(leaf).holds_any(needles)]] = True
+        answer[rows[_contains_any(leaf, texts)]] = True
         if _INSIDE in path:
-            answer |= Haystack(_joined(leaf, rows, len(array))).holds_any(needles)
+            answer |= _contains_any(_joined(leaf, rows, len(array)), texts)
     return answer
 
 
+def _contains_any(strings: pa.Array, texts: Sequence[str]) -> Bools:
+    """``(strings,)`` whether each string contains any of the texts; a null contains nothing.
+
+    One regular expression of all texts reads the strings once: ten times as fast as ``match_substring`` for each.
+    """
+    if not texts:
+        return np.zeros(len(strings), np.bool_)
+    pattern = "|".join("".join(f"\\x{{{ord(character):x}}}" for character in text) for text in texts)
+    return np.asarray(pc.fill_null(pc.match_substring_regex(strings, pattern), False), np.bool_)
+
+
 def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
-    """Rows in which a column of lists holds anything; none where it is no column of lists."""
+    """Rows in which a column of lists has items; none if it is not a column of lists."""
     array = _flat(column)
     if not is_list(array.type):
         return np.zeros(len(array), np.bool_)
@@ -174,7 +184,7 @@ def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bool
 
 
 def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
-    """Leaves that hold text; of the roles those that are not known."""
+    """The leaves that hold strings; of the roles only unknown ones."""
     for path, leaf, rows in _leaves(array, np.arange(len(array))):
         if not _is_text(leaf.type):
             continue
@@ -217,7 +227,7 @@ def _filled(leaf: pa.Array) -> Bools:
     return np.asarray(leaf.is_valid(), np.bool_)
 
 
-def signatures(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Signatures:
+def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Signatures:
     """Reads a batch of conversations; see :class:`Signatures`."""
     array = _flat(column)
     count = len(array)
@@ -238,11 +248,10 @@ def signatures(column: pa.ChunkedArray | pa.Array, needles: Sequence[str]) -> Si
         flags.append(_rows_where(filled, rows, count))
         flags.append(_rows_where(~filled, rows, count))
         if _is_text(leaf.type):
-            texts = Haystack(leaf)
-            flags.extend(_rows_where(texts.holds(word), rows, count) for word in _THINKING)
+            flags.extend(_rows_where(_contains_any(leaf, [word]), rows, count) for word in _THINKING)
     for flag in flags:
         key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
-    return Signatures(answers, holds_any(array, needles), key.view(np.int64), np.zeros(count, np.bool_))
+    return Signatures(answers, quotes_any(array, texts), key.view(np.int64), np.zeros(count, np.bool_))
 
 
 def _has_offsets(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS
-from sft_mask.data.columns import Signatures, has_items, holds_any, is_conversation, rows_with, signatures
+from sft_mask.data.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Decoder:
         return bool(self.columns(table))
 
     def unknown(self, table: pa.Table) -> Bools:
-        """``(rows,)`` rows whose conversation is null: there is nothing to check them against."""
+        """``(rows,)`` rows whose conversation is null, so that they cannot be checked."""
         flags = np.zeros(table.num_rows, np.bool_)
         for name in self.columns(table):
             flags |= np.asarray(table[name].is_null(), np.bool_)
@@ -80,9 +80,9 @@ class Decoder:
             flags |= rows_with(table[name], FLAGS)
         return flags
 
-    def signatures(self, table: pa.Table, needles: Sequence[str]) -> Signatures:
+    def signatures(self, table: pa.Table, texts: Sequence[str]) -> Signatures:
         """Signatures of the rows; see :func:`sft_mask.data.columns.signatures`."""
-        parts = [signatures(table[name], needles) for name in self.columns(table)]
+        parts = [signatures(table[name], texts) for name in self.columns(table)]
         answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
         quotes = np.zeros(table.num_rows, np.bool_)
         key = np.zeros(table.num_rows, np.int64)
@@ -92,7 +92,7 @@ class Decoder:
         for extra in _EXTRAS:
             if extra in table.column_names:
                 filled = np.asarray(table[extra].is_valid(), np.bool_)
-                quotes |= holds_any(table[extra], (*needles, _JSON_ESCAPE))
+                quotes |= quotes_any(table[extra], (*texts, _JSON_ESCAPE))
                 quotes |= filled & (extra == "chat_template_kwargs")
                 key = key * np.int64(31) + filled + has_items(table[extra])
         answered_before = parts[0].answers > 0 if len(parts) > 1 else np.zeros(table.num_rows, np.bool_)
@@ -102,7 +102,7 @@ class Decoder:
         """The conversation of one row, decoded.
 
         Raises:
-            DataError: a message is no mapping, its tools are text that is no JSON, or its variables no mapping.
+            DataError: a message is not a mapping, its tools are not JSON, or its variables are not a mapping.
         """
         names = [*self.columns(table), *(name for name in _EXTRAS if name in table.column_names)]
         values = {name: table[name][row].as_py() for name in names}
@@ -140,7 +140,9 @@ def read_tools(tools: Any) -> Any:
     read = _tools_of_text(tools) if isinstance(tools, str) else tools
     if read is None or isinstance(read, (Sequence, Mapping)):
         return read
-    raise DataError(f"The tools column holds {tools!r:.80}, which is no list of tool definitions. Give JSON or a list.")
+    raise DataError(
+        f"The tools column holds {tools!r:.80}, which is not a list of tool definitions. Give JSON or a list."
+    )
 
 
 def _tools_of_text(text: str) -> Any:
@@ -150,7 +152,7 @@ def _tools_of_text(text: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
-            f"The tools column holds {text[:80]!r}, which is no JSON: {error}. Give JSON or a list."
+            f"The tools column holds {text[:80]!r}, which is not JSON: {error}. Give JSON or a list."
         ) from error
 
 
@@ -158,7 +160,7 @@ def read_variables(variables: Any) -> Mapping[str, Any] | None:
     """Variables of a template, as a row gives them.
 
     Raises:
-        DataError: they are no mapping.
+        DataError: they are not a mapping.
     """
     if variables is None or isinstance(variables, Mapping):
         return variables

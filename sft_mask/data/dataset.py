@@ -51,7 +51,7 @@ def label_dataset(
 
     Raises:
         DataError: there is no ``input_ids`` column, or a row is malformed.
-        UnsupportedError: rows are made on the fly by ``with_transform``.
+        UnsupportedError: rows are computed when they are read (``with_transform``).
     """
     check_columns(dataset, name)
     used = _used_rows(dataset)
@@ -69,8 +69,8 @@ def check_columns(dataset: Dataset, name: str) -> None:
     where = f"the {name} dataset"
     if dataset.format["type"] == "custom":
         raise UnsupportedError(
-            f"Rows of {where} are made on the fly (with_transform or set_transform), so there is nothing to label. "
-            "Make them once with dataset.map(...)."
+            f"Rows of {where} are computed when they are read (with_transform or set_transform), so there is nothing "
+            "to label. Make them once with dataset.map(...)."
         )
     list_column(dataset._data, "input_ids", where)
     if "labels" in dataset._data.column_names:
@@ -137,7 +137,7 @@ def _cache_folder(dataset: Dataset) -> Path | None:
 
 
 def _used_rows(dataset: Dataset) -> Ints | None:
-    """Rows of the underlying table that the dataset points at, in its order; ``None`` for all of them as they stand."""
+    """Rows of the underlying table that the dataset uses, in its order; ``None`` for all in the table's order."""
     if dataset._indices is None:
         return None
     return np.asarray(dataset._indices.column(0), np.int64)
@@ -189,8 +189,8 @@ def _taken(part: pa.Table, places: Ints) -> pa.Table:
 
 
 def _whole_chains(table: Any, length: int) -> Iterator[tuple[int, int]]:
-    """First and last row of batches whose rows do not go on in the next one: each ends at a row that is not full.
-    Packing maps a thousand conversations at a time, so that is soon.
+    """First and last row of batches that end where a packed text ends: at a row that is not full.
+    Packing maps a thousand conversations at a time, so such a row comes soon.
     """
     first, count = 0, _ROWS_AT_ONCE
     while first < table.num_rows:
@@ -206,8 +206,8 @@ def _whole_chains(table: Any, length: int) -> Iterator[tuple[int, int]]:
 
 
 def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
-    """First and last row of batches of so many tokens or rows, or where a chunk ends in their second half: what lies in
-    one chunk needs no copy.
+    """First and last row of batches of a limited number of tokens and rows; a batch also ends where an Arrow chunk ends
+    in its second half, because rows of one chunk need no copy.
     """
     first = last = tokens = 0
     for lengths, is_end in _windows(ids):
@@ -257,7 +257,7 @@ def _label_batches(
 
 
 def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
-    """Labels of the rows that are used, at their places; the others get an empty list, which nobody sees."""
+    """Labels of the rows that are used, at their places; the others get an empty list, which is never read."""
     lengths = np.diff(masked.offsets)
     first = np.append(True, places[1:] != places[:-1])
     labels = masked.labels if first.all() else masked.labels[np.repeat(first, lengths)]
@@ -293,7 +293,7 @@ class _Progress:
 
 
 def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
-    """The dataset with one column exchanged; the same rows in the same order, nothing else copied."""
+    """The dataset with the new labels column; the same rows in the same order, nothing else copied."""
     from datasets import Dataset, Features, List, Value
     from datasets.table import concat_tables
 

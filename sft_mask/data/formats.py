@@ -35,7 +35,7 @@ def _numbers(row: pa.Scalar) -> Any:
 
 
 def readable(rows: Iterable[Any]) -> list[Ids]:
-    """The rows that are ids; what the others are is said, with their numbers, where they are masked."""
+    """The rows that are token ids; errors about the others, with their numbers, are raised where rows are masked."""
     read: list[Ids] = []
     for row in rows:
         try:

@@ -26,7 +26,7 @@ from sft_mask.report import MaskReport
 logger = logging.getLogger(__name__)
 
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template's own mistakes raise, beside the errors of Jinja."""
+"""What a template's own mistakes raise, in addition to the errors of Jinja."""
 
 
 def mask_dataset(
@@ -80,7 +80,7 @@ def mask_dataset(
     if weighted and is_main_process():
         logger.warning(
             "Labels of %s carry weights. Call train_on_responses_only(trainer) on the trainer that is built on them: "
-            "without it the loss is wrong, and nothing says so.",
+            "without it the loss is silently wrong.",
             ", ".join(weighted),
         )
     made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
@@ -139,7 +139,7 @@ def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, nam
 
 
 def _render_once(dataset: Any, info: TokenizerInfo) -> None:
-    """Raises here for a chat template that loops without end, which the tokenizer would render forever."""
+    """Raises for a chat template that never ends, which the tokenizer would render forever."""
     first: Mapping[str, Any] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
     if info.template is not None and isinstance(conversation, list):
@@ -174,7 +174,7 @@ def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | 
 
 
 def _reads_text(row: Mapping[str, Any]) -> bool:
-    """Whether TRL tokenizes the text of a row: ``conversations`` beside it count where they are ``from`` and ``value``.
+    """Whether TRL tokenizes the text of a row: unless there are ``conversations`` of ``from`` and ``value``.
 
     >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
     True

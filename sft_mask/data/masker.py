@@ -125,7 +125,7 @@ class Masker:
         self.aligner = aligner
         self.on_ambiguous = on_ambiguous
         self.cutting: RowCutting | None = None
-        self.needles = marker_needles(finder)
+        self.quotable = quotable_texts(finder)
         self.from_template = from_template
         self.prompt_answers = prompt_answers
         self._key = key
@@ -142,8 +142,8 @@ class Masker:
         """The same masker for rows that the trainer cut, some of which may begin inside an answer.
 
         Raises:
-            UnsupportedError: the policy asks for what is last in a conversation, or for the mean over one, and the
-                packing left no trace of where conversations end.
+            UnsupportedError: the policy asks for the last turn of a conversation, or for the mean over one, and the
+                packing does not record where conversations end.
         """
         if cutting == self.cutting:
             return self
@@ -185,7 +185,7 @@ class Masker:
         existing = existing_labels(table, offsets)
         documents = documents_of(table, offsets, first_row)
         chain = adjacent and self.cutting is not None and self.cutting.kind == "wrapped"
-        turns = self._weighed(self._marked(ids, documents, chain))
+        turns = self._weighted(self._marked(ids, documents, chain))
         decided = self._decide(table, decode, (ids, offsets, documents), turns)
         if self.cutting is not None and not chain:
             self._count_mid_turn(decided, ids, offsets, documents)
@@ -226,7 +226,7 @@ class Masker:
         rows = np.unique(np.searchsorted(offsets, inside, side="right") - 1)
         decided.mid_turn = int((~decided.exact & ~decided.checked)[rows].sum())
 
-    def _weighed(self, turns: Turns) -> Turns:
+    def _weighted(self, turns: Turns) -> Turns:
         """Turns that markers found, with the weight of the model's role."""
         weight = self.policy.role_weights["assistant"]
         return turns if weight == 1 else replace(turns, weight=np.full(len(turns), weight))
@@ -261,7 +261,7 @@ class Masker:
         if self.aligner is None:
             self._refuse_without_messages(table, decode)
         known = ~decode.unknown(table)
-        seen = decode.signatures(table, self.needles)
+        seen = decode.signatures(table, self.quotable)
         flagged = decode.flagged(table)
         doubtful = seen.quotes | (np.bincount(turns.document, minlength=count) != seen.answers)
         if not self.prompt_answers:
@@ -429,19 +429,19 @@ def _is_same(exact: Turns, marked: Turns, offset: int) -> bool:
     return np.array_equal(marked.start - offset, exact.start) and np.array_equal(marked.end - offset, exact.end)
 
 
-def marker_needles(finder: SpanFinder) -> tuple[str, ...]:
+def quotable_texts(finder: SpanFinder) -> tuple[str, ...]:
     """Texts that show that a message quotes a marker or a stop: its control tokens, or its visible text."""
-    needles: dict[str, None] = {}
+    texts: dict[str, None] = {}
     vocabulary = finder.vocabulary
     for pattern in finder.trie.patterns:
         tokens = [atom - 256 for atom in pattern.atoms if atom >= 256]
         for token in tokens:
-            needles.update(dict.fromkeys(_halves(vocabulary.text([token]))))
+            texts.update(dict.fromkeys(_halves(vocabulary.text([token]))))
         if tokens:
             continue
         if isinstance(pattern.text, str) and pattern.text.strip():
-            needles[pattern.text.strip()] = None
-    return tuple(needle for needle in needles if needle.strip())
+            texts[pattern.text.strip()] = None
+    return tuple(text for text in texts if text.strip())
 
 
 def _halves(text: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Datasets that ``mask_dataset`` made: their labels are done, whatever was truncated or packed since.
+"""Datasets that ``mask_dataset`` made: their labels are final, also after truncation and packing.
 
-Such a dataset says so in its description, which stays with it through maps, packing and disk. A stream has none.
+The dataset's description says so, and stays with it through maps, packing and disk. A stream has no description.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ _ROWS_AT_ONCE = 4000
 
 
 def note_masked(dataset: Any, policy: Policy) -> Any:
-    """The dataset, which now says that its labels are done, and by which policy."""
+    """The dataset, whose description now says that its labels are final, and by which policy."""
     if hasattr(dataset, "__len__") and not is_masked(dataset):
         dataset.info.description = f"{dataset.info.description}\n{_NOTE} {policy!r}".strip()
     return dataset
 
 
 def refuse_late_policy(dataset: Any, policy: Policy) -> None:
-    """Refuses a policy that is not the one that made the labels; saying nothing, or the same again, is fine.
+    """Refuses a policy other than the one that made the labels; no policy, or the same one, is accepted.
 
     Raises:
-        UnsupportedError: the labels are done, and this policy would not reach them.
+        UnsupportedError: the labels are final, and this policy would not change them.
     """
     if is_masked(dataset) and policy != type(policy)() and masked_by(dataset) != repr(policy):
         raise UnsupportedError(
-            "The train dataset was masked by mask_dataset before the trainer was built: its labels are done, and this "
-            "policy would not reach them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same "
+            "The train dataset was masked by mask_dataset before the trainer was built: its labels are final, and this "
+            "policy would not change them. Give it to mask_dataset(dataset, tokenizer, policy=...), and here the same "
             "or none."
         )
 
 
 def is_masked(dataset: Any) -> bool:
-    """Whether the labels of a dataset are done.
+    """Whether the labels of a dataset are final.
 
-    A dataset can say so and have got other labels since (tokenized anew, for one): those that a trainer makes are int64
-    and carry no weights.
+    A dataset can say so although it was given other labels since (by tokenizing it again, for example): labels that a
+    trainer makes are int64 and carry no weights.
     """
     if _NOTE not in (dataset.info.description or "") or "labels" not in (dataset.column_names or ()):
         return False
@@ -65,7 +65,7 @@ def masked_by(dataset: Any) -> str:
 
 
 def is_weighted(dataset: Any) -> bool:
-    """Whether labels of a dataset carry weights, as none but this library's do; of a stream nobody can say."""
+    """Whether labels of a dataset carry weights, which only this library's do; for a stream this is unknown."""
     if not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
         return False
     highest = pc.max(pc.list_flatten(dataset.data.column("labels"))).as_py()
@@ -77,7 +77,7 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
     weights.
 
     Raises:
-        LabelsChangedError: every token is trained, so these are no longer the labels that were made.
+        LabelsChangedError: every token is trained, so these are not the labels that were made.
     """
     stats, weighted, trained = SplitStats(), False, []
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
@@ -103,7 +103,7 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
     if not weighted and stats.report.trained_tokens == stats.report.tokens > 0:
         raise LabelsChangedError(
             "The dataset was masked by mask_dataset, but now every one of its tokens is trained: its labels were "
-            "exchanged since. Mask it again before the trainer is built."
+            "replaced since. Mask it again before the trainer is built."
         )
     keep = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, np.int64)
     whole = keep_all_rows or len(keep) == len(dataset)

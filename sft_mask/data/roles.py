@@ -1,4 +1,4 @@
-"""Who speaks in a dataset, and the error for one in which nobody speaks for the model."""
+"""The roles of a dataset, and the error for one without a single assistant message."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _OTHERS = {"system", "developer", "tool", "function", "ipython", "observation", 
 
 @dataclass
 class _Speakers:
-    """Who speaks in the conversations of some rows.
+    """The roles in the conversations of some rows.
 
     Attributes:
         columns: the columns of messages; the last one has the answers.
-        key: the field of a message that names who speaks.
+        key: the field of a message that names its role.
         counts: messages by role, those of all columns.
-        last: how often each role has the last word in the rows that were looked at.
+        last: how often each role has the last message in the sampled rows.
         rows: conversations.
-        answers: whether a message of the last column is the model's.
+        answers: whether a message of the last column is the assistant's.
     """
 
     columns: tuple[str, ...]
@@ -61,10 +61,10 @@ class _Speakers:
 
 
 def without_answers(data: Any, where: str) -> NothingToTrainError | None:
-    """The error for a dataset in which no message is the model's; ``None`` where one is, or where no messages are.
+    """The error for a dataset without an assistant message; ``None`` if there is one, or no message at all.
 
     Args:
-        data: a ``Dataset`` (of one without rows those that a filter took out are read), a stream, or rows.
+        data: a ``Dataset`` (if it has no rows, those that a filter removed are read), a stream, or rows.
         where: what to call it (``"the train dataset"``).
     """
     speakers = _speakers(data)
@@ -82,22 +82,25 @@ def without_answers(data: Any, where: str) -> NothingToTrainError | None:
 
 
 def no_rows(dataset: Any, where: str) -> DataError:
-    """The error for a dataset without rows; it says whether a filter took them out, and which roles they had."""
+    """The error for a dataset without rows; it says whether a filter removed them, and which roles they had."""
     behind = dataset._data.num_rows
     if not behind:
         return DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
     taken = (
-        f"There are no rows left in {where}: all {behind} of them were taken out. SFTTrainer does that with rows that "
-        "have no token to train."
+        f"There are no rows left in {where}: all {behind} of them were removed. SFTTrainer removes rows that have "
+        "no token to train."
     )
     found = without_answers(dataset, where)
     if found is not None:
         return NothingToTrainError(f"{taken} {found}")
-    why = "If truncation ate the answers, raise max_length, or use truncation_mode='keep_end'; else give it other rows."
+    why = (
+        "If truncation removed the answers, raise max_length, or use truncation_mode='keep_end'; else give it other "
+        "rows."
+    )
     return NothingToTrainError(f"{taken} {why}")
 
 
-# who speaks
+# the roles
 
 
 def _speakers(data: Any) -> _Speakers | None:
@@ -117,7 +120,7 @@ def _speakers(data: Any) -> _Speakers | None:
 
 
 def _kinds_of_table(table: Any) -> dict[str, str]:
-    """The columns of messages, with the field that names who speaks."""
+    """The columns of messages, with the field that names the role."""
     kinds = {}
     for name in table.column_names:
         kind = table.schema.field(name).type
@@ -193,7 +196,7 @@ def _counted(column: pa.ChunkedArray) -> Counter[Role]:
     return counts
 
 
-# what to say
+# the error text
 
 
 def _listed(counts: Counter[Role]) -> str:
@@ -215,7 +218,7 @@ def _columns_of(data: Any) -> dict[str, Any]:
 def _way_out(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
     renaming, is_guessed = _renaming(speakers)
     if not renaming:
-        return _without_a_model(speakers, columns)
+        return _without_assistant(speakers, columns)
     names = ", ".join(f"{json.dumps(old, ensure_ascii=False)}: {json.dumps(new)}" for old, new in renaming.items())
     before = " before it is tokenized, and build the trainer on that" if "input_ids" in columns else ""
     guessed = ", with the right names where these are guessed wrong" if is_guessed else ""
@@ -225,7 +228,7 @@ def _way_out(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
 
 
 def _renaming(speakers: _Speakers) -> tuple[dict[Role, str], bool]:
-    """New names for roles, and whether they are guessed; nothing where no role can be the model's."""
+    """New names for roles, and whether they are guessed; empty if no role can be the assistant's."""
     roles = [role for role in speakers.counts if role is not None and len(str(role)) <= _LONGEST]
     targets = {role: _target(str(role)) for role in roles}
     strange = [role for role in roles if targets[role] is None]
@@ -242,7 +245,7 @@ def _renaming(speakers: _Speakers) -> tuple[dict[Role, str], bool]:
 
 
 def _target(role: str) -> str | None:
-    """What templates call a role of a well-known name; ``None`` of another one."""
+    """What templates call a role with a well-known name; ``None`` for other names."""
     bare = role.strip().lower()
     if bare in _MODELS:
         return "assistant"
@@ -271,7 +274,7 @@ def _of_given(speakers: _Speakers) -> list[str]:
 
 
 def _of_prepared(speakers: _Speakers) -> list[str]:
-    """Lines that rename the roles of a dataset that became this one.
+    """Lines that rename the roles of the dataset that this one was made from.
 
     The trainer calls ``conversations`` ``messages``, and their ``from`` and ``value`` ``role`` and ``content``.
     """
@@ -287,8 +290,8 @@ def _of_prepared(speakers: _Speakers) -> list[str]:
     ]
 
 
-def _without_a_model(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
-    """What to do where nobody but users (and systems, and tools) speaks."""
+def _without_assistant(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
+    """What to do if only users (and systems, and tools) have messages."""
     name = speakers.columns[-1]
     others = [other for other, kind in columns.items() if getattr(kind, "dtype", None) == "string"]
     if not others or "input_ids" in columns:
@@ -297,6 +300,6 @@ def _without_a_model(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
     answer = f'{{"role": "assistant", "content": row["{others[0]}"]}}'
     made = f'{{"{name}": [*row["{name}"], {answer}]}}'
     return (
-        f"If the answers stand in another column ({', '.join(others)}), append them, or leave this split out:\n\n"
+        f"If the answers are in another column ({', '.join(others)}), append them, or leave this split out:\n\n"
         f"    dataset = dataset.map(lambda row: {made})"
     )

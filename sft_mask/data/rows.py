@@ -1,4 +1,4 @@
-"""The columns of a batch that decide labels, as flat arrays; what is malformed is named with its row."""
+"""The columns of a batch that decide labels, as flat arrays; errors name the malformed row."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def existing_labels(table: pa.Table, offsets: Ints) -> Ids | None:
     except ValueError as error:
         raise DataError(f"labels is malformed: {error}. Repair the row, or remove the labels column.") from error
     if has_weights(labels):
-        raise DataError(
-            "The labels carry weights: mask_dataset made them. They are done; do not mask these rows a second time."
-        )
+        raise DataError("The labels carry weights: mask_dataset made them. Do not mask these rows a second time.")
     return labels
 
 
@@ -59,8 +57,8 @@ def _check_lengths(labels: pa.ChunkedArray, offsets: Ints) -> None:
         row = int(wrong[0])
         count = "no labels" if sizes[row] < 0 else f"{sizes[row]} labels"
         raise DataError(
-            f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Labels stand one to one beside the "
-            "ids; repair the row, or remove the labels column."
+            f"there are {count} for {offsets[row + 1] - offsets[row]} input_ids. Give one label for each "
+            "id, or remove the labels column."
         )
 
 
@@ -77,8 +75,8 @@ def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> Floats | flo
         row = int(wrong[0]) - 1
         raise DataError(
             f"Row {first_row + row} has {int(ends[row + 1] - ends[row])} loss_weights for "
-            f"{int(offsets[row + 1] - offsets[row])} input_ids. They stand one to one; where the trainer truncated the "
-            "ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are cut with their tokens."
+            f"{int(offsets[row + 1] - offsets[row])} input_ids. Give one weight for each id; if the trainer truncated "
+            "the ids, call mask_dataset(dataset, tokenizer) before it is built: then weights are truncated with them."
         )
     weights = values.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
@@ -92,7 +90,7 @@ def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> Floats | flo
 
 
 def rows_of(documents: Ints, offsets: Ints) -> Ints:
-    """``(documents,)`` the row that each document stands in; empty ones count to a neighbour.
+    """``(documents,)`` the row of each document; empty ones belong to a neighbouring row.
 
     >>> rows_of(np.array([0, 3, 3, 5]), np.array([0, 3, 3, 5])).tolist()
     [0, 1, 2]

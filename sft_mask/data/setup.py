@@ -174,7 +174,7 @@ def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:
 
 
 def _digest(info: TokenizerInfo) -> str:
-    """Stands for the tokenizer in fingerprints: its vocabulary and its added tokens."""
+    """A digest of the tokenizer for fingerprints: its vocabulary and its added tokens."""
     from datasets.fingerprint import Hasher
 
     vocabulary = info.vocabulary

@@ -46,14 +46,14 @@ class Trained:
 
     @classmethod
     def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
-        """Where the turns are trained from end to end, and nothing else is."""
+        """For turns that are trained completely, and nothing else."""
         row = np.searchsorted(offsets, turns.start, side="right") - 1
         rows = np.bincount(row, turns.end - turns.start, minlength=len(offsets) - 1).astype(np.int64)
         return cls(rows, np.ones(len(turns), np.bool_), int(turns.has_eot.sum()))
 
     @classmethod
     def of_labels(cls, labels: Labels, turns: Turns, offsets: Ints) -> Trained:
-        """Where parts of turns may be left out: ``labels`` say which."""
+        """For turns of which parts may be masked, as ``labels`` say."""
         before = offsets_of(labels != IGNORE_INDEX)
         ends = turns.end[turns.has_eot]
         stops = int((before[ends] - before[ends - 1]).sum())
@@ -67,7 +67,7 @@ def count_batch(
     bounds: tuple[Ints, Ints],
     reasons: Mapping[int, str],
 ) -> SplitReport:
-    """Counts over the rows of a batch that train something, and why the others do not.
+    """Counts over the rows of a batch that train something, and the reasons why the others do not.
 
     Args:
         decided: every turn that was found.

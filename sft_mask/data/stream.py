@@ -1,4 +1,4 @@
-"""Labels for rows that come by: an ``IterableDataset``, a batch in ``datasets.map``, or somebody's own loop."""
+"""Labels for rows as they are read: an ``IterableDataset``, a batch in ``datasets.map``, or your own loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LabelBatch:
 
     Args:
         masker: decides the labels.
-        stats: counts every row once, however often the stream is read; needs the rows' numbers.
+        stats: counts every row once, even if the stream is read more than once; needs the rows' numbers.
         name: of what the rows belong to, for errors.
     """
 
@@ -62,11 +62,11 @@ class LabelBatch:
 def label_stream(
     dataset: IterableDataset, masker: Masker, name: str = "train", *, keep_all_rows: bool = False
 ) -> tuple[IterableDataset, SplitStats]:
-    """A stream with response-only labels, made as rows are read; rows that would train nothing are passed over
+    """A stream with response-only labels, made as rows are read; rows that would train nothing are skipped
     (unless ``keep_all_rows``).
 
-    The first batch is read at once, so that a stream that cannot be masked is refused now and not in mid-training; the
-    stats knows about it when this returns, and grows with what is read later.
+    The first batch is read at once, so that a stream that cannot be masked is refused now and not during training. The
+    counts include it when this returns, and grow as the stream is read.
 
     Raises:
         DataError: the stream is empty, or a row of the first batch is malformed.
@@ -113,7 +113,7 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
 
 
 def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The conversations of a batch, row by row; that there are ``input_ids`` is seen by the key."""
+    """The conversations of a batch, row by row, each with the key ``input_ids``."""
     there = [name for name in CONVERSATION if _is_filled(batch.get(name))]
     values = zip(*(batch[name] for name in there), strict=True)
     return [{"input_ids": None, **dict(zip(there, row, strict=True))} for row in values]
@@ -138,11 +138,11 @@ def _lists(name: str, values: Any, number: pa.DataType = _IDS.value_type) -> pa.
     try:
         return made.cast(pa.list_(number))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{name} holds a number that is none of {wanted}: {error}") from error
+        raise DataError(f"{name} holds numbers that are not {wanted}: {error}") from error
 
 
 def _is_number(kind: pa.DataType, or_float: bool) -> bool:
-    """Whether values of a type can be read as integers, or as numbers of any kind; those of empty rows can."""
+    """Whether values of a type can be read as integers, or as any numbers; the null type of empty rows can."""
     whole = pa.types.is_integer(kind) or pa.types.is_null(kind)
     return bool(whole or (or_float and pa.types.is_floating(kind)))
 
@@ -156,7 +156,7 @@ def _dumped(value: Any) -> str:
 
 
 def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
-    """Messages of any shape; Arrow's own structs would want the same fields of the same type in all of them."""
+    """Messages with any fields, as JSON; Arrow structs would need the same fields of the same type in all of them."""
     texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
     messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
     offsets = offsets_of([len(row) for row in rows]).astype(np.int32)
@@ -164,7 +164,7 @@ def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
 
 
 class _BatchDecoder(Decoder):
-    """Conversations as they stand in the batch, untouched by Arrow."""
+    """Conversations as they are in the batch, not converted by Arrow."""
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""What is wrong with a row before any chat template sees it: nulls, other types, text that holds messages.
+"""Errors about a row that no chat template could render: nulls, other types, text that holds messages.
 
-Every error says which column and which message, what stands there, and what to do; who calls knows the row's number.
+Every error names the column and the message, what was found there, and a way out; the caller adds the row's number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sft_mask.errors import DataError
 PAIR: Final = ("prompt", "completion")
 _COLUMNS = ("conversations", "messages", "text")
 _SPEAKERS = {"system", "developer", "user", "assistant", "model", "human", "gpt"}
-"""Roles whose content a template writes as it stands; a tool's may be any JSON."""
+"""Roles whose content a template writes unchanged; a tool's may be any JSON."""
 _RESERVED = ("tools", "tokenize", "return_dict", "chat_template", "add_generation_prompt", "conversation")
 _READABLE = 1_000_000
 _SHOWN = 80
@@ -47,7 +47,7 @@ def check_row(row: Mapping[str, Any]) -> None:
 
 
 def oddities(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What in a conversation a template may be excused for refusing: content that is null or a mapping."""
+    """What a template may rightly refuse in a conversation: content that is null or a mapping."""
     found = []
     for at, message in enumerate(messages):
         content = message.get("content")
@@ -304,6 +304,6 @@ def _check_variables(variables: Mapping[str, Any] | None) -> None:
     taken = [name for name in _RESERVED if name in (variables or ())]
     if taken:
         raise DataError(
-            f"chat_template_kwargs holds {', '.join(taken)}, which is no variable of a chat template. Remove it from "
-            "there: tools have a column of their own, and chat_template= is an argument."
+            f"chat_template_kwargs holds {', '.join(taken)}, which is not a variable of a chat template. Remove it "
+            "there: tools have their own column, and chat_template= is an argument."
         )

@@ -1,23 +1,13 @@
-"""What the doctor says: a symptom that people see, what causes it, where it was seen, and what to do."""
+"""What the doctor reports: findings, each with a symptom, its cause, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-ECHOES: Final = "the model echoes the user"
-SYSTEM: Final = "the model writes system prompts"
-IMITATES: Final = "the model writes tool results itself"
-DEAF: Final = "the loss does not go down, or goes down on the wrong words"
-ENDLESS: Final = "the model never stops"
-NOTHING: Final = "the loss is 0 or NaN"
-UNLIKE: Final = "the evaluation loss cannot be compared"
-POOR: Final = "training looks fine, but the answers are poor"
-BROKEN: Final = "the labels do not reach the loss as they are in the dataset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +15,11 @@ class Finding:
     """One fault.
 
     Attributes:
-        symptom: what people notice.
+        symptom: what people notice, from :mod:`sft_mask.doctor.symptoms`.
         diagnosis: what causes it, with numbers.
         cure: what to do.
         split: where it was seen.
-        example: one place, in words.
+        example: one place, such as ``"row 3, tokens 5 to 9: 'walk'"``.
     """
 
     symptom: str
@@ -39,7 +29,7 @@ class Finding:
     example: str = ""
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """(style, line)."""
+        """(style, line) of the report."""
         yield "bold red", f"✗ {self.symptom} ({self.split})"
         yield "", f"  why   {self.diagnosis}"
         if self.example:
@@ -53,13 +43,13 @@ class Diagnosis:
 
     >>> print(Diagnosis((), {"train": {"rows": 4, "share": 0.25}}))
     train: rows 4, share 0.25
-    healthy: labels are the model's own words and their stops
+    healthy: only the assistant's words and end-of-turn tokens are trained
     """
 
     findings: tuple[Finding, ...]
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     policy: str = ""
-    """What was asked for, where it is not every answer with its stop."""
+    """The policy, unless it is the default."""
 
     @property
     def healthy(self) -> bool:
@@ -72,7 +62,7 @@ class Diagnosis:
         return tuple(dict.fromkeys(finding.symptom for finding in self.findings))
 
     def to_dict(self) -> dict[str, object]:
-        """Ready for ``json.dumps``."""
+        """For ``json.dumps``."""
         return {
             "healthy": self.healthy,
             "findings": [asdict(finding) for finding in self.findings],
@@ -89,10 +79,9 @@ class Diagnosis:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         for name, numbers in self.measured.items():
-            told = ", ".join(f"{what} {number:.4g}" for what, number in numbers.items())
-            yield "dim", f"{name}: {told}"
+            yield "dim", f"{name}: " + ", ".join(f"{what} {number:.4g}" for what, number in numbers.items())
         for finding in self.findings:
             yield from finding.lines()
         if self.healthy:
-            asked = f"what {self.policy} asks for" if self.policy else "the model's own words and their stops"
-            yield "bold green", f"healthy: labels are {asked}"
+            usual = "only the assistant's words and end-of-turn tokens are trained"
+            yield "bold green", f"healthy: {f'the labels are what {self.policy} asks for' if self.policy else usual}"

@@ -1,8 +1,7 @@
-"""Why a token is trained or not, in words; from the turns that masking found and nothing else."""
+"""Why a token is trained or not, in words: read from the turns that masking found, never from a second search."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -16,19 +15,27 @@ from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
 from sft_mask.explanations.rows import InspectedRow
-from sft_mask.explanations.segments import NOBODY, Section, Sections
+from sft_mask.explanations.segments import RoleSegment, SegmentReader
+from sft_mask.templates.traced_str import TEMPLATE
 
-PartKind = Literal["answer", "stop", "header", "prefilled", "after", "other", "padding"]
-"""Where tokens lie: in an answer, in its stop, in its header, in what is prefilled behind that, in what the template
-writes after an answer, in anybody else's turn or header, in padding."""
+PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "padding"]
+"""Where tokens are: in an answer, in its end-of-turn token, in its header, in what the template prefills after that
+header, in what the template writes after an answer, in another speaker's turn or header, in padding."""
 
-_SHOWN = 60
-_MODEL = [ROLES.index(role) for role in ASSISTANT_ROLES]
+_MOST_CHARACTERS = 60
+_ASSISTANT = [ROLES.index(role) for role in ASSISTANT_ROLES]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens ``[start, end)`` of a row that share their story; the parts of a row follow each other without a gap."""
+    """Tokens ``[start, end)`` of a row that have one reason; the parts of a row cover it without a gap.
+
+    Attributes:
+        role: who speaks, ``""`` where that is unknown.
+        turn: number of the role segment, ``None`` before the first.
+        kind: where the tokens are.
+        reason: ``"trained: ..."`` or ``"masked: ..."``.
+    """
 
     start: int
     end: int
@@ -38,235 +45,192 @@ class Part:
     reason: str
 
 
-class Storyteller:
-    """Tells the story of rows that one masker masked."""
+class RowExplainer:
+    """Explains rows that one masker labelled."""
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
-        self._sections = Sections(masker)
+        self._segments = SegmentReader(masker)
 
     def parts(self, row: InspectedRow) -> list[Part]:
         """The whole row, in parts."""
-        owners = self._sections.owners(row)
-        story = _Story(row, self._masker, owners, self._sections.find(row, owners))
-        edges = story.edges()
-        told = [(story.of(start), start, end) for start, end in pairwise(edges)]
+        sources = self._segments.sources(row)
+        tokens = _Tokens(row, self._masker, sources, self._segments.find(row, sources))
+        explained = ((start, end, tokens.explain(start)) for start, end in pairwise(tokens.edges()))
         parts = []
-        for (role, turn, kind, reason), group in groupby(told, key=operator.itemgetter(0)):
-            pieces = list(group)
-            parts.append(Part(pieces[0][1], pieces[-1][2], role, turn, kind, reason))
+        for (role, turn, kind, reason), group in groupby(explained, key=lambda each: each[2]):
+            members = list(group)
+            parts.append(Part(members[0][0], members[-1][1], role, turn, kind, reason))
         return parts
 
 
-class _Story:
-    """One row while it is told."""
+class _Tokens:
+    """What is known about each token of one row.
 
-    def __init__(self, row: InspectedRow, masker: Masker, owners: Ints | None, sections: Sequence[Section]) -> None:
-        self.row, self.masker, self.owners, self.sections = row, masker, owners, sections
+    ``segment_of``, ``turn_of`` and ``header_of`` are ``(tokens,)`` numbers of the segment, the answer and the answer's
+    header that a token lies in, or -1.
+    """
+
+    def __init__(
+        self, row: InspectedRow, masker: Masker, sources: Ints | None, segments: Sequence[RoleSegment]
+    ) -> None:
+        self.row, self.turns, self.masker, self.policy = row, row.turns, masker, masker.policy
+        self.sources, self.segments = sources, segments
         self.vocabulary = masker.finder.vocabulary
-        size = len(row.ids)
-        self.section_of = np.full(size, -1, np.int64)
-        for number, section in enumerate(self.sections):
-            self.section_of[section.header : section.end] = number
-        self.turn_of = np.full(size, -1, np.int64)
-        self.header_of = np.full(size, -1, np.int64)
-        for number, turn in enumerate(zip(row.turns.header, row.turns.start, row.turns.end, strict=True)):
-            header, start, end = map(int, turn)
+        self.segment_of, self.turn_of, self.header_of = np.full((3, len(row.ids)), -1, np.int64)
+        for number, segment in enumerate(segments):
+            self.segment_of[segment.header : segment.end] = number
+        for number, bounds in enumerate(zip(self.turns.header, self.turns.start, self.turns.end, strict=True)):
+            header, start, end = map(int, bounds)
             self.header_of[header:start] = number
             self.turn_of[start:end] = number
         self.padding = self._padding()
-        self.is_last = is_last_of_document(row.turns)
-        regions = masker.policy.regions
-        self.in_region = _masked_regions(row, masker) if regions else np.zeros(size, np.bool_)
+        self.is_last = is_last_of_document(self.turns)
+        self.in_region = np.zeros(len(row.ids), np.bool_)
+        if self.policy.regions:
+            self.in_region = in_regions(row.ids, self.turns, self.vocabulary, self.policy.regions)[0] == 0
 
     def _padding(self) -> Bools:
-        """Trailing padding of each document, but for what a turn ends with."""
+        """Pad tokens at the end of each document, but for the end-of-turn token of an answer."""
         pad, ids = self.masker.finder.pad_token_id, self.row.ids
         padding = np.zeros(len(ids), np.bool_)
-        if pad is None:
-            return padding
-        for start, end in _bounds(self.row.documents):
-            others = np.flatnonzero(ids[start:end] != pad)
-            padding[start + (int(others[-1]) + 1 if len(others) else 0) : end] = True
+        if pad is not None:
+            for start, end in pairwise(offsets_of(self.row.documents).tolist()):
+                others = np.flatnonzero(ids[start:end] != pad)
+                padding[start + (int(others[-1]) + 1 if len(others) else 0) : end] = True
         return padding & (self.turn_of < 0)
 
     def edges(self) -> list[int]:
-        """Tokens before which the story may change, from the row's first to its end; between them it does not."""
-        row, size = self.row, len(self.row.ids)
+        """The tokens where the reason may change, from 0 to the row's length."""
+        size = len(self.row.ids)
         changes = np.ones(size + 1, np.bool_)
-        if not size:
-            return [0]
-        changes[1:size] = self.header_of[1:] >= 0
-        follows = [self.section_of, self.turn_of, self.header_of, self.padding, self.in_region, row.weights]
-        follows.extend(given for given in (self.owners, row.existing) if given is not None)
-        for values in follows:
-            changes[1:size] |= values[1:] != values[:-1]
-        changes[row.turns.eot_start] = True
-        changes[[section.start for section in self.sections]] = True
+        known = [self.segment_of, self.turn_of, self.padding, self.in_region, self.row.weights]
+        known.extend(given for given in (self.sources, self.row.existing) if given is not None)
+        inner = changes[1:size]
+        inner[:] = (self.header_of[1:] >= 0) | (self.header_of[1:] != self.header_of[:-1])
+        for values in known:
+            inner |= values[1:] != values[:-1]
+        changes[self.turns.eot_start] = True
+        changes[[segment.start for segment in self.segments]] = True
         edges: list[int] = np.flatnonzero(changes).tolist()
         return edges
 
-    # one token
-
-    def of(self, token: int) -> tuple[str, int | None, PartKind, str]:
-        """Role, number of the turn in its row, where the token lies, and the reason."""
+    def explain(self, token: int) -> tuple[str, int | None, PartKind, str]:
+        """Role, number of the segment, kind and reason of a token."""
         trained = bool(self.row.weights[token])
-        number = int(self.section_of[token])
-        turn = number if number >= 0 else None
+        number = int(self.segment_of[token])
         kind, why = self._why(token, trained=trained)
-        return self._role(token), turn, kind, f"{'trained' if trained else 'masked'}: {why}"
+        return self._role(token), number if number >= 0 else None, kind, f"{'trained' if trained else 'masked'}: {why}"
 
     def _role(self, token: int) -> str:
         if self.padding[token]:
             return "padding"
-        owner = self.owners[token] if self.owners is not None else NOBODY
-        if owner >= 0 and self.row.conversation is not None:
-            return str(self.row.conversation.messages[int(owner)].get("role", ""))
-        for number in (int(self.turn_of[token]), int(self.header_of[token])):
-            if number >= 0:
-                return ROLES[self.row.turns.role[number]]
-        number = int(self.section_of[token])
-        return self.sections[number].role if number >= 0 else ""
+        source = TEMPLATE if self.sources is None else int(self.sources[token])
+        if source >= 0 and self.row.conversation is not None:
+            return str(self.row.conversation.messages[source].get("role", ""))
+        turn = self.turn_of[token] if self.turn_of[token] >= 0 else self.header_of[token]
+        if turn >= 0:
+            return ROLES[self.turns.role[turn]]
+        number = int(self.segment_of[token])
+        return self.segments[number].role if number >= 0 else ""
 
     def _why(self, token: int, *, trained: bool) -> tuple[PartKind, str]:
         if self.padding[token]:
             return "padding", "padding"
-        if self.turn_of[token] >= 0:
-            number = int(self.turn_of[token])
-            why = self._why_answered(token, number) if trained else self._why_not(token, number)
-            return ("stop" if self._is_stop(token, number) else "answer"), why
-        if self.header_of[token] >= 0:
-            kind, why = self._why_header(token, int(self.header_of[token]))
-        else:
-            kind, why = self._where(token)
+        turn = int(self.turn_of[token])
+        if turn >= 0:
+            why = self._why_trained(token, turn) if trained else self._why_masked(token, turn)
+            return ("eot" if self._is_eot(token, turn) else "answer"), why
+        header = int(self.header_of[token])
+        kind, why = self._in_header(token, header) if header >= 0 else self._outside(token)
         return kind, f"{why}; the policy trains it{self._weight(token)}" if trained else why
 
     # inside an answer
 
-    def _answer(self, number: int) -> str:
-        turns = self.row.turns
-        role = ROLES[turns.role[number]]
-        alike = np.flatnonzero(np.isin(turns.role, _MODEL) == (role in ASSISTANT_ROLES))
-        kind = "answer" if role in ASSISTANT_ROLES else "turn of others"
-        count = f"{kind} {int(np.searchsorted(alike, number)) + 1} of {len(alike)}"
-        whole = "the answer" if len(alike) == 1 and role in ASSISTANT_ROLES else count
-        named = whole if role in ASSISTANT_ROLES else f"{whole} ({role})"
-        return f"{named}, which starts at token {int(turns.start[number])}"
+    def _answer(self, turn: int) -> str:
+        """Names a turn: ``"answer 1 of 2, which starts at token 14"``."""
+        role, start = ROLES[self.turns.role[turn]], int(self.turns.start[turn])
+        same_side = np.flatnonzero(np.isin(self.turns.role, _ASSISTANT) == (role in ASSISTANT_ROLES))
+        count = f"{int(np.searchsorted(same_side, turn)) + 1} of {len(same_side)}"
+        if role not in ASSISTANT_ROLES:
+            return f"non-assistant turn {count} ({role}), which starts at token {start}"
+        return f"{'the answer' if len(same_side) == 1 else f'answer {count}'}, which starts at token {start}"
 
     def _weight(self, token: int) -> str:
         weight = float(self.row.weights[token])
         return "" if weight == 1 else f", with weight {weight:g}"
 
-    def _is_stop(self, token: int, number: int) -> bool:
-        turns = self.row.turns
-        return bool(turns.has_eot[number]) and token >= int(turns.eot_start[number])
+    def _is_eot(self, token: int, turn: int) -> bool:
+        return bool(self.turns.has_eot[turn]) and token >= int(self.turns.eot_start[turn])
 
-    def _why_answered(self, token: int, number: int) -> str:
-        if self._is_stop(token, number):
-            return f"the stop of {self._answer(number)}; the model must learn to stop{self._weight(token)}"
-        cut = "; it is cut off at the end of the row" if bool(self.row.turns.cut[number]) else ""
-        return f"inside {self._answer(number)}{cut}{self._weight(token)}"
+    def _why_trained(self, token: int, turn: int) -> str:
+        if self._is_eot(token, turn):
+            return f"the end-of-turn token of {self._answer(turn)}; the model must learn to stop{self._weight(token)}"
+        cut = "; it is cut off at the end of the row" if self.turns.cut[turn] else ""
+        return f"inside {self._answer(turn)}{cut}{self._weight(token)}"
 
-    def _why_not(self, token: int, number: int) -> str:
-        """Why a token of the model's turn is masked: the first rule that takes it out."""
-        row, policy = self.row, self.masker.policy
-        stop = self._is_stop(token, number)
-        what = f"{'the stop of' if stop else 'inside'} {self._answer(number)}"
+    def _why_masked(self, token: int, turn: int) -> str:
+        """The first rule that masks a token of a turn."""
+        row, policy, is_eot = self.row, self.policy, self._is_eot(token, turn)
         rules = (
-            (bool(row.undecided), "the whole row is masked because it could not be decided"),
-            (self._was_ignored(token), "its label was ignored before"),
-            (not row.turns.weight[number], "its message or its role is not trained"),
-            (policy.turns == "last" and not self.is_last[number], "only the last answer is trained (turns='last')"),
-            (bool(row.turns.cut[number]) and policy.cut_answers == "mask", "it is cut off (cut_answers='mask')"),
-            (stop and policy.stop != "always", f"stops are not trained here (stop={policy.stop!r})"),
-            (bool(self.in_region[token]), "it lies in a region that is not trained"),
+            (bool(row.undecided), "the whole row is masked because neither markers nor messages decide it"),
+            (row.existing is not None and row.existing[token] == IGNORE_INDEX, "its label was already ignored"),
+            (not self.turns.weight[turn], "its message or its role is not trained"),
+            (policy.turns == "last" and not self.is_last[turn], "only the last answer is trained (turns='last')"),
+            (self.turns.cut[turn] and policy.cut_answers == "mask", "it is cut off (cut_answers='mask')"),
+            (is_eot and policy.stop != "always", f"end-of-turn tokens are not trained here (stop={policy.stop!r})"),
+            (self.in_region[token], "it is in a region that is not trained"),
         )
-        return f"{what}, but {next((why for applies, why in rules if applies), 'the policy leaves it out')}"
+        why = next((why for applies, why in rules if applies), "the policy leaves it out")
+        return f"{'the end-of-turn token of' if is_eot else 'inside'} {self._answer(turn)}, but {why}"
 
-    def _was_ignored(self, token: int) -> bool:
-        return self.row.existing is not None and int(self.row.existing[token]) == IGNORE_INDEX
+    # outside answers
 
-    # outside of answers
+    def _in_header(self, token: int, turn: int) -> tuple[PartKind, str]:
+        """An answer's header: the plain header is the same before all answers, what follows it is prefilled."""
+        header, start = int(self.turns.header[turn]), int(self.turns.start[turn])
+        tokens = [self.vocabulary.token_bytes(token_id) for token_id in self.row.ids[header:start].tolist()]
+        text, plain = b"".join(tokens), str(self.masker.markers.response[0]).encode()
+        plain_end = text.index(plain) + len(plain) if plain in text else len(text)
+        begins = list(accumulate(map(len, tokens), initial=0))[:-1]
+        if begins[token - header] >= plain_end:
+            prefilled = _quoted(text[plain_end:].decode(errors="replace"))
+            why = f"the template writes {prefilled}, so the model never samples it"
+            return "prefilled", f"prefilled before {self._answer(turn)}: {why}"
+        end = header + sum(begin < plain_end for begin in begins)
+        shown = f"{_quoted(text[:plain_end].decode(errors='replace'))} at {_span(header, end)}"
+        return "header", f"header of {self._answer(turn)}: {shown} is given at inference"
 
-    def _why_header(self, token: int, number: int) -> tuple[PartKind, str]:
-        turns = self.row.turns
-        header, start = int(turns.header[number]), int(turns.start[number])
-        core = str(self.masker.markers.response[0])
-        pieces = [self.vocabulary.token_bytes(int(piece)) for piece in self.row.ids[header:start]]
-        text = b"".join(pieces).decode(errors="replace")
-        begins = [0, *accumulate(map(len, pieces))]
-        ends = text.index(core) + len(core) if core in text else len(text)
-        core_ends = len(text[:ends].encode())
-        if begins[token - header] >= core_ends:
-            return "prefilled", (
-                f"prefilled before {self._answer(number)}: {_shown(text[ends:])} is the template's, so the model never "
-                "samples it"
-            )
-        end = header + sum(begin < core_ends for begin in begins[:-1])
-        span = f"{_shown(text[:ends])} at {_span(header, end)}"
-        return "header", f"header of {self._answer(number)}: {span} is given at inference"
-
-    def _where(self, token: int) -> tuple[PartKind, str]:
-        number = int(self.section_of[token])
+    def _outside(self, token: int) -> tuple[PartKind, str]:
+        number = int(self.segment_of[token])
         if number < 0:
             return "other", "before the first header"
-        section = self.sections[number]
-        if token < section.start:
-            return "other", self._at_header(section)
-        ended = self._answer_before(token, section)
-        if ended is not None:
-            return (
-                "after",
-                f"written by the template after {'the stop of ' if ended[1] else ''}{self._answer(ended[0])}",
-            )
-        return "other", self._inside(token, section)
-
-    def _inside(self, token: int, section: Section) -> str:
-        marker = f"marker {_shown(section.marker)} at {_span(section.header, section.start)}"
-        if section.role == "assistant" and not self._own_turns(section):
-            return f"after a header that no answer follows, {marker}"
+        segment = self.segments[number]
+        if token < segment.start:
+            name = f"header of the {segment.role} turn" if segment.role else "header of what follows"
+            name = "a header that no answer follows" if segment.role == "assistant" else name
+            return "other", f"{name}: {_marker(segment)}"
+        answers = np.flatnonzero((self.turns.start >= segment.start) & (self.turns.start < segment.end))
+        ended = answers[self.turns.end[answers] <= token]
+        if len(ended) and (self.sources is None or self.sources[token] == TEMPLATE):  # else a tool's result, say
+            turn = int(ended[-1])
+            eot = "the end-of-turn token of " if self.turns.has_eot[turn] else ""
+            return "after", f"written by the template after {eot}{self._answer(turn)}"
+        if segment.role == "assistant" and not len(answers):
+            return "other", f"after a header that no answer follows, marker {_marker(segment)}"
         role = self._role(token)
-        words = f"words of the {role} inside" if role not in (section.role, "") else "inside"
-        name = f"the {section.role} turn" if section.role else "the turn"
-        return f"{words} {name} that starts at token {section.start}, {marker}"
-
-    def _at_header(self, section: Section) -> str:
-        span = f"{_shown(section.marker)} at {_span(section.header, section.start)}"
-        if section.role == "assistant":
-            return f"a header that no answer follows: {span}"
-        name = f"the {section.role} turn" if section.role else "what follows"
-        return f"header of {name}: {span}"
-
-    def _own_turns(self, section: Section) -> list[int]:
-        starts = self.row.turns.start
-        return np.flatnonzero((starts >= section.start) & (starts < section.end)).tolist()
-
-    def _answer_before(self, token: int, section: Section) -> tuple[int, bool] | None:
-        """The answer of this section that ended before the token, and whether with a stop.
-
-        What a message says behind it (a tool's result inside of the model's turn) is no word of the template's.
-        """
-        owned = self.owners is not None and self.owners[token] != NOBODY
-        before = [number for number in self._own_turns(section) if int(self.row.turns.end[number]) <= token]
-        if not before or owned:
-            return None
-        return before[-1], bool(self.row.turns.has_eot[before[-1]])
+        words = "inside" if role in (segment.role, "") else f"words of the {role} inside"
+        name = f"the {segment.role} turn" if segment.role else "the turn"
+        return "other", f"{words} {name} that starts at token {segment.start}, marker {_marker(segment)}"
 
 
-def _masked_regions(row: InspectedRow, masker: Masker) -> Bools:
-    masked: Bools = in_regions(row.ids, row.turns, masker.finder.vocabulary, masker.policy.regions) == 0
-    return masked
-
-
-def _bounds(lengths: Ints) -> list[tuple[int, int]]:
-    edges = offsets_of(lengths).tolist()
-    return list(pairwise(edges))
+def _marker(segment: RoleSegment) -> str:
+    return f"{_quoted(segment.marker)} at {_span(segment.header, segment.start)}"
 
 
 def _span(start: int, end: int) -> str:
     return str(start) if end - start <= 1 else f"{start}-{end - 1}"
 
 
-def _shown(text: str | Sequence[str]) -> str:
-    whole = str(text)
-    return repr(whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}…")
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…")

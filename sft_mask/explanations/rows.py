@@ -1,11 +1,11 @@
-"""Rows one by one, with everything that masking knew about them: what previews, comparisons and snapshots look at."""
+"""Rows one by one, with what masking knew about them: what previews, the doctor and snapshots look at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,17 +32,17 @@ class InspectedRow:
     """One row and how it was masked.
 
     Attributes:
-        number: of the row in its dataset.
+        number: the row's number in its dataset.
         ids: ``(tokens,)``.
         labels: ``(tokens,)`` the id itself, or ``IGNORE_INDEX``.
-        weights: ``(tokens,)`` what each token counts; 0 where the label is ignored.
+        weights: ``(tokens,)`` weight of each token in the loss; 0 where the label is ignored.
         existing: ``(tokens,)`` labels that the row had before, if any.
-        documents: ``(documents,)`` their lengths: one, unless the row is packed.
-        turns: of the model, in tokens of this row, before the policy chose among them.
+        documents: ``(documents,)`` lengths in tokens: one, unless the row is packed.
+        turns: assistant turns in tokens of this row, before the policy chose among them.
         checked: whether markers decided them and the messages agree.
-        undecided: why the row could not be decided, ``""`` where it could.
-        dropped: why the row trains nothing, ``""`` where it trains something.
-        conversation: its messages, where they are there.
+        undecided: why neither markers nor messages could decide the row, else ``""``.
+        dropped: why the row trains nothing, else ``""``.
+        conversation: the messages, if the row has them.
     """
 
     number: int
@@ -59,27 +59,27 @@ class InspectedRow:
 
     @property
     def status(self) -> tuple[str, ...]:
-        """What a reader may want to filter by."""
+        """Flags to filter by: ``"cut"``, ``"ambiguous: why"``, ``"dropped: why"``."""
         cut = ("cut",) if bool(self.turns.cut.any()) else ()
         ambiguous = (f"ambiguous: {self.undecided}",) if self.undecided else ()
         dropped = (f"dropped: {self.dropped}",) if self.dropped else ()
         return (*dropped, *ambiguous, *cut)
 
 
-def lenient(masker: Masker) -> Masker:
-    """The same masker, for looking: a row that cannot be decided is masked and says why, and nothing is raised."""
-    looking = copy(masker)
-    looking.on_ambiguous = "drop"
-    return looking
+def never_raising(masker: Masker) -> Masker:
+    """A copy of the masker that masks a row which it cannot decide, and says why, instead of raising."""
+    copied = copy(masker)
+    copied.on_ambiguous = "drop"
+    return copied
 
 
 def inspect_rows(
     dataset: Dataset, masker: Masker, numbers: Sequence[int], name: str = "train"
 ) -> Iterator[InspectedRow]:
-    """Masks the rows ``numbers`` of a tokenized dataset, batch by batch, and tells what it knew of each.
+    """Masks the rows ``numbers`` of a tokenized dataset, batch by batch, and yields each with what masking knew.
 
     Raises:
-        SftMaskError: what masking raises; see :func:`lenient`.
+        SftMaskError: what masking raises; see :func:`never_raising`.
     """
     arrow = dataset.with_format("arrow")
     decode = Decoder(dataset.features)
@@ -89,7 +89,7 @@ def inspect_rows(
         table = table.select([column for column in READ if column in table.column_names])
         masked = mask_rows(masker, table, decode, np.asarray(chosen, np.int64), f"the {name} dataset")
         if is_masked(dataset):
-            masked = _with_its_own_labels(masked, table)
+            masked = _with_existing_labels(masked, table)
         yield from _rows_of(masked, table, decode, chosen)
 
 
@@ -100,8 +100,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
     talks = decode.has_conversation(table)
     unknown = decode.unknown(table)
     for place, number in enumerate(numbers):
-        low, high = (int(edge) for edge in masked.offsets[place : place + 2])
-        decided = masked.decided
+        low, high = masked.offsets[place : place + 2].tolist()
         yield InspectedRow(
             number=number,
             ids=ids[low:high].astype(np.int64),
@@ -109,27 +108,27 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
             weights=weights[low:high],
             existing=None if existing is None else existing[low:high],
             documents=_documents(table, place, high - low),
-            turns=_turns_within(decided.turns, low, high),
-            checked=bool(decided.checked[place]),
-            undecided=decided.ambiguous.get(place, ""),
+            turns=_turns_within(masked.decided.turns, low, high),
+            checked=bool(masked.decided.checked[place]),
+            undecided=masked.decided.ambiguous.get(place, ""),
             dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
             conversation=decode.row(table, place) if talks and not unknown[place] else None,
         )
 
 
-def _with_its_own_labels(masked: MaskedBatch, table: pa.Table) -> MaskedBatch:
-    """Labels that were done before (and packed or truncated since) are what is trained; the turns only tell why."""
+def _with_existing_labels(masked: MaskedBatch, table: pa.Table) -> MaskedBatch:
+    """The labels that ``mask_dataset`` wrote (and packing or truncation cut since); the turns only explain them."""
     labels, offsets = list_values(table["labels"])
-    graded = offsets_of(label_weights(labels) > 0)
-    return replace(masked, labels=labels, trained=np.diff(graded[offsets]), reasons={})
+    trained_before = offsets_of(label_weights(labels) > 0)
+    return replace(masked, labels=labels, trained=np.diff(trained_before[offsets]), reasons={})
 
 
 def _documents(table: pa.Table, place: int, tokens: int) -> Ints:
-    lengths: list[Any] = table["seq_lengths"][place].as_py() if "seq_lengths" in table.column_names else [tokens]
+    lengths = table["seq_lengths"][place].as_py() if "seq_lengths" in table.column_names else [tokens]
     return np.asarray(lengths, np.int64)
 
 
 def _turns_within(turns: Turns, low: int, high: int) -> Turns:
-    """The turns of one row; their documents are counted from the row's first."""
+    """The turns of one row, with tokens and documents counted from the row's first."""
     inside = turns.select((turns.start >= low) & (turns.start < high)).moved(-low)
     return replace(inside, document=inside.document - inside.document.min(initial=np.iinfo(np.int64).max))

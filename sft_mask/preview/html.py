@@ -1,9 +1,9 @@
 """The coloured rows as one HTML file that needs no network and trusts nothing in the dataset.
 
-Rows are written one by one, as JSON lines inside of the page: the file may hold more than memory does, and the browser
-parses and draws only the row that is looked at. Three locks keep the data from acting: ``<``, ``>`` and ``&`` never
-stand in the JSON, the script sets text through ``textContent`` alone, and the page's content security policy lets
-nothing run but the two blocks whose hashes it names, and loads nothing from anywhere.
+Rows are written one by one, as JSON lines inside the page: the file may be larger than memory, and the browser parses
+and draws only the row on screen. Three measures keep the data from running as code: the JSON has no ``<``, ``>`` or
+``&``, the script sets text through ``textContent`` alone, and the page's content security policy allows only the two
+blocks whose hashes it names, and loads nothing from anywhere.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ _UNSAFE = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&"})
 def write_html(rows: Iterable[PreviewRow], path: str | Path, *, title: str = "What is trained") -> Path:
     """Writes ``rows`` to one self-contained page and returns its path; a generator is read once, row by row.
 
-    The page steps through rows, filters by the kinds of ``status`` that occur, shows the trained share over all rows,
-    and tells of each token its id, bytes, weight, role, turn, span and reason. A row can be linked to: ``page.html#17``
-    opens the row at index 17. A page that was there before is replaced only when all rows are written.
+    The page steps through rows, filters them by ``status``, shows the trained share over all rows, and for each token
+    its id, bytes, weight, role, turn, span and reason. ``page.html#17`` opens the row at index 17. An existing page is
+    replaced only after all rows are written.
 
     Raises:
-        DataError: ``rows`` is one row or a dataset, or the folder of ``path`` is not there.
+        DataError: ``rows`` is one row or a dataset, or the folder of ``path`` does not exist.
     """
     path = Path(path)
     rows = _checked(rows)
-    if not path.parent.is_dir():
-        raise DataError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or choose another.")
+    check_folder(path)
     head, rest = _page(title).split(_ROWS_HERE)
     middle, tail = rest.split(_TABLES_HERE)
     unfinished = path.with_name(f"{path.name}.part")
@@ -53,8 +52,18 @@ def write_html(rows: Iterable[PreviewRow], path: str | Path, *, title: str = "Wh
     return unfinished.replace(path)
 
 
+def check_folder(path: Path) -> None:
+    """Refuses a path whose folder does not exist.
+
+    Raises:
+        DataError: that.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}. Create it, or choose another.")
+
+
 def _checked(rows: object) -> Iterator[PreviewRow]:
-    """The rows, the first of them looked at before anything is written."""
+    """The rows, after a look at the first, before anything is written."""
     way_out = "Give rows of preview_rows(dataset, tokenizer) or preview_rows(trainer), or a list of build_row(...)."
     if isinstance(rows, PreviewRow):
         raise DataError("write_html takes several rows, and this is one. Put it in a list: write_html([row], path).")
@@ -70,7 +79,7 @@ def _checked(rows: object) -> Iterator[PreviewRow]:
 
 
 def embed(data: object) -> str:
-    r"""JSON on one line that may stand inside of a ``<script>`` block: plain ASCII, without ``<``, ``>`` and ``&``.
+    r"""JSON on one line that is safe inside a ``<script>`` block: plain ASCII, without ``<``, ``>`` and ``&``.
 
     >>> embed("</script> & \u2028")
     '"\\u003c/script\\u003e \\u0026 \\u2028"'
@@ -80,7 +89,7 @@ def embed(data: object) -> str:
 
 @dataclass(slots=True)
 class _Tables:
-    """What the page knows of all rows without parsing them, and each token's text once."""
+    """What the page needs of all rows before it parses any, and each token's text once."""
 
     overview: list[tuple[str, int, int, tuple[str, ...]]] = field(default_factory=list)
     vocabulary: dict[int, tuple[str, str, int]] = field(default_factory=dict)
@@ -103,33 +112,33 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
     special = {cell.start for cell in row.cells if cell.special}
     for at, token in enumerate(row.input_ids):
         if token not in vocabulary:
-            vocabulary[token] = _token(row.pieces[at], special=at in special)
+            vocabulary[token] = _token(row.token_bytes[at], special=at in special)
     return {
         "ids": row.input_ids,
         "runs": [(run.start, run.weight, run.document) for run in row.runs],
         "cells": [cell for cell in map(_cell, row.cells) if not _usual(cell, row.input_ids, vocabulary)],
-        "notes": [(note.start, note.stop, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
+        "notes": [(note.start, note.end, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
     }
 
 
 def _cell(cell: Cell) -> tuple[int, int, str]:
-    return cell.start, cell.stop, visible(cell.text)
+    return cell.start, cell.end, visible(cell.text)
 
 
 def _usual(cell: tuple[int, int, str], ids: Sequence[int], vocabulary: Mapping[int, tuple[str, str, int]]) -> bool:
-    start, stop, text = cell
-    return stop - start == 1 and text == vocabulary[ids[start]][0]
+    start, end, text = cell
+    return end - start == 1 and text == vocabulary[ids[start]][0]
 
 
-def _token(piece: bytes, *, special: bool) -> tuple[str, str, int]:
-    """(text, bytes in hex, whether special) of a token."""
-    return visible(piece.decode(errors="replace")), piece.hex(" ").upper(), int(special)
+def _token(token_bytes: bytes, *, special: bool) -> tuple[str, str, int]:
+    """(text, bytes in hex, whether special)."""
+    return visible(token_bytes.decode(errors="replace")), token_bytes.hex(" ").upper(), int(special)
 
 
 def _page(title: str) -> str:
-    """The page without its data: style and script set in, and named by their hashes in the policy."""
+    """The page without its data; the policy names style and script by their hashes."""
     folder = files("sft_mask.preview") / "page"
     style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"

@@ -1,13 +1,13 @@
-"""One row as a person should see it: the one data model behind the terminal view, the HTML page and the figure.
+"""One row as a person should see it: the data model of the terminal view and the HTML page.
 
-The tokens of a row are cut into *runs* (same weight, same document), and each run is decoded as a whole, so that 東京
-and 🙂 stay whole although their bytes are spread over several tokens. Two rules decide what a run shows:
+The tokens of a row are split into *runs* of the same weight and document, and each run is decoded as a whole, so that
+東京 and 🙂 stay whole although their bytes are spread over several tokens. Two rules decide what a run shows:
 
 * The texts of the runs, joined, are the bytes of the row: ``tokenizer.decode`` of all of it, plus the one space that
-  SentencePiece glues in front and ``decode`` takes away again.
-* A character whose tokens lie on both sides of a boundary is shown once, on the trained side (the greater weight; the
-  earlier one if they are equal), because a token is trained if it holds any byte of the answer. The run on the other
-  side keeps its tokens and loses that text.
+  SentencePiece adds in front and ``decode`` removes again.
+* A character with tokens on both sides of a boundary is shown once, in the run of the greater weight (the earlier one
+  if they are equal), because a token is trained if it holds any byte of the answer. The other run keeps its tokens and
+  loses that text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby, pairwise, repeat
-from typing import Any, TypeAlias
+from typing import Any, SupportsInt, TypeAlias
 
 import numpy as np
 
@@ -27,14 +27,14 @@ from sft_mask.preview.cells import Cell, read_cells, visible
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is known about the tokens ``[start, stop)`` of a row: whose they are, and why they are trained or not."""
+    """What is known about the tokens ``[start, end)`` of a row: who speaks, and why they are trained or not."""
 
     start: int
-    stop: int
+    end: int
     role: str = ""
     reason: str = ""
     turn: int | None = None
-    """Number of the turn from 0; where it is None, a new turn begins with each new role and after each gap."""
+    """Number of the turn from 0; if None, a new turn begins with each new role and after each gap."""
 
 
 NoteLike: TypeAlias = Note | tuple[int, int, str, str]
@@ -42,7 +42,7 @@ NoteLike: TypeAlias = Note | tuple[int, int, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a run that is drawn in one way; ``count`` is above 1 for a special token that repeats (padding)."""
+    """A part of a run that is drawn in one style; ``count`` is above 1 for a special token that repeats (padding)."""
 
     text: str
     special: bool = False
@@ -51,47 +51,47 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The tokens ``[start, stop)``: all of one weight (0.0 is masked) and of one document."""
+    """The tokens ``[start, end)``: all of one weight (0.0 is masked) and of one document."""
 
     start: int
-    stop: int
+    end: int
     weight: float
     document: int
     segments: tuple[Segment, ...]
 
     @property
     def trained(self) -> bool:
-        """Whether the loss sees these tokens."""
+        """Whether these tokens count in the loss."""
         return self.weight != 0
 
     @property
     def text(self) -> str:
-        """Decoded, as it is; pass it through ``visible`` before a person sees it."""
+        """Decoded; pass it through ``visible`` before showing it."""
         return "".join(segment.text * segment.count for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """One row, ready to be shown. ``build_row`` makes it."""
+    """One row, ready to be shown; made by ``build_row``."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     weights: tuple[float, ...]
-    """One a token, not shifted; 0.0 where the label is ignored."""
-    pieces: tuple[bytes, ...]
-    """The bytes that each token stands for."""
+    """One per token, not shifted; 0.0 where the label is ignored."""
+    token_bytes: tuple[bytes, ...]
+    """The bytes of each token."""
     cells: tuple[Cell, ...]
     runs: tuple[Run, ...]
     notes: tuple[Note, ...]
     documents: tuple[int, ...]
     """Lengths in tokens; one document unless the row is packed."""
     status: tuple[str, ...]
-    """Such as ``"cut"`` or ``"dropped: no answer"``: filtered by what stands before the colon."""
+    """Such as ``"cut"`` or ``"dropped: no answer"``; filters use the part before the colon."""
     name: str
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the loss sees."""
+        """Number of tokens that count in the loss."""
         return sum(weight != 0 for weight in self.weights)
 
     @property
@@ -106,15 +106,15 @@ class PreviewRow:
 
     @property
     def heading(self) -> str:
-        """One line of facts, such as ``train 17 · 81 tokens, 23 trained (28.4 %) · cut``; safe to show."""
+        """One line such as ``train 17 · 81 tokens, 23 trained (28.4 %) · cut``; safe to show."""
         facts = f"{len(self.input_ids):,} tokens, {self.trained_tokens:,} trained ({100 * self.share:.1f} %)"
         packed = f"{len(self.documents)} documents" if len(self.documents) > 1 else ""
-        wrong = f"{len(self.wrong_labels):,} labels are not their token" if self.wrong_labels else ""
+        wrong = f"{len(self.wrong_labels):,} labels differ from their token" if self.wrong_labels else ""
         return visible(" · ".join(filter(None, (self.name, facts, packed, *self.status, wrong))))
 
     @property
     def wrong_labels(self) -> tuple[int, ...]:
-        """Tokens that are trained towards another id than their own: something shifted or rebuilt the labels."""
+        """Tokens whose label is another id than their own: something shifted or rebuilt the labels."""
         pairs = zip(self.input_ids, self.labels, strict=True)
         return tuple(at for at, (token, label) in enumerate(pairs) if label not in (IGNORE_INDEX, token))
 
@@ -130,21 +130,22 @@ def build_row(
     status: str | Iterable[str] = (),
     name: str = "",
 ) -> PreviewRow:
-    """One row as runs, cells and notes.
+    """Builds one row with its runs, cells and notes.
 
     Args:
         tokenizer: a fast tokenizer of ``transformers``; its vocabulary is read once.
-        input_ids: ids of the row, unshifted: a list, or an array or tensor of one dimension.
-        labels: one a token; a token is trained where its label is not -100. Labels that carry weights are read.
-        weights: one a token, not shifted; those of the labels where left out. They count only where a label is kept.
-        spans: what is known about the tokens, as notes or as ``(start, stop, role, reason)``; where two overlap, the
+        input_ids: ids of the row, not shifted: a list, or an array or tensor of one dimension.
+        labels: one per token; a token is trained if its label is not -100. Labels may carry weights.
+        weights: one per token, not shifted, 0 or more; by default those of the labels. They count only where the label
+            is not -100.
+        spans: what is known about the tokens, as notes or as ``(start, end, role, reason)``; where two overlap, the
             later one is shown.
         documents: lengths of the documents of a packed row, in tokens (``seq_lengths``).
-        status: what a reader may want to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
-        name: the row's heading, such as ``"train 17"``.
+        status: flags to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
+        name: begins the row's heading, such as ``"train 17"``.
 
     Raises:
-        DataError: lengths that do not fit together, or a note outside of the row.
+        DataError: lengths that do not fit together, a negative weight, or a note outside the row.
     """
     ids = _integers(input_ids)
     encoded = np.array(_integers(labels), np.int64)
@@ -154,13 +155,13 @@ def build_row(
     given = tuple(label_weights(encoded).tolist() if weights is None else map(float, weights))
     _check(name, ids, given, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
     seen = tuple(0.0 if label == IGNORE_INDEX else weight for label, weight in zip(kept, given, strict=True))
-    pieces, cells = read_cells(tokenizer, ids)
+    token_bytes, cells = read_cells(tokenizer, ids)
     document = chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths))
     return PreviewRow(
         input_ids=ids,
         labels=kept,
         weights=seen,
-        pieces=pieces,
+        token_bytes=token_bytes,
         cells=cells,
         runs=_runs(cells, list(zip(seen, document, strict=True))),
         notes=tuple(_numbered(notes)),
@@ -170,7 +171,7 @@ def build_row(
     )
 
 
-def _integers(values: Iterable[Any]) -> tuple[int, ...]:
+def _integers(values: Iterable[SupportsInt]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
@@ -180,59 +181,61 @@ def _check(
     row = f"row {name!r}" if name else "this row"
     for what, length in lengths.items():
         if length != len(ids):
-            raise DataError(f"{row} has {len(ids)} input_ids but {length} {what}: pass one a token, not shifted.")
+            raise DataError(f"{row} has {len(ids)} input_ids but {length} {what}: pass one per token, not shifted.")
     if any(weight < 0 for weight in weights):
         raise DataError(f"{row} has a negative weight ({min(weights)}): weights are 0 or more.")
     for note in notes:
-        if not 0 <= note.start <= note.stop <= len(ids):
+        if not 0 <= note.start <= note.end <= len(ids):
             raise DataError(
-                f"{row} has {len(ids)} tokens, but a note speaks of [{note.start}, {note.stop}): {note.reason!r}. "
+                f"{row} has {len(ids)} tokens, but a note is about [{note.start}, {note.end}): {note.reason!r}. "
                 "Pass half-open spans in tokens of this row."
             )
 
 
 def _numbered(notes: Iterable[Note]) -> Iterator[Note]:
-    """Notes with their turn."""
+    """The notes, each with the number of its turn."""
     turn, last = -1, None
     for note in notes:
         if note.turn is not None:
             turn = note.turn
-        elif last is None or note.role != last.role or note.start != last.stop:
+        elif last is None or note.role != last.role or note.start != last.end:
             turn += 1
         last = note
         yield replace(note, turn=turn)
 
 
 def _runs(cells: Iterable[Cell], keys: Sequence[tuple[float, int]]) -> tuple[Run, ...]:
-    """Maximal runs of one key (weight, document), each with the text of the cells that are shown in it."""
+    """Maximal runs of one key (weight, document), each with the text of the cells shown in it."""
     lengths = [len(list(group)) for _, group in groupby(keys)]
     run_of = list(chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths)))
     shown: list[list[Cell]] = [[] for _ in lengths]
     for cell in cells:
-        # a split character is shown on its trained side; of equals, max() keeps the first
-        home = max(range(cell.start, cell.stop), key=lambda at: keys[at][0])
+        # a split character is shown in the run of the greater weight; of equals, max() keeps the first
+        home = max(range(cell.start, cell.end), key=lambda at: keys[at][0])
         shown[run_of[home]].append(cell)
     bounds = pairwise(accumulate(lengths, initial=0))
     return tuple(
-        Run(start, stop, *keys[start], _segments(texts)) for (start, stop), texts in zip(bounds, shown, strict=True)
+        Run(start, end, *keys[start], _segments(texts)) for (start, end), texts in zip(bounds, shown, strict=True)
     )
 
 
 def _segments(cells: Iterable[Cell]) -> tuple[Segment, ...]:
-    """Ordinary text joined; a special token alone, and counted where it repeats."""
-    return tuple(_segment(list(group)) for _, group in groupby(cells, key=lambda cell: cell.special and cell.text))
-
-
-def _segment(cells: list[Cell]) -> Segment:
-    if cells[0].special:
-        return Segment(cells[0].text, special=True, count=len(cells))
-    return Segment("".join(cell.text for cell in cells))
+    """Ordinary text joined; a special token alone, with a count where it repeats."""
+    groups = [list(group) for _, group in groupby(cells, key=lambda cell: cell.special and cell.text)]
+    return tuple(
+        Segment(group[0].text, special=True, count=len(group))
+        if group[0].special
+        else Segment("".join(cell.text for cell in group))
+        for group in groups
+    )
 
 
 def explain(row: PreviewRow, token: int) -> str:
-    """Why token number ``token`` of a row is trained or not.
+    """Says why token number ``token`` of a row is trained or not.
 
-    ``row`` is one of :func:`sft_mask.preview.preview_rows`, and ``token`` counts from 0 (from the end if negative).
+    Args:
+        row: one of :func:`sft_mask.preview.preview_rows`.
+        token: counted from 0, or from the end if negative.
 
     Returns:
         ``"masked: inside the user turn that starts at token 14, marker '<|im_start|>user\\n' at 11-13"`` and the like.
@@ -244,10 +247,10 @@ def explain(row: PreviewRow, token: int) -> str:
     if not -size <= token < size:
         raise DataError(f"The row has the tokens 0 to {size - 1}, so there is no token {token}.")
     at = token % size
-    told = [note.reason for note in row.notes if note.start <= at < note.stop and note.reason]
-    if not told:
+    reasons = [note.reason for note in row.notes if note.start <= at < note.end and note.reason]
+    if not reasons:
         raise DataError(
             f"Nothing is known about token {token} of this row: it was built without spans. Take the row from "
             "preview_rows(dataset, tokenizer) or preview_rows(trainer)."
         )
-    return told[-1]
+    return reasons[-1]

@@ -1,4 +1,4 @@
-"""Two masks of one row in a terminal: beside each other where it is wide enough, else below each other."""
+"""Two masks of one row in a terminal: side by side if it is wide enough, else one below the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_mask.preview.cells import visible
-from sft_mask.preview.terminal import draw_row
+from sft_mask.preview.terminal import draw_row, has_colour
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -24,9 +24,9 @@ class DiffView:
     """A row with two masks for ``rich``: both coloured, and the token diff below.
 
     Attributes:
-        row: of :func:`sft_mask.preview.diff.diff_rows`.
-        names: what the two sides are called.
-        most_lines: of the token diff; the rest is counted.
+        row: made by :func:`sft_mask.preview.diff.diff_rows`.
+        names: names of the two sides.
+        most_lines: lines of the token diff to show; the rest is counted.
     """
 
     row: RowDiff
@@ -34,10 +34,9 @@ class DiffView:
     most_lines: int = 8
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        colour = console.color_system is not None and not console.no_color
-        sides = [(name, side) for name, side in zip(self.names, (self.row.left, self.row.right), strict=True)]
-        heads = [Text(f"{name}: {side.heading}", style="bold") for name, side in sides]
-        texts = [draw_row(side, colour=colour) for _, side in sides]
+        sides = (self.row.left, self.row.right)
+        heads = [Text(f"{name}: {side.heading}", style="bold") for name, side in zip(self.names, sides, strict=True)]
+        texts = [draw_row(side, colour=has_colour(console)) for side in sides]
         if options.max_width >= _WIDE and console.is_terminal:
             table = Table(box=None, expand=True, padding=(0, 1), show_header=True)
             for head in heads:
@@ -48,9 +47,6 @@ class DiffView:
             for head, text in zip(heads, texts, strict=True):
                 yield head
                 yield text
-        yield from self._lines()
-
-    def _lines(self) -> RenderResult:
         lines = self.row.lines()
         for line in lines[: self.most_lines]:
             yield Text(f"  {visible(line)}", style="yellow")

@@ -1,4 +1,4 @@
-"""From a dataset or a trainer to rows that can be shown, with why each token is trained or not."""
+"""From a dataset or a trainer to rows that can be shown, with the reason why each token is trained or not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sft_mask.data.formats import sample_rows
 from sft_mask.data.mask_dataset import tokenized
 from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.explanations.reasons import Storyteller
-from sft_mask.explanations.rows import inspect_rows, lenient
+from sft_mask.explanations.reasons import RowExplainer
+from sft_mask.explanations.rows import inspect_rows, never_raising
 from sft_mask.preview.rows import Note, PreviewRow, build_row
 
 if TYPE_CHECKING:
@@ -20,23 +20,20 @@ if TYPE_CHECKING:
 
     from sft_mask.data.masker import Masker
 
-_OF_A_STREAM = 1000
+_MOST_ROWS = 1000
+"""Rows that are read of a stream."""
 
 
 class PreviewRows(Sequence[PreviewRow]):
-    """Rows of a dataset, made when they are looked at; ``rows[3]``, ``rows[:20]`` and ``for row in rows``.
-
-    Attributes:
-        masker: what decides the labels.
-    """
+    """Rows of a dataset, each made when it is asked for: ``rows[3]``, ``rows[:20]``, ``for row in rows``."""
 
     def __init__(
         self, dataset: Dataset, tokenizer: Any, masker: Masker, name: str, numbers: Sequence[int] | None = None
     ) -> None:
-        self.masker = masker
+        self._masker = masker
         self._dataset, self._tokenizer, self._name = dataset, tokenizer, name
         self._numbers = range(len(dataset)) if numbers is None else numbers
-        self._storyteller = Storyteller(masker)
+        self._explainer = RowExplainer(masker)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -47,27 +44,26 @@ class PreviewRows(Sequence[PreviewRow]):
     def __getitem__(self, index: slice) -> PreviewRows: ...
     def __getitem__(self, index: int | slice) -> PreviewRow | PreviewRows:
         if isinstance(index, slice):
-            return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, self._numbers[index])
+            return PreviewRows(self._dataset, self._tokenizer, self._masker, self._name, self._numbers[index])
         return next(self._rows([self._numbers[index]]))
 
     def __iter__(self) -> Iterator[PreviewRow]:
         return self._rows(self._numbers)
 
     def pick(self, numbers: Sequence[int]) -> PreviewRows:
-        """The rows at some places, in that order."""
+        """The rows at these positions, in that order."""
         chosen = [self._numbers[number] for number in numbers]
-        return PreviewRows(self._dataset, self._tokenizer, self.masker, self._name, chosen)
+        return PreviewRows(self._dataset, self._tokenizer, self._masker, self._name, chosen)
 
     def _rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
-        for row in inspect_rows(self._dataset, self.masker, numbers, self._name):
+        for row in inspect_rows(self._dataset, self._masker, numbers, self._name):
             yield build_row(
                 self._tokenizer,
                 row.ids.tolist(),
                 row.labels.tolist(),
                 weights=row.weights.tolist(),
                 spans=[
-                    Note(part.start, part.end, part.role, part.reason, part.turn)
-                    for part in self._storyteller.parts(row)
+                    Note(part.start, part.end, part.role, part.reason, part.turn) for part in self._explainer.parts(row)
                 ],
                 documents=row.documents.tolist(),
                 status=row.status,
@@ -85,42 +81,42 @@ def preview_rows(
     policy: Policy | None = None,
     chat_template: str | None = None,
 ) -> PreviewRows:
-    """The rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
+    """Returns the rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
-    Every row is there: those that training drops have the status ``dropped``, answers that run into the end of their
-    row ``cut``, and rows that cannot be decided ``ambiguous`` (nothing is raised for them here). Each row is made when
-    it is looked at.
+    No row is left out: the status is ``dropped`` for rows that training drops, ``cut`` for rows that end inside an
+    answer, and ``ambiguous`` for rows that neither markers nor messages decide (nothing is raised for them here). Each
+    row is made when it is asked for.
 
     Args:
-        data: a ``Dataset``, a ``DatasetDict``, the first rows of an ``IterableDataset``, a list of rows (each a dict),
-            or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
-        tokenizer: a fast tokenizer; not needed for a trainer.
-        instruction_part: see :func:`~sft_mask.train_on_responses_only`; so are ``response_part``, ``policy`` and
-            ``chat_template``. A trainer has its own, and takes none of them.
-        split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); ``"train"``, or
-            the first one, where it is left out.
+        data: a ``Dataset``, a ``DatasetDict``, an ``IterableDataset`` (its first 1,000 rows), a list of rows (each a
+            dict), or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
+        tokenizer: a fast tokenizer; not for a trainer.
+        instruction_part: as in :func:`~sft_mask.train_on_responses_only`, like ``response_part``, ``policy`` and
+            ``chat_template``; not for a trainer.
+        split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
+            ``"train"``, or the first one.
 
     Raises:
         DataError: there is no such split, nothing to tokenize, or a malformed row.
         UnsupportedError: no tokenizer, or a trainer that was not masked.
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
-    settings = {"instruction_part": instruction_part, "response_part": response_part, "policy": policy}
     if hasattr(data, "train_dataset"):
-        if tokenizer is not None or chat_template is not None or any(given is not None for given in settings.values()):
+        given_too = (tokenizer, instruction_part, response_part, policy, chat_template)
+        if any(value is not None for value in given_too):
             raise UnsupportedError(
-                "A trainer is shown as it was masked, so it takes no tokenizer, markers, policy or template of its "
-                "own. Leave them out, or give the dataset instead of the trainer."
+                "A trainer is shown as it was masked, so a tokenizer, markers, a policy or a chat template cannot be "
+                "given with it. Leave them out, or give the dataset instead of the trainer."
             )
         return _of_trainer(data, split)
     if tokenizer is None:
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
     info = read_tokenizer(tokenizer, chat_template)
-    given = _finite(dataset)
-    ready = tokenized(given, info, chat_template, name)
-    asked = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
-    masker = masker_for(info, sample_rows(ready), asked, given, f"the {name} dataset")
+    rows = _finite(dataset)
+    ready = tokenized(rows, info, chat_template, name)
+    settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
+    masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")
     return PreviewRows(ready, tokenizer, masker, name)
 
 
@@ -128,8 +124,8 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
     state = getattr(trainer, "_sft_mask", None)
     if state is None:
         raise UnsupportedError(
-            "This trainer was not masked: it would train every token of its labels. Call "
-            "train_on_responses_only(trainer) first."
+            "This trainer was not masked, so it trains on every label as it is. Call train_on_responses_only(trainer) "
+            "first."
         )
     evals = trainer.eval_dataset
     named = {f"eval:{name}": data for name, data in evals.items()} if isinstance(evals, dict) else {"eval": evals}
@@ -137,7 +133,7 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
     name, masked = _chosen_split(splits, split)
     dataset = _finite(state.original(masked))
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    return PreviewRows(dataset, tokenizer, lenient(state.masker), name)
+    return PreviewRows(dataset, tokenizer, never_raising(state.masker), name)
 
 
 def _chosen_split(data: Any, split: str | None) -> tuple[str, Any]:
@@ -152,17 +148,17 @@ def _chosen_split(data: Any, split: str | None) -> tuple[str, Any]:
 
 
 def _finite(data: Any) -> Dataset:
-    """The rows as a ``Dataset``: the first ones of a stream, those of a list."""
+    """The rows as a ``Dataset``; of a stream or a list the first ones."""
     from datasets import Dataset
 
     if isinstance(data, Dataset):
         return data
     if isinstance(data, Mapping | str) or not hasattr(data, "__iter__"):
         raise DataError(
-            f"{type(data).__name__} is no dataset. Give a Dataset, a DatasetDict, or a list of rows such as "
+            f"{type(data).__name__} is not a dataset. Give a Dataset, a DatasetDict, or a list of rows such as "
             '[{"messages": [...]}].'
         )
-    rows = list(islice(data, _OF_A_STREAM))
+    rows = list(islice(data, _MOST_ROWS))
     if not all(isinstance(row, Mapping) for row in rows):
         raise DataError('The rows of a list must be dicts, such as {"messages": [...]} or {"input_ids": [...]}.')
     return Dataset.from_list([dict(row) for row in rows])

@@ -1,6 +1,6 @@
-"""The coloured row in a terminal; where there is no colour, trained text stands in ⟦brackets⟧.
+"""The coloured row in a terminal; without colour, trained text is in ⟦brackets⟧.
 
-Colours come from the terminal's own palette, so that they can be read on dark and on light: trained text is green (a
+Colours come from the terminal's own palette, so that they are readable on dark and on light: trained text is green (a
 smaller weight is less bold), masked text is dim, a trained special token is a green block.
 """
 
@@ -23,7 +23,7 @@ _BRACKETS = ("⟦⟧", "⟪⟫", "【】")
 
 
 def draw_row(row: PreviewRow, *, colour: bool = True) -> Text:
-    """A built row as text; with ``colour=False`` trained runs stand in brackets, with their weight unless it is 1."""
+    """The row as text; with ``colour=False`` trained runs are in brackets, with their weight unless it is 1."""
     text = Text(overflow="fold")
     greatest = max((run.weight for run in row.runs), default=0.0)
     brackets = _brackets(row)
@@ -42,14 +42,19 @@ class RowView:
     row: PreviewRow
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        colour = console.color_system is not None and not console.no_color
+        colour = has_colour(console)
         yield Text(self.row.heading, style="bold")
         yield draw_row(self.row, colour=colour)
         yield legend(self.row, colour=colour)
 
 
+def has_colour(console: Console) -> bool:
+    """Whether a console shows colours."""
+    return console.color_system is not None and not console.no_color
+
+
 def legend(row: PreviewRow, *, colour: bool = True) -> Text:
-    """What the colours or brackets of this row mean, one entry for each weight in it."""
+    """What the colours or brackets of this row mean, one entry per weight in it."""
     weights = sorted({run.weight for run in row.runs if run.trained} or {1.0}, reverse=True)
     brackets = _brackets(row)
     if not colour:
@@ -64,14 +69,14 @@ def legend(row: PreviewRow, *, colour: bool = True) -> Text:
 
 
 def _brackets(row: PreviewRow) -> str:
-    """A pair that does not occur in the row (the first one where all of them do)."""
+    """A pair that does not occur in the row, or the first one if all do."""
     text = row.text
     return next((pair for pair in _BRACKETS if not set(pair) & set(text)), _BRACKETS[0])
 
 
 def _document_rule(row: PreviewRow, document: int, *, first: bool) -> str:
     tokens = row.documents[document]
-    trained = sum(run.stop - run.start for run in row.runs if run.document == document and run.trained)
+    trained = sum(run.end - run.start for run in row.runs if run.document == document and run.trained)
     rule = f"── document {document + 1} of {len(row.documents)} · {tokens:,} tokens, {trained:,} trained ──\n"
     return rule if first else "\n" + rule
 
@@ -94,7 +99,7 @@ def _coloured(run: Run, greatest: float) -> Text:
 
 
 def _edges(text: str) -> Iterator[tuple[str, bool]]:
-    """The parts of a trained text, and whether they are blanks at its edge: unless underlined, nobody sees them."""
+    """The parts of a trained text, and whether they are spaces at its edge, which are invisible without underline."""
     body = text.strip(" ")
     left = len(text) - len(text.lstrip(" "))
     parts = ((text[:left], True), (body, False), (text[left + len(body) :], True))

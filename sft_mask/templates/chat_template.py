@@ -1,4 +1,4 @@
-"""A chat template as this library sees it: its source, its arguments, and the control tokens it may write."""
+"""A chat template: its Jinja source, its arguments, and the control tokens that it may write."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 
 EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|channel>\w*\s*<channel\|>)\s*")
-"""An empty reasoning block: nothing but a pair of tags. The model never samples one it was not asked for."""
-
+"""An empty reasoning block: a pair of tags alone. The assistant never samples one that it was not asked for."""
 
 _TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
 
 
 def common_prefix(texts: Sequence[str]) -> str:
-    """The longest beginning that all texts share.
+    """The longest common prefix of all texts.
 
     >>> common_prefix(["<|end|>", "<|eot|>"])
     '<|e'
@@ -34,13 +33,13 @@ def common_prefix(texts: Sequence[str]) -> str:
 
 
 def common_suffix(texts: Sequence[str]) -> str:
-    """The longest end that all texts share."""
+    """The longest common suffix of all texts."""
     return common_prefix([text[::-1] for text in texts])[::-1]
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template with the special tokens that the tokenizer hands to it.
+    """A template with the special tokens that the tokenizer passes to it.
 
     Attributes:
         source: the Jinja text.
@@ -61,16 +60,16 @@ class ChatTemplate:
         """The template of a tokenizer, or ``None`` where it has none.
 
         Of several named ones it is ``default``, and ``tool_use`` for conversations with tools, as ``transformers``
-        chooses; a name may be given as ``chat_template``.
+        chooses; ``chat_template`` can be one of their names.
 
         Raises:
-            MarkerError: the tokenizer holds several named templates and none of them is called ``default``.
+            MarkerError: the tokenizer has several named templates and none of them is called ``default``.
         """
         named = getattr(tokenizer, "chat_template", None)
         named = named if isinstance(named, Mapping) else {"default": named}
         if chat_template is None and "default" not in named:
             raise MarkerError(
-                f"The tokenizer holds several chat templates ({', '.join(sorted(named))}) and none is called "
+                f"The tokenizer has several chat templates ({', '.join(sorted(named))}) and none is called "
                 "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
             )
         source = named["default"] if chat_template is None else named.get(chat_template, chat_template)
@@ -83,14 +82,19 @@ class ChatTemplate:
         return cls(str(source), {**tokens, **variables}, tuple(specials), tool_source)
 
     @property
+    def bos(self) -> str:
+        """Text of the tokenizer's BOS, empty where it has none."""
+        return str(self.variables.get("bos_token") or "")
+
+    @property
     def each(self) -> tuple[ChatTemplate, ...]:
-        """The templates of conversations without and with tools, where they are two."""
+        """This template, or the two for conversations without and with tools."""
         if self.tool_source is None:
             return (self,)
         return replace(self, tool_source=None), replace(self, source=self.tool_source, tool_source=None)
 
     def source_for(self, tools: Any) -> str:
-        """The Jinja text that a conversation with these tools is rendered by; no tools are ``None``."""
+        """The Jinja text that renders a conversation with these tools; ``None`` for no tools."""
         return self.source if tools is None or self.tool_source is None else self.tool_source
 
     def render(
@@ -119,12 +123,12 @@ class ChatTemplate:
         return position, special
 
     def lead(self, header: str) -> str | None:
-        """The control token that a header begins with."""
+        """The control token that a header begins with, after whitespace; ``None`` where it begins with text."""
         found = self.first_special(header)
         return found[1] if found is not None and not header[: found[0]].strip() else None
 
     def whole_tokens_prefix(self, *texts: str) -> str:
-        """The longest common beginning that does not end inside a control token or a tag of any text."""
+        """The longest common prefix that does not end inside a control token or a tag of any text."""
         common = common_prefix(texts)
         for text in texts:
             for start, end in self._units(text):
@@ -133,7 +137,7 @@ class ChatTemplate:
         return common
 
     def whole_tokens_suffix(self, *texts: str) -> str:
-        """The longest common end that does not begin inside a control token or a tag of any text."""
+        """The longest common suffix that does not begin inside a control token or a tag of any text."""
         common = common_suffix(texts)
         for text in texts:
             for start, end in sorted(self._units(text)):
@@ -142,7 +146,7 @@ class ChatTemplate:
         return common
 
     def _units(self, text: str) -> list[tuple[int, int]]:
-        """Where control tokens and tags stand, the last first."""
+        """Spans of control tokens and tags, the last first."""
         specials = "|".join(re.escape(special) for special in self.specials)
         pattern = f"(?=({specials}))" if specials else r"(?!)"
         found = [match.span(1) for match in re.finditer(pattern, text)]

@@ -61,6 +61,21 @@ class Rendered:
         table = np.array([origin.message for origin in self.origins] + [TOOLS, TEMPLATE], np.int32)
         return table[self.source]
 
+    def written(self) -> set[int]:
+        """Indices of the messages of which the text holds any character."""
+        return {index for index in np.unique(self.message_of()).tolist() if index >= 0}
+
+    def writes_all(self) -> bool:
+        """Whether the text holds something of every message."""
+        return len(self.written()) == len(self.roles)
+
+    def between(self, before: int | None, after: int | None) -> str:
+        """The text between the last character of one message and the first of another; ``None`` for the text's ends."""
+        message = self.message_of()
+        start = 0 if before is None else int(np.flatnonzero(message == before)[-1]) + 1
+        end = len(self.text) if after is None else int(np.flatnonzero(message == after)[0])
+        return self.text[start:end]
+
 
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What mistakes in a template raise, in addition to the errors of Jinja."""

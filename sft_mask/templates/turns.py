@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.markers import Markers
 from sft_mask.core.patterns import Kind
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, LostWordsError
 from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, token_turns
-from sft_mask.templates.chat_template import EMPTY_BLOCK, common_prefix
+from sft_mask.templates.chat_template import EMPTY_BLOCK
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.traced_str import TEMPLATE
 
@@ -278,7 +279,7 @@ class _TurnReader:
     def _sampled_until(self, said: int, bound: int, message: int) -> int:
         """How far the template's text after an answer is the same when no message follows; whole tokens only."""
         alone = self._rendered_prefix(message + 1, prompt=False)
-        shared = min(len(common_prefix([self._text, alone])), bound)
+        shared = min(common_prefix_length(self._text, alone), bound)
         while said < shared:
             found = self._template.first_special(self._text[said:shared])
             if found is None:
@@ -347,7 +348,7 @@ def _refuse_lost_words(messages: Sequence[Message], rendered: Rendered, turns: S
     Raises:
         LostWordsError: a message of the assistant has words, and its turn has none of them.
     """
-    written = set(np.unique(rendered.message_of()).tolist())
+    written = rendered.written()
     for index in (turn.message for turn in turns if turn.message >= 0 and turn.message not in written):
         content = messages[index].get("content")
         if _has_words(content):

@@ -1,6 +1,6 @@
-"""Proof of markers: in rendered and tokenized conversations they find every word of the model's and nobody else's.
+"""Proof of markers: in rendered and tokenized probes they find all words of the assistant and none of other roles.
 
-The judge is the owner of each character (:mod:`sft_mask.templates.render`), not the code that finds turns.
+The judge is the source of each character (:mod:`sft_mask.templates.render`), not the code that finds turns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.patterns import Kind, compile_patterns
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.templates.align import token_bounds
+from sft_mask.templates.align import encode
 from sft_mask.templates.probes import Probe, probes, try_render
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any) -> Markers:
     """The markers, if they hold in every probe that the template renders.
 
-    Where only a conversation with tools fails, ``complete`` is taken back: not all headers and stops are known, and
-    such rows need their messages.
+    Where only a conversation with tools fails, they are not ``complete``: not all headers and end-of-turn tokens are
+    known, and such rows need their messages.
 
     Raises:
         DetectionError: they fail in a plain conversation.
@@ -43,7 +43,7 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
     complete = True
     for probe in probes():
         if any(message["role"] in markers.like_assistant for message in probe.messages):
-            continue  # no marker can be right about them, and rows with messages know better
+            continue  # no marker can be right about them; rows with messages are decided by these
         fault = prover.fault(probe)
         if fault is None:
             continue
@@ -58,8 +58,8 @@ def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, toke
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What markers find in a rendered probe.
+class _Marked:
+    """A rendered probe, with the turns that markers find in it.
 
     Attributes:
         rendered: the probe.
@@ -74,15 +74,15 @@ class _Seen:
     last: Ints
 
     def trained(self, low: int, high: int) -> Bools:
-        """``(bytes,)`` bytes of trained tokens that lie between two characters of the text, and in no other."""
+        """``(bytes,)`` the bytes of the trained tokens that lie between two characters of the text."""
         text = self.rendered.text
-        start, stop = len(text[:low].encode()), len(text[:high].encode())
-        held = np.zeros(len(text.encode()) + 1, np.bool_)
-        for begin, end in zip(self.turns.start.tolist(), self.turns.end.tolist(), strict=True):
-            inside = (self.first[begin:end] >= start) & (self.last[begin:end] <= stop)
-            for at in np.flatnonzero(inside).tolist():
-                held[self.first[begin + at] : self.last[begin + at]] = True
-        return held[:-1]
+        start, end = len(text[:low].encode()), len(text[:high].encode())
+        flags = np.zeros(len(text.encode()), np.bool_)
+        for first_token, after in zip(self.turns.start.tolist(), self.turns.end.tolist(), strict=True):
+            for token in range(first_token, after):
+                if self.first[token] >= start and self.last[token] <= end:
+                    flags[self.first[token] : self.last[token]] = True
+        return flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ class _Prover:
     Attributes:
         core: the response header.
         finder: the search for the markers.
-        template: that writes the probes.
-        tokenizer: that cuts them.
+        template: renders the probes.
+        tokenizer: tokenizes them.
     """
 
     core: str
@@ -102,41 +102,36 @@ class _Prover:
     tokenizer: Any
 
     def fault(self, probe: Probe) -> str | None:
-        """What is wrong in one probe, ``None`` where nothing is or the template refuses it."""
+        """What is wrong in one probe; ``None`` where nothing is, or the template refuses it."""
         rendered = try_render(self.template, probe.messages)
         if rendered is None:
             return None
-        seen = self._see(rendered)
-        wrong = _wrong_words(seen)
+        ids, first, last = encode(rendered.text, self.finder.vocabulary, self.tokenizer)
+        marked = _Marked(rendered, self.finder.find(ids, np.array([0, len(ids)], np.int64)), first, last)
+        wrong = _wrong_words(marked)
         if wrong is not None or probe.optional:
             return wrong
         answers = sum(message["role"] in ASSISTANT_ROLES for message in probe.messages)
-        if len(seen.turns) != answers:
-            return f"{len(seen.turns)} turns were found for {answers} answers."
-        header = self._trained_header(probe, seen) if probe.plain else None
-        return header or self._untrained_stop(seen)
+        if len(marked.turns) != answers:
+            return f"{len(marked.turns)} turns were found for {answers} answers."
+        header = self._trained_header(probe, marked) if probe.plain else None
+        return header or self._untrained_eot(marked)
 
-    def _see(self, rendered: Rendered) -> _Seen:
-        ids = np.asarray(self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
-        turns = self.finder.find(ids, np.array([0, len(ids)], np.int64))
-        return _Seen(
-            rendered, turns, *token_bounds(rendered.text, ids.tolist(), self.finder.vocabulary, self.tokenizer)
-        )
+    def _trained_header(self, probe: Probe, marked: _Marked) -> str | None:
+        """What is wrong where text of the template before an answer would be trained although the prompt holds it.
 
-    def _trained_header(self, probe: Probe, seen: _Seen) -> str | None:
-        """What is wrong where words of the template before an answer would be trained although the prompt holds them.
-
-        A template without a generation prompt leaves nothing of them to the model; one that always writes the response
+        A template without a generation prompt leaves none of it to the assistant; one that always writes the response
         header has one even where it is not asked for it.
         """
-        message, raw = seen.rendered.message_of(), seen.rendered.text.encode()
-        for index, role in enumerate(seen.rendered.roles):
+        rendered = marked.rendered
+        message, raw = rendered.message_of(), rendered.text.encode()
+        for index, role in enumerate(rendered.roles):
             own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
             if role not in ASSISTANT_ROLES or not index or not len(own) or not len(before):
                 continue
             said = int(before[-1]) + 1
-            ends = self._prompt_end(probe, index, seen.rendered.text, said, int(own[0]))
-            for run in _runs(raw, seen.trained(said, ends)):
+            ends = self._prompt_end(probe, index, rendered.text, said, int(own[0]))
+            for run in _runs(raw, marked.trained(said, ends)):
                 if run.strip():
                     return f"{_shown(run)}, which the template writes before an answer, would be trained."
         return None
@@ -151,10 +146,10 @@ class _Prover:
             return words
         return min(words, len(asked.text)) if text.startswith(asked.text) else said
 
-    def _untrained_stop(self, seen: _Seen) -> str | None:
+    def _untrained_eot(self, marked: _Marked) -> str | None:
         """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
-        text = seen.rendered.text
-        said = int(np.flatnonzero(seen.rendered.message_of() >= 0).max(initial=-1)) + 1
+        text = marked.rendered.text
+        said = int(np.flatnonzero(marked.rendered.message_of() >= 0).max(initial=-1)) + 1
         found = self.template.first_special(text[said:]) if said else None
         if found is None or text[said : said + found[0]].strip():
             return None
@@ -162,41 +157,34 @@ class _Prover:
         if any(_opens(pattern.text, found[1]) for pattern in patterns if pattern.kind is not Kind.EOT):
             return None
         at = len(text[: said + found[0]].encode())
-        trained = seen.trained(0, len(text))[at]
-        return None if trained else f"{found[1]!r} ends the last answer and would not be trained."
-
-
-def _wrong_words(seen: _Seen) -> str | None:
-    """What is wrong where words of the model would not be trained, or words of others would."""
-    raw = seen.rendered.text.encode()
-    model, others = _owned_bytes(seen.rendered)
-    held = seen.trained(0, len(seen.rendered.text))
-    trained = _runs(raw, model & held)
-    for run in _runs(raw, model & ~held):
-        if not any(run in other for other in trained):  # a tool's result may be headed by the name from the call
-            return f"of the model's words {_shown(run)} would not be trained."
-    for run in _runs(raw, others & held):
-        return f"of other people's words {_shown(run)} would be trained."
-    return None
+        is_trained = marked.trained(0, len(text))[at]
+        return None if is_trained else f"{found[1]!r} ends the last answer and would not be trained."
 
 
 def _opens(header: MarkerText, token: str) -> bool:
     return isinstance(header, str) and header.lstrip().startswith(token)
 
 
-def _owned_bytes(rendered: Rendered) -> tuple[Bools, Bools]:
-    """Which bytes are visible words of the model, and which are words of anybody else."""
-    is_model = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])
-    message = rendered.message_of()
-    visible = np.array([not letter.isspace() for letter in rendered.text], np.bool_)
-    model = is_model[message] & visible
-    others = ~is_model[message] & (message != -1)
+def _wrong_words(marked: _Marked) -> str | None:
+    """What is wrong where words of the assistant would not be trained, or words of other roles would."""
+    rendered = marked.rendered
+    raw, message = rendered.text.encode(), rendered.message_of()
+    is_visible = np.array([not letter.isspace() for letter in rendered.text], np.bool_)
+    is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[message]
     sizes = [len(letter.encode()) for letter in rendered.text]
-    return np.repeat(model, sizes), np.repeat(others, sizes)
+    own, others = np.repeat(is_own & is_visible, sizes), np.repeat(~is_own & (message != -1), sizes)
+    held = marked.trained(0, len(rendered.text))
+    trained = _runs(raw, own & held)
+    for run in _runs(raw, own & ~held):
+        if not any(run in other for other in trained):  # a tool's result may be headed by the name from the call
+            return f"of the assistant's words {_shown(run)} would not be trained."
+    for run in _runs(raw, others & held):
+        return f"of another role's words {_shown(run)} would be trained."
+    return None
 
 
 def _runs(raw: bytes, flags: Bools) -> list[bytes]:
-    """The pieces of text that are flagged without a gap."""
+    """The stretches of text that are flagged without a gap."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8))).tolist()
     return [raw[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 

@@ -1,8 +1,8 @@
-"""The hook on the trainer: what reaches the loss is checked, weighed and counted, and later data is masked alike.
+"""The hook on the trainer: it checks, weights and counts batches at the loss, and masks later datasets the same way.
 
-A mixin is put in front of the trainer's own class. With a 0/1 mask the labels say everything, so TRL's ``compute_loss``
-runs untouched behind the check; with weights it is given a model whose log-probabilities are weighed
-(:mod:`sft_mask.trainer.weighted_loss`). ``evaluate`` and ``predict`` on other data see the same mask.
+A mixin is put in front of the trainer's own class. A 0/1 mask is fully described by the labels, so TRL's own
+``compute_loss`` runs after the check; with weights it gets a model whose log-probabilities are weighted
+(:mod:`sft_mask.trainer.weighted_loss`). ``evaluate`` and ``predict`` on other data apply the same mask.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.trainer.refusals import refuse_with_weights
-from sft_mask.trainer.weighted_loss import WeighedModel, split_labels, total_weight
+from sft_mask.trainer.weighted_loss import WeightedModel, split_labels, total_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ALWAYS_CHECKED = 8
 _CHECK_EVERY = 50
-"""On an accelerator a check waits for the device, so after the first batches it is made now and then."""
+"""On an accelerator a check waits for the device, so after the first batches only every 50th is checked."""
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class ResponseOnlyMixin:
         state.meters["train" if training else "eval"].count(inputs, weights)
         called = model
         if weights is not None:
-            called = WeighedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
+            called = WeightedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
         is_sum = (
             getattr(trainer.args, "loss_type", "nll") == "nll"
         )  # and not the sum of something else of the log-probabilities
@@ -224,7 +224,7 @@ class ResponseOnlyMixin:
         return super().predict(masked, *args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loop; its loss, a mean over batches, becomes the mean over tokens (or their weights)."""
+        """The trainer's own loop; the mean loss over batches is replaced by the mean over tokens (or their weights)."""
         trainer: Any = self
         self._sft_mask.eval_loss = EvalLoss()
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
@@ -242,8 +242,8 @@ class ResponseOnlyMixin:
 
 
 def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
-    """The sum of the weights of an optimizer step, over ranks where the number of its tokens is; see ``transformers``'
-    ``_get_num_items_in_batch``, whose way this goes.
+    """The sum of the weights of an optimizer step, summed over ranks exactly where ``transformers``
+    sums the number of tokens (``_get_num_items_in_batch``).
     """
     device = trainer.args.device
     total = torch.stack([total_weight(batch["labels"]).to(device) for batch in samples]).sum()
@@ -255,14 +255,14 @@ def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tenso
 
 
 def _weight_of_batch(labels: Tensor, weights: Tensor | None) -> Tensor:
-    """What a batch weighs in an evaluation: its predicted tokens, or the sum of their weights."""
+    """The weight of a batch in an evaluation: its number of predicted tokens, or the sum of their weights."""
     return (labels[..., 1:] != IGNORE_INDEX).sum() if weights is None else weights[..., 1:].sum()
 
 
 def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
-    """A batch without labels for rows that ``accelerate`` repeats to give every rank as many.
+    """A batch without labels for the rows that ``accelerate`` repeats to give every rank the same number.
 
-    Rows of a padding-free batch are not told apart any more; they stay, as they do in TRL.
+    Rows of a padding-free batch cannot be told apart; they stay, as they do in TRL.
     """
     progress, labels = accelerator.gradient_state, inputs.get("labels")
     if accelerator.num_processes == 1 or labels is None or inputs.get("attention_mask") is None:
@@ -275,12 +275,12 @@ def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
 
 
 class _BeforeTrls:
-    """Goes in front of TRL's class, behind those that change its ``compute_loss``: sees what they hand on."""
+    """Comes directly before TRL's class and after those that override ``compute_loss``: sees what they pass on."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if isinstance(model, WeighedModel):
+        if isinstance(model, WeightedModel):
             model.check_items(num_items_in_batch, type(self).__name__)
         return super().compute_loss(  # type: ignore[misc]
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -288,7 +288,7 @@ class _BeforeTrls:
 
 
 def hooked_class(kind: type) -> type:
-    """The class with the mixin in front, under its own name; itself where the mixin is there already."""
+    """The class with the mixin in front, under its own name; the class itself if it already has the mixin."""
     if issubclass(kind, ResponseOnlyMixin):
         return kind
     path = LossPath.of(kind)

@@ -193,13 +193,13 @@ class _Sums:
 
     def add(self, rows: slice, hidden: Tensor, weight: Tensor, by_projection: Tensor) -> None:
         """Adds a tile of ``(n, V)`` gradients of ``-log p``, whose memory is free afterwards."""
-        weighed = self.weights[rows].unsqueeze(1)
+        weighted = self.weights[rows].unsqueeze(1)
         if self.hidden is not None:
             self.hidden[rows] = (by_projection.to(weight.dtype) @ weight).neg_()
         if self.weight is not None:
-            self.weight.addmm_(by_projection.t(), hidden.to(weighed.dtype) * weighed, alpha=-1)
+            self.weight.addmm_(by_projection.t(), hidden.to(weighted.dtype) * weighted, alpha=-1)
         if self.bias is not None:
-            self.bias.addmv_(by_projection.t(), weighed.squeeze(1), alpha=-1)
+            self.bias.addmv_(by_projection.t(), weighted.squeeze(1), alpha=-1)
 
     def mean_logit_over_own(self, rows: slice, hidden: Tensor, bias: Tensor | None, by_projection: Tensor) -> Tensor:
         """``(n,)`` by how much ``sum_v p_v z_v`` exceeds the target's logit, of the tile that was added last."""

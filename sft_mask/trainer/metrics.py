@@ -1,4 +1,4 @@
-"""What a log says about the mask: sums on the device, read and added over ranks only when something is logged."""
+"""What the log says about the mask: sums on the device, read and added over ranks only when something is logged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Meter:
 
     Attributes:
         batches: batches of this process.
-        tokens: ``(2,)`` graded tokens, and all that are not padding.
+        tokens: ``(2,)`` trained tokens, and all that are not padding.
         since: when the first of the batches came, in seconds.
     """
 
@@ -40,9 +40,9 @@ class Meter:
         self.batches += 1
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """What there is to log, over all ranks; starts again from nothing.
+        """The values to log, over all ranks; resets the sums.
 
-        ``supervised_tokens`` is the number of graded tokens of a batch, over all ranks, on average since the last log;
+        ``supervised_tokens`` is the number of trained tokens of a batch, over all ranks, on average since the last log;
         ``supervised_share`` their share of all tokens that are not padding.
         """
         if self.tokens is None:
@@ -60,7 +60,7 @@ class Meter:
 
 @dataclass(slots=True)
 class EvalLoss:
-    """The mean loss of an evaluation over its tokens, whatever the batches it came in.
+    """The mean loss of an evaluation over its tokens, independent of the batches.
 
     Attributes:
         sums: ``(2,)`` sum of the losses of the batches times their weights, and of the weights.
@@ -69,14 +69,14 @@ class EvalLoss:
     sums: Tensor | None = None
 
     def add(self, loss: Tensor, weight: Tensor) -> None:
-        """Adds the mean loss of a batch, and what it weighs."""
+        """Adds the mean loss of a batch, and its weight."""
         wide = torch.float32 if loss.device.type == "mps" else torch.float64
         weight = weight.detach().to(loss.device, wide)
         pair = torch.stack([torch.where(weight > 0, loss.detach().to(wide) * weight, torch.zeros_like(weight)), weight])
         self.sums = pair if self.sums is None else self.sums + pair
 
     def mean(self, accelerator: Any) -> float | None:
-        """Over all ranks; ``None`` where nothing was graded."""
+        """Over all ranks; ``None`` if nothing was trained."""
         if self.sums is None:
             return None
         total, weight = accelerator.reduce(self.sums, "sum").tolist()

@@ -1,4 +1,4 @@
-"""Trainers whose loss would ignore weights in silence, or count them wrong; each is named before the first step."""
+"""Trainers whose loss would ignore weights or apply them wrongly; each is refused by name before the first step."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def refuse_with_weights(trainer: Any) -> None:
     found = [name for name, there in reasons.items() if there]
     if found:
         raise UnsupportedError(
-            f"Token weights do not work with {' and '.join(found)}: that loss is computed past the weights, so they "
-            f"would be ignored in silence. Leave it out, or {_WITHOUT}"
+            f"Token weights do not work with {' and '.join(found)}: that loss does not see the weights, so they "
+            f"would be silently ignored. Leave it out, or {_WITHOUT}"
         )
     _refuse_class(trainer, loss_path(trainer))
 
@@ -46,21 +46,21 @@ def _refuse_class(trainer: Any, path: LossPath) -> None:
         raise UnsupportedError(
             f"Token weights do not work with this {name}: its compute_loss ({place}) does not call that of TRL's "
             "SFTTrainer, in which weights are applied, so they would be ignored. Let it call super().compute_loss(...) "
-            f"of TRL's class, use TRL's own SFTTrainer (Unsloth puts another in its place), or {_WITHOUT}"
+            f"of TRL's class, use TRL's own SFTTrainer (Unsloth replaces it), or {_WITHOUT}"
         )
     if not (trainer.model_accepts_loss_kwargs or normalizes_by_tokens(trainer)):
         raise UnsupportedError(
             f"Token weights do not work with this {name}: trainer.model_accepts_loss_kwargs is False, so its loss is a "
             "mean over each batch, not over the whole optimizer step, and only for TRL's own compute_loss is that "
-            "changed here. If yours hands num_items_in_batch on to super().compute_loss(...), set "
+            "changed here. If yours passes num_items_in_batch on to super().compute_loss(...), set "
             f"trainer.model_accepts_loss_kwargs = True before this call; or {_WITHOUT}"
         )
 
 
 def normalizes_by_tokens(trainer: Any) -> bool:
-    """Whether the trainer itself divides the loss by the number of tokens of the step, whatever the model does.
+    """Whether the trainer itself divides the loss by the number of tokens of the step, even if the model does not.
 
-    TRL's own ``compute_loss`` does. What another one does cannot be known: it may leave the division to the model.
+    TRL's own ``compute_loss`` does. Another ``compute_loss`` may leave the division to the model.
     """
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     by_model = trainer.compute_loss_func is not None or getattr(parallelism, "sp_enabled", False)

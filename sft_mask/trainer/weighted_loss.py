@@ -1,7 +1,7 @@
-"""Weights at the loss, in torch: labels are taken apart, and the model's log-probabilities are weighed.
+"""Weights at the loss, in torch: labels are decoded, and the model's log-probabilities are weighted.
 
 TRL's loss is ``sum(-log_probs) / num_items`` over the optimizer step. With every ``log_prob`` multiplied by
-``w * num_items / sum(w)`` the very same code gives ``sum(w * nll) / sum(w)``, and TRL's metrics, its scaling over ranks
+``w * num_items / sum(w)`` the same code gives ``sum(w * nll) / sum(w)``, and TRL's metrics, its scaling over ranks
 and the auxiliary loss of mixtures of experts stay as they are.
 """
 
@@ -40,7 +40,7 @@ def total_weight(labels: Tensor) -> Tensor:
     return weights.sum(dtype=wide)
 
 
-class WeighedModel:
+class WeightedModel:
     """The model as TRL's loss calls it, with each log-probability multiplied by its token's weight.
 
     Args:
@@ -63,8 +63,8 @@ class WeighedModel:
         if log_probs is None:
             if kwargs.get("labels") is not None:
                 raise UnsupportedError(
-                    f"{type(self._model).__name__} was called for a loss of its own and returned no log-probabilities "
-                    "of its tokens, so their weights have no place in the loss. Weights need the compute_loss of TRL's "
+                    f"{type(self._model).__name__} computed its own loss and returned no log-probabilities "
+                    "of its tokens, so their weights cannot be applied. Weights need the compute_loss of TRL's "
                     "SFTTrainer (trl >= 1.15): where the trainer's class changes it, it must always call "
                     "super().compute_loss(...). Or train without weights."
                 )
@@ -84,12 +84,12 @@ class WeighedModel:
             raise UnsupportedError(
                 f"The compute_loss of {trainer} calls super().compute_loss without the num_items_in_batch that it was "
                 "given, so the weighted loss would be divided by the tokens of one batch, not by those of the whole "
-                "optimizer step. Hand it on: super().compute_loss(model, inputs, return_outputs, num_items_in_batch). "
+                "optimizer step. Pass it on: super().compute_loss(model, inputs, return_outputs, num_items_in_batch). "
                 "Or train without weights."
             )
 
     def check_scored(self, trainer: str) -> None:
-        """Raises if a loss was computed without the log-probabilities that were weighed."""
+        """Raises if a loss was computed without the log-probabilities that were weighted."""
         if self.log_probs is None:
             raise UnsupportedError(
                 f"The compute_loss of {trainer} did not go through that of TRL's SFTTrainer with the model it was "
@@ -98,7 +98,7 @@ class WeighedModel:
             )
 
     def _scale(self, label_mask: Tensor) -> Tensor:
-        """By what weights are multiplied, so that dividing by a number of tokens divides by the sum of weights."""
+        """The factor of the weights that turns a division by the number of tokens into one by the sum of weights."""
         alone = self._num_items is None or self._step_weight is None
         items = torch.as_tensor(label_mask.sum() if alone else self._num_items, device=label_mask.device)
         total = self._weights.sum(dtype=torch.float32) if alone else self._step_weight
@@ -107,7 +107,7 @@ class WeighedModel:
         return torch.where(total > 0, items.clamp(min=1) / total, torch.zeros_like(total)).float()
 
     def aligned(self, values: Tensor) -> Tensor:
-        """Values of the row's own tokens as the log-probabilities have them: prompt learning puts tokens in front."""
+        """Values padded to the length of the log-probabilities: prompt learning puts virtual tokens in front."""
         assert self.log_probs is not None, "the model has not been called"
         virtual = self.log_probs.shape[-1] - values.shape[-1]
         return torch.nn.functional.pad(values, (virtual, 0)) if virtual else values

@@ -104,7 +104,7 @@ def test_detect_prints_literals_that_can_be_copied(run: Any) -> None:
     values = {name: literal_eval(value.split("  #")[0]) for name, value in assignments(out)}
     assert values["instruction_part"] == "<|im_start|>user\n"
     assert values["response_part"] == "<|im_start|>assistant\n"
-    assert values["stops"] == ["<|im_end|>"]
+    assert values["eots"] == ["<|im_end|>"]
     assert values["generation_prompt"] == "<|im_start|>assistant\n"
     call = out[out.rindex("train_on_responses_only(") :]
     assert f"instruction_part={values['instruction_part']!r}, response_part={values['response_part']!r}" in call
@@ -146,7 +146,7 @@ def test_preview_as_json_holds_runs_and_reasons(run: Any) -> None:
     rows = json.loads(run("preview", "model", "chats.jsonl", "--rows", "2", "--json")[1])
     for row, messages in zip(rows, messages_dataset(8)["messages"], strict=False):
         assert row["trained"] == sum(label != -100 for label in expected(messages))
-        assert row["parts"][-1]["stop"] == row["tokens"]
+        assert row["parts"][-1]["end"] == row["tokens"]
 
 
 def test_preview_writes_a_page(run: Any, folder: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_preview_writes_a_page(run: Any, folder: Path, tmp_path: Path) -> None:
 
 def test_check_is_zero_where_all_is_well_and_one_where_not(run: Any, folder: Path) -> None:
     code, out, _ = run("check", "model", "chats.jsonl")
-    assert (code, out.splitlines()[-1]) == (0, "clean")
+    assert (code, out.splitlines()[-1]) == (0, "no problems")
     assert out.startswith("train: 8 rows")
     code, out, _ = run("check", "model", "chats.jsonl", "--stop", "never", "--json")
     report = json.loads(out)
@@ -203,13 +203,13 @@ def test_diff_of_two_templates(run: Any, folder: Path) -> None:
     template = tokenizer().chat_template.replace("<|im_end|>\n", "<|im_end|>")
     (folder / "other.jinja").write_text(template, "utf-8")
     code, out, _ = run("diff", "model", "chats.jsonl", "--other-chat-template", "other.jinja", "--rows", "2", "--json")
-    assert (code, json.loads(out)["rows_unlike"]) == (1, 2)
+    assert (code, json.loads(out)["rows_different"]) == (1, 2)
 
 
 def test_a_snapshot_is_written_and_checked(run: Any, folder: Path) -> None:
     assert run("snapshot", "write", "model", "chats.jsonl", "mask.jsonl", "--rows", "4", "--turns", "last")[0] == 0
     code, out, _ = run("snapshot", "check", "model", "chats.jsonl", "mask.jsonl")
-    assert (code, out) == (0, "The mask is as in the snapshot, in all 4 rows.\n")
+    assert (code, out) == (0, "The mask equals the snapshot in all 4 rows.\n")
     text = (folder / "mask.jsonl").read_text("utf-8")
     (folder / "mask.jsonl").write_text(text.replace('"turns": "last"', '"turns": "all"'), "utf-8")
     code, out, _ = run("snapshot", "check", "model", "chats.jsonl", "mask.jsonl")
@@ -225,26 +225,26 @@ def test_a_snapshot_is_written_and_checked(run: Any, folder: Path) -> None:
     ("arguments", "words"),
     [
         (("preview", "./none", "chats.jsonl"), "There is no folder ./none"),
-        (("preview", "files", "chats.jsonl"), "holds no tokenizer"),
+        (("preview", "files", "chats.jsonl"), "has no tokenizer"),
         (("preview", "chats.jsonl", "chats.jsonl"), "chats.jsonl is a file"),
         (("preview", "model", "none.jsonl"), "There is no file or folder none.jsonl"),
         (("preview", "model", "broken.jsonl"), "broken.jsonl cannot be read"),
-        (("preview", "model", "notes.txt"), "is of no known kind"),
+        (("preview", "model", "notes.txt"), "is not of a known kind"),
         (("preview", "model", "files", "--split", "dev"), "no split 'dev': it has train, test"),
         (("preview", "model", "chats.jsonl", "--row", "99"), "There is no row 99"),
-        (("preview", "model", "chats.jsonl", "--rows", "0"), "at least one row"),
+        (("preview", "model", "chats.jsonl", "--rows", "0"), "show at least one row"),
         (("preview", "model", "chats.jsonl", "--open"), "--open opens the page of --html"),
         (("preview", "model", "chats.jsonl", "--html", "none/page.html"), "there is no folder none"),
         (("check", "model", "chats.jsonl", "--turns", "some"), "Policy(turns='some') is unknown"),
-        (("check", "model", "chats.jsonl", "--tool-calls", "some"), "neither yes nor no"),
+        (("check", "model", "chats.jsonl", "--tool-calls", "some"), "give yes or no"),
         (("check", "model", "chats.jsonl", "--prompt-weight", "-1"), "a weight must be a finite number"),
         (("check", "model", "chats.jsonl", "--response-part", "A:"), "instruction_part is missing"),
         (("check", "model", "chats.jsonl", "--chat-template", "none.jinja"), "none.jinja cannot be read"),
         (("check", "bare", "chats.jsonl"), "has no chat template, so messages cannot be rendered"),
         (("detect", "bare"), "has no chat template, so the markers cannot be read"),
         (("check", "model", "other.jsonl"), "no input_ids, messages"),
-        (("diff", "model", "chats.jsonl"), "Nothing differs"),
-        (("snapshot", "check", "model", "chats.jsonl", "chats.jsonl"), "is no snapshot"),
+        (("diff", "model", "chats.jsonl"), "The two masks are the same"),
+        (("snapshot", "check", "model", "chats.jsonl", "chats.jsonl"), "is not a snapshot"),
     ],
 )
 def test_wrong_use_is_one_line_and_code_two(run: Any, folder: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -276,7 +276,7 @@ def test_a_marker_is_read_as_it_was_typed() -> None:
     assert marker(None) is None
     assert marker("A:\\n") == "A:\n"
     assert marker('"A:\\n"') == "A:\n"
-    with pytest.raises(ValueError, match="no Python string"):
+    with pytest.raises(ValueError, match="not a Python string"):
         marker('"\\x"')
 
 

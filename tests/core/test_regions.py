@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasets import Dataset
-from local_model import smollm2_folder
 from support.tiny_tokenizers import byte_level
 from support.trained_texts import trained_texts
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sft_mask import Policy, Region, mask_dataset
 from sft_mask.core.regions import in_regions
@@ -17,9 +16,9 @@ from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError, SftMaskError
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(smollm2_folder())
+@pytest.fixture
+def tokenizer(smollm2: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return smollm2
 
 
 def trained_text(tokenizer: PreTrainedTokenizerBase, answer: str, *regions: Region) -> str:

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from local_model import smollm2_folder
 from support.reference_spans import reference_turns
 from support.tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
-from transformers import AutoTokenizer
 
 from sft_mask.core.arrays import offsets_of
 from sft_mask.core.markers import Markers
@@ -421,11 +419,6 @@ def test_the_ids_that_were_given_are_left_as_they_are():
 
 
 # a real tokenizer
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Any:
-    return AutoTokenizer.from_pretrained(smollm2_folder())
 
 
 ANSWERS = ["hi", "\nhi", "\n\nhi", " hi", "(hi)", '"hi"', "1", "東京 🙂", "\n", "### A:"]

@@ -5,15 +5,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from support.tiny_chat import Messages, conversation
 
-from sft_mask.data.columns import holds_any, is_conversation, list_values, signatures
+from sft_mask.data.columns import is_conversation, list_values, quotes_any, signatures
 from sft_mask.data.conversations import Decoder, read_tools
 from sft_mask.errors import DataError
 
 MARK = "<|im_start|>"
+
+
+LETTERS = "ab<|é東\0.[(*\\\n"
 
 
 def column(rows: list[Messages]) -> pa.ChunkedArray:
@@ -83,7 +89,7 @@ def test_nulls_hold_no_marker() -> None:
 
 
 @BOTH
-def test_rows_of_other_roles_or_filled_fields_have_another_shape(made: Any) -> None:
+def test_rows_of_other_roles_or_filled_fields_have_another_signature(made: Any) -> None:
     plain = conversation("a", "b")
     rows = [
         plain,
@@ -98,7 +104,7 @@ def test_rows_of_other_roles_or_filled_fields_have_another_shape(made: Any) -> N
     assert len({*keys}) == 5
 
 
-def test_a_row_with_calls_has_another_shape() -> None:
+def test_a_row_with_calls_has_another_signature() -> None:
     rows = [conversation("a", "b"), conversation("a", "b")]
     rows[1][1]["tool_calls"] = [{"function": {"name": "f"}}]
     for made in (column, as_json):
@@ -106,7 +112,7 @@ def test_a_row_with_calls_has_another_shape() -> None:
         assert keys[0] != keys[1]
 
 
-def test_shapes_do_not_depend_on_the_batch() -> None:
+def test_signatures_do_not_depend_on_the_batch() -> None:
     rows = [conversation("a", "b"), conversation("a", "b", "c", "d", system="s"), conversation("a", "")]
     for made in (column, as_json):
         whole = signatures(made(rows), ()).signature.tolist()
@@ -128,8 +134,20 @@ def test_only_lists_of_messages_are_conversations() -> None:
     assert not is_conversation(pa.string())
 
 
-def test_any_needle_is_found_in_plain_text() -> None:
-    assert holds_any(pa.array(["ab", None, "cd"]), ("b", "d")).tolist() == [True, False, True]
+@given(
+    strings=st.lists(st.none() | st.text(LETTERS, max_size=8), max_size=12),
+    texts=st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3),
+    cut=st.integers(0, 12),
+    large=st.booleans(),
+)
+def test_quoted_texts_are_those_that_arrow_finds_one_by_one(
+    strings: list[str | None], texts: list[str], cut: int, large: bool
+) -> None:
+    array = pa.array(strings, pa.large_string() if large else pa.string()).slice(cut)
+    wanted = np.zeros(len(array), np.bool_)
+    for text in texts:
+        wanted |= np.asarray(pc.fill_null(pc.match_substring(array, text), False), np.bool_)
+    assert quotes_any(array, texts).tolist() == wanted.tolist()
 
 
 def test_list_values_are_flat_with_offsets() -> None:

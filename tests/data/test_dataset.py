@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -392,6 +395,7 @@ def test_another_policy_marker_or_dataset_has_another_file(tmp_path: Path) -> No
     assert len(names) == 10
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     on_disk(tokenized_dataset(), tmp_path / "data")
     script = """
@@ -433,29 +437,24 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     agrees(labelled(dataset))
 
 
-def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path) -> None:
-    on_disk(tokenized_dataset(), tmp_path / "data")
-    script = """
-        import os, sys
-        import sft_mask.data.dataset
-        from datasets import load_from_disk
-        from sft_mask.data.masker import Masker
-        from data.test_dataset import made_masker
-        sft_mask.data.dataset._ROWS_AT_ONCE = 8
-        whole = Masker.mask
-        def dies(self, *arguments, **named):
-            if named["first_row"] > 20:
-                os._exit(9)
-            return whole(self, *arguments, **named)
-        Masker.mask = dies
-        sft_mask.data.dataset.label_dataset(load_from_disk(sys.argv[1]), made_masker())
-    """
-    paths = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[1]), *sys.path]!r}"
-    command = [sys.executable, "-c", f"{paths}\n{textwrap.dedent(script)}", str(tmp_path / "data")]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+def test_a_killed_run_leaves_no_file_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = on_disk(tokenized_dataset(), tmp_path / "data")
+    whole = Masker.mask
+
+    def dies(self: Masker, *arguments: Any, **named: Any) -> Any:
+        if named["first_row"] > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 8)
+        patched.setattr(Masker, "mask", dies)
+        run = multiprocessing.get_context("fork").Process(target=labelled, args=[dataset])
+        run.start()
+        run.join(60)
+    assert run.exitcode == -signal.SIGKILL
     assert list((tmp_path / "data").glob("*.partial"))
     assert not list((tmp_path / "data").glob("cache-sft-mask-*.json"))
-    dataset = load_from_disk(str(tmp_path / "data"))
     agrees(labelled(dataset))
     assert len(labelled(dataset)) == 40
 

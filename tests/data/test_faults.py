@@ -6,11 +6,11 @@ What is killed in the middle of a map is in ``test_dataset.py`` and ``test_combi
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
-import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,8 @@ from sft_mask.data.masker import Masker
 from sft_mask.errors import DataError
 
 CHATS = tiny.chats(60, seed=5)
-HEAD = f"""
-import os, signal, sys
-sys.path[:0] = {[str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), *sys.path]!r}
-from support import tiny
-import sft_mask.data.dataset
-from datasets import load_from_disk
-from sft_mask import mask_dataset, train_on_responses_only
-from sft_mask.data.masker import Masker
-sft_mask.data.dataset._ROWS_AT_ONCE = 8
-"""
+FORK = multiprocessing.get_context("fork")
+"""For processes that have what this one has imported."""
 
 
 def prepared(folder: Path) -> Path:
@@ -49,9 +41,17 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def started(script: str, folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HEAD + textwrap.dedent(script), str(folder), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def before_row(row: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ``action`` happen in the middle of a map, before the batch that begins with ``row``."""
+    whole = Masker.mask
+
+    def acts(self: Masker, *arguments: Any, **named: Any) -> Any:
+        if named["first_row"] == row:
+            action()
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(Masker, "mask", acts)
 
 
 def masked(folder: Path) -> Dataset:
@@ -70,32 +70,28 @@ def names(folder: Path) -> list[str]:
 # two at once
 
 
-@pytest.mark.slow
-def test_two_processes_that_mask_the_same_data_at_once_are_both_right(tmp_path: Path) -> None:
+def test_two_processes_that_mask_the_same_data_at_once_are_both_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each waits in the middle of its own file until the other is there too."""
     folder = prepared(tmp_path / "data")
-    script = """
-        import time
-        from pathlib import Path
-        whole = Masker.mask
-        def waits(self, *arguments, **named):
-            if named["first_row"] == 24:
-                Path(sys.argv[2], str(os.getpid())).touch()
-                while len(os.listdir(sys.argv[2])) < 2:
-                    time.sleep(0.01)
-            return whole(self, *arguments, **named)
-        Masker.mask = waits
-        made = mask_dataset(load_from_disk(sys.argv[1]), tiny.tokenizer())
-        chats = tiny.chats(60, seed=5)
-        assert [row["labels"] for row in made] == [tiny.expected(chats[row["n"]]) for row in made]
-        print("rows", len(made), made._fingerprint)
-    """
-    meeting = tmp_path / "meeting"
-    meeting.mkdir()
-    both = [started(script, folder, str(meeting)) for _ in range(2)]
-    ends = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ends
-    assert ends[0][0] == ends[1][0] != ""
+    meeting = FORK.Barrier(2)
+    fingerprints = FORK.SimpleQueue()
+
+    def mask() -> None:
+        made = masked(folder)
+        is_right(made)
+        fingerprints.put(made._fingerprint)
+
+    with monkeypatch.context() as patched:
+        before_row(24, lambda: meeting.wait(60), patched)
+        both = [FORK.Process(target=mask) for _ in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert fingerprints.get() == fingerprints.get()
     left = [name for name in names(folder) if "sft-mask" in name]
     assert len(left) == 2, left
     assert not [name for name in left if name.endswith(".partial")]
@@ -123,23 +119,21 @@ def test_a_file_that_is_half_written_is_not_read(tmp_path: Path, monkeypatch: py
 
 
 def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
-    """A file may grow to 12 kB in the subprocess; writing on is an error of the system, as on a full disk."""
+    """A file may grow to 12 kB in the other process; writing on is an error of the system, as on a full disk."""
     folder = prepared(tmp_path / "data")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    script = """
-        import resource
+
+    def mask() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        dataset, tokenizer = load_from_disk(sys.argv[1]), tiny.tokenizer()
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
-        try:
-            mask_dataset(dataset, tokenizer)
-        except OSError as error:
-            print("errno", error.errno)
-    """
-    process = started(script, folder)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-2000:]
-    assert out.split() == ["errno", str(errno.EFBIG)]
+        with pytest.raises(OSError, match="File too large") as caught:
+            masked(folder)
+        assert caught.value.errno == errno.EFBIG
+
+    process = FORK.Process(target=mask)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     is_right(masked(folder))
 
@@ -198,23 +192,13 @@ def test_a_folder_that_only_looks_writable_is_an_error_that_names_the_file(
 # interrupts
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_middle_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepared(tmp_path / "data")
     before = names(folder)
-    script = """
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        whole = Masker.mask
-        def interrupted(self, *arguments, **named):
-            if named["first_row"] == 24:
-                os.kill(os.getpid(), signal.SIGINT)
-            return whole(self, *arguments, **named)
-        Masker.mask = interrupted
-        mask_dataset(load_from_disk(sys.argv[1]), tiny.tokenizer())
-    """
-    process = started(script, folder)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in err
+    with monkeypatch.context() as patched:
+        before_row(24, lambda: signal.raise_signal(signal.SIGINT), patched)
+        with pytest.raises(KeyboardInterrupt):
+            masked(folder)
     assert names(folder) == before
     is_right(masked(folder))
 

@@ -97,8 +97,8 @@ def documents_of(batch: dict[str, Any]) -> list[Document]:
             bounds = [*torch.nonzero(batch["position_ids"][row] == 0).flatten().tolist(), size]
         ids, labels = batch["input_ids"][row].tolist(), decoded(batch["labels"][row].tolist())
         assert all(label in (-100, token) for token, (label, _) in zip(ids, labels, strict=True))
-        weighed = [(token, weight) for token, (_, weight) in zip(ids, labels, strict=True)]
-        made += [tuple(weighed[low:high]) for low, high in pairwise(bounds)]
+        weighted = [(token, weight) for token, (_, weight) in zip(ids, labels, strict=True)]
+        made += [tuple(weighted[low:high]) for low, high in pairwise(bounds)]
     return made
 
 

@@ -28,7 +28,7 @@ def row_of(messages: Any = CHAT, policy: Policy | None = None, **columns: Any) -
 
 
 def place(text: str, messages: Any = CHAT, nth: int = 0) -> tuple[int, int]:
-    """The tokens that hold a piece of the rendered text, by the tokenizer's own offsets."""
+    """The tokens that hold a part of the rendered text, by the tokenizer's own offsets."""
     whole, low = rendered(messages), -1
     for _ in range(nth + 1):
         low = whole.index(text, low + 1)
@@ -42,7 +42,7 @@ def span(bounds: tuple[int, int]) -> str:
     return f"{bounds[0]}-{bounds[1] - 1}"
 
 
-def test_a_story_is_trained_exactly_where_character_offsets_say_so() -> None:
+def test_a_reason_says_trained_exactly_where_character_offsets_say_so() -> None:
     conversations = chats(30, seed=5)
     rows = preview_rows([{"messages": messages} for messages in conversations], tokenizer())
     for messages, row in zip(conversations, rows, strict=True):
@@ -58,14 +58,14 @@ def test_a_users_word_names_its_turn_and_its_marker() -> None:
     assert explain(row_of(), header[0]) == f"masked: header of the user turn: '<|im_start|>user\\n' at {span(header)}"
 
 
-def test_an_answer_its_stop_its_header_and_what_follows_are_told_apart() -> None:
+def test_an_answer_its_eot_its_header_and_what_follows_have_different_reasons() -> None:
     header, words = place("<|im_start|>assistant\n"), place("yes! 東京")
     stop = place("<|im_end|>", nth=2)[0]
     answer = f"answer 1 of 2, which starts at token {words[0]}"
     row = row_of()
     assert explain(row, words[0]) == f"trained: inside {answer}"
-    assert explain(row, stop) == f"trained: the stop of {answer}; the model must learn to stop"
-    assert explain(row, stop + 1) == f"masked: written by the template after the stop of {answer}"
+    assert explain(row, stop) == f"trained: the end-of-turn token of {answer}; the model must learn to stop"
+    assert explain(row, stop + 1) == f"masked: written by the template after the end-of-turn token of {answer}"
     assert explain(row, header[0]) == (
         f"masked: header of {answer}: '<|im_start|>assistant\\n' at {span(header)} is given at inference"
     )
@@ -76,7 +76,7 @@ def test_a_negative_number_counts_from_the_end() -> None:
     assert explain(row, -1) == explain(row, len(row.input_ids) - 1)
 
 
-def test_a_token_that_is_not_there_and_a_row_without_a_story_are_refused() -> None:
+def test_a_token_that_is_not_there_and_a_row_without_reasons_are_refused() -> None:
     row = row_of()
     with pytest.raises(DataError, match=rf"0 to {len(row.input_ids) - 1}, so there is no token 9999"):
         explain(row, 9999)
@@ -88,7 +88,7 @@ def test_a_token_that_is_not_there_and_a_row_without_a_story_are_refused() -> No
     ("policy", "word", "why"),
     [
         (Policy(turns="last"), "yes!", "only the last answer is trained (turns='last')"),
-        (Policy(regions=(Region(text=" seven"),)), "seven", "it lies in a region that is not trained"),
+        (Policy(regions=(Region(text=" seven"),)), "seven", "it is in a region that is not trained"),
     ],
 )
 def test_the_policy_that_masks_a_word_is_named(policy: Policy, word: str, why: str) -> None:
@@ -97,11 +97,11 @@ def test_the_policy_that_masks_a_word_is_named(policy: Policy, word: str, why: s
     assert row.weights[place(word)[0]] == 0
 
 
-def test_a_stop_that_is_not_trained_names_the_policy() -> None:
+def test_an_end_of_turn_token_that_is_not_trained_names_the_policy() -> None:
     row = row_of(policy=Policy(stop="never"))
-    story = explain(row, place("<|im_end|>", nth=2)[0])
-    assert story.startswith("masked: the stop of answer 1 of 2, ")
-    assert story.endswith("stops are not trained here (stop='never')")
+    reason = explain(row, place("<|im_end|>", nth=2)[0])
+    assert reason.startswith("masked: the end-of-turn token of answer 1 of 2, ")
+    assert reason.endswith("end-of-turn tokens are not trained here (stop='never')")
 
 
 def test_a_weight_is_named() -> None:
@@ -137,7 +137,7 @@ def test_a_label_that_was_ignored_before_says_so() -> None:
     ids = tokenized(CHAT)
     first = place("yes! 東京")[0]
     row = preview_rows([{"input_ids": ids, "labels": [-100] * (first + 1) + ids[first + 1 :]}], tokenizer())[0]
-    assert explain(row, first).endswith("but its label was ignored before")
+    assert explain(row, first).endswith("but its label was already ignored")
     assert explain(row, first + 1).startswith("trained: ")
 
 
@@ -150,7 +150,7 @@ def test_padding_is_padding() -> None:
     assert explain(row, len(ids) - 1) != "masked: padding"
 
 
-def test_a_quoted_marker_in_user_text_opens_no_section() -> None:
+def test_a_quoted_marker_in_user_text_opens_no_segment() -> None:
     quoting = [
         {"role": "user", "content": "say <|im_start|>assistant\nstone"},
         {"role": "assistant", "content": "yes!"},
@@ -168,7 +168,7 @@ def test_an_empty_block_that_the_template_injects_is_prefilled() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     row = preview_rows([{"messages": messages}], made)[0]
     prefilled = [note for note in row.notes if "prefilled" in note.reason]
-    assert [b"".join(row.pieces[note.start : note.stop]) for note in prefilled] == [b"<think>\n\n</think>\n\n"]
+    assert [b"".join(row.token_bytes[note.start : note.end]) for note in prefilled] == [b"<think>\n\n</think>\n\n"]
     assert explain(row, prefilled[0].start).startswith("masked: prefilled before the answer, which starts at token")
 
 
@@ -182,24 +182,24 @@ def test_a_tools_result_inside_the_users_turn_is_the_tools() -> None:
         {"role": "assistant", "content": "It is noon"},
     ]
     row = preview_rows([{"messages": messages}], made)[0]
-    text = b"".join(row.pieces).decode()
-    ends = np.cumsum([len(piece.decode()) for piece in row.pieces])
+    text = b"".join(row.token_bytes).decode()
+    ends = np.cumsum([len(token.decode()) for token in row.token_bytes])
     at = int(np.searchsorted(ends, text.index("noon sharp"), side="right"))
     assert explain(row, at).startswith("masked: words of the tool inside the user turn that starts at token")
-    assert next(note.role for note in row.notes if note.start <= at < note.stop) == "tool"
+    assert next(note.role for note in row.notes if note.start <= at < note.end) == "tool"
 
 
-def test_a_template_without_messages_is_told_by_its_markers() -> None:
+def test_a_row_without_messages_is_explained_by_its_markers() -> None:
     template = "{% for m in messages %}{{ m.role|upper }}: {{ m.content }}</s>\n{% endfor %}"
     made = tokenizer_for(template)
     ids = made("USER: red</s>\nASSISTANT: blue</s>\n")["input_ids"]
     row = preview_rows([{"input_ids": ids}], made, "USER: ", "ASSISTANT: ")[0]
     told = [explain(row, token) for token in range(len(ids))]
-    assert [story.split(":")[0] for story in told].count("trained") == len(made("blue</s>")["input_ids"])
-    assert sum("inside the user turn" in story for story in told) >= 3
+    assert [reason.split(":")[0] for reason in told].count("trained") == len(made("blue</s>")["input_ids"])
+    assert sum("inside the user turn" in reason for reason in told) >= 3
 
 
-def test_an_ambiguous_row_says_that_no_road_could_decide_it() -> None:
+def test_an_ambiguous_row_says_that_neither_markers_nor_messages_decide_it() -> None:
     edited = tokenized([*CHAT[:-1], {"role": "assistant", "content": "something else"}])
     good = {"messages": CHAT, "input_ids": tokenized(CHAT)}
     rows = preview_rows([good, {"messages": CHAT, "input_ids": edited}], tokenizer())
@@ -207,20 +207,23 @@ def test_an_ambiguous_row_says_that_no_road_could_decide_it() -> None:
     kinds = [flag.split(":")[0] for flag in rows[1].status]
     assert kinds == ["dropped", "ambiguous"]
     assert rows[1].trained_tokens == 0
-    stories = {note.reason for note in rows[1].notes}
-    assert not any(story.startswith("trained") for story in stories)
-    assert any(story.endswith("but the whole row is masked because it could not be decided") for story in stories)
+    reasons = {note.reason for note in rows[1].notes}
+    assert not any(reason.startswith("trained") for reason in reasons)
+    assert any(
+        reason.endswith("but the whole row is masked because neither markers nor messages decide it")
+        for reason in reasons
+    )
 
 
 def test_the_parts_of_a_row_cover_it_without_a_gap() -> None:
     for row in preview_rows([{"messages": messages} for messages in chats(10, seed=9)], tokenizer()):
-        bounds = [(note.start, note.stop) for note in row.notes]
+        bounds = [(note.start, note.end) for note in row.notes]
         assert [start for start, _ in bounds] == [0, *[stop for _, stop in bounds[:-1]]]
         assert bounds[-1][1] == len(row.input_ids)
 
 
-def test_rows_that_only_markers_decided_are_told_alike() -> None:
-    """The first rows of a signature are decided by markers and by messages, later ones by markers alone."""
+def test_rows_that_only_markers_decided_have_the_same_reasons() -> None:
+    """The first rows of a shape are decided by markers and by messages, the later ones by markers alone."""
     rows = preview_rows([{"messages": CHAT}] * 8, tokenizer())
     assert [list(row.notes) for row in rows] == [list(rows[0].notes)] * 8
     made, _, _ = chat("qwen3")
@@ -234,7 +237,7 @@ def test_the_stop_is_no_padding_where_the_two_are_one_token() -> None:
     made.pad_token = "<|im_end|>"
     ids = tokenized(CHAT)[:-1]
     row = preview_rows([{"input_ids": [*ids, made.pad_token_id, made.pad_token_id]}], made)[0]
-    assert explain(row, len(ids) - 1).startswith("trained: the stop of answer 2 of 2")
+    assert explain(row, len(ids) - 1).startswith("trained: the end-of-turn token of answer 2 of 2")
     assert explain(row, len(ids)) == explain(row, -1) == "masked: padding"
 
 
@@ -243,6 +246,6 @@ def test_a_users_turn_that_is_trained_is_no_answer() -> None:
     messages = [{**message, "train": True if message["role"] == "user" else None} for message in longer]
     row = row_of(messages, Policy(turns="flagged"))
     word, answer = place("under the stone")[0], place("over seven")[0]
-    assert explain(row, word) == f"trained: inside turn of others 2 of 3 (user), which starts at token {word}"
+    assert explain(row, word) == f"trained: inside non-assistant turn 2 of 3 (user), which starts at token {word}"
     assert explain(row, answer) == f"trained: inside answer 2 of 2, which starts at token {answer}"
-    assert next(note.role for note in row.notes if note.start <= word < note.stop) == "user"
+    assert next(note.role for note in row.notes if note.start <= word < note.end) == "user"

@@ -32,7 +32,7 @@ def test_equal_masks_have_no_lines() -> None:
     assert lines(row_of("abc", {1}), row_of("abc", {1})) == []
 
 
-def test_the_same_tokens_trained_unlike_are_named_by_run_and_direction() -> None:
+def test_the_same_tokens_trained_differently_are_named_by_run_and_direction() -> None:
     assert lines(row_of("abcdef", {0, 1}), row_of("abcdef", {1, 3, 4})) == [
         "token 0 'a': trained → masked",
         "tokens 3-4 'de': masked → trained",
@@ -65,31 +65,31 @@ def test_what_is_not_in_a_change_is_equal(left: str, right: str, one: set[int], 
     rest = []
     for row, side in ((first, "left"), (second, "right")):
         changed = {
-            at for change in changes for at in range(getattr(change, f"{side}_start"), getattr(change, f"{side}_stop"))
+            at for change in changes for at in range(getattr(change, f"{side}_start"), getattr(change, f"{side}_end"))
         }
-        kept = [at for at in range(len(row.pieces)) if at not in changed]
-        rest.append([(row.pieces[at], row.weights[at]) for at in kept])
+        kept = [at for at in range(len(row.token_bytes)) if at not in changed]
+        rest.append([(row.token_bytes[at], row.weights[at]) for at in kept])
     assert rest[0] == rest[1]
 
 
 def test_two_policies_differ_in_the_rows_with_several_answers() -> None:
     data = messages_dataset(40, seed=3)
     diff = compare_masks(preview_rows(data, tokenizer()), preview_rows(data, tokenizer(), policy=Policy(turns="last")))
-    unlike, tokens = 0, 0
+    different, tokens = 0, 0
     for messages in data["messages"]:
         answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         pairs = zip(expected(messages), expected(messages, {answers[-1]}), strict=True)
         differing = sum(one != two for one, two in pairs)
-        unlike, tokens = unlike + bool(differing), tokens + differing
-    assert (diff.rows, diff.unlike, diff.tokens) == (40, unlike, tokens)
-    assert 0 < unlike < 40
-    assert str(diff) == f"{unlike} of 40 rows differ, in {tokens} tokens."
-    assert json.loads(json.dumps(diff.to_dict()))["rows_unlike"] == unlike
+        different, tokens = different + bool(differing), tokens + differing
+    assert (diff.rows, diff.different, diff.tokens) == (40, different, tokens)
+    assert 0 < different < 40
+    assert str(diff) == f"{different} of 40 rows differ, in {tokens} tokens."
+    assert json.loads(json.dumps(diff.to_dict()))["rows_different"] == different
 
 
 def test_masks_of_different_data_are_refused() -> None:
     rows = preview_rows(messages_dataset(3), tokenizer())
-    with pytest.raises(DataError, match="not the same number of rows"):
+    with pytest.raises(DataError, match="do not have the same number of rows"):
         compare_masks(rows, rows[:2])
 
 

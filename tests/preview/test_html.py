@@ -295,7 +295,7 @@ def browser(chromium, page):
     assert chromium.problems() == []
 
 
-def test_the_page_opens_without_errors_and_asks_nobody_for_anything(browser, page):
+def test_the_page_opens_without_errors_and_makes_no_requests(browser, page):
     assert browser.text("#heading").startswith("train 0 · ")
     assert set(browser.requests()) <= {page.as_uri(), "about:blank"}
     assert browser.text("#totals").startswith("40 rows · ")
@@ -333,7 +333,7 @@ def test_the_trained_runs_of_the_page_are_those_of_the_row(browser):
     assert browser.texts(".role") == ["user", "assistant"]
 
 
-def test_a_hovered_token_tells_its_story(browser):
+def test_a_hovered_token_shows_its_reason(browser):
     browser.mouse(".turn.some .run.trained .cell")
     answer = browser.text("#card")
     for words in ("trained", "id 72", "48", "assistant", "trained: the answer", "turn2"):
@@ -362,10 +362,10 @@ def test_a_clicked_token_stays_until_escape(browser):
     assert browser("document.getElementById('card').hidden")
 
 
-def test_the_story_of_a_token_leaves_with_its_row(browser):
+def test_the_card_of_a_token_leaves_with_its_row(browser):
     browser.mouse(".run.trained .cell", click=True)
     browser.key("ArrowRight")
-    browser.mouse("#heading")  # the new row may have a token under the resting pointer, with a story of its own
+    browser.mouse("#heading")  # the new row may have a token under the resting pointer, with a card of its own
     assert browser("document.getElementById('card').hidden")
 
 
@@ -512,7 +512,7 @@ def test_ten_thousand_rows_open_and_scroll_with_few_elements(chromium, tmp_path)
     assert chromium.problems() == []
 
 
-def test_the_filters_and_stories_of_a_real_dataset(chromium, tmp_path):
+def test_the_filters_and_reasons_of_a_real_dataset(chromium, tmp_path):
     answered = [{"role": "user", "content": "quick?"}, {"role": "assistant", "content": "yes! 東京"}]
     edited = [*answered[:1], {"role": "assistant", "content": "another <b>answer</b>"}]
     whole = tokenized(answered)

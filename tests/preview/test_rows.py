@@ -23,7 +23,7 @@ def decoded(tokenizer, ids):
 def test_runs_are_maximal_and_keep_characters_of_many_tokens_whole():
     ids = BYTES(TEXT)["input_ids"]
     row = build_row(BYTES, ids, masked_until(ids, 3))
-    assert [(run.start, run.stop, run.trained, run.text) for run in row.runs] == [
+    assert [(run.start, run.end, run.trained, run.text) for run in row.runs] == [
         (0, 3, False, "Hi "),
         (3, 16, True, "東京 🙂!\n"),
     ]
@@ -36,7 +36,7 @@ def test_a_character_split_by_a_boundary_is_shown_on_the_trained_side(inside):
     assert [(run.trained, run.text) for run in opens.runs] == [(False, "Hi "), (True, "東京 🙂!\n")]
     closes = build_row(BYTES, ids, ids[:inside] + [-100] * (len(ids) - inside))
     assert [(run.trained, run.text) for run in closes.runs] == [(True, "Hi 東"), (False, "京 🙂!\n")]
-    assert closes.runs[0].stop == inside
+    assert closes.runs[0].end == inside
 
 
 def test_of_two_trained_sides_the_heavier_one_shows_the_split_character():
@@ -53,12 +53,12 @@ def test_joined_runs_are_the_decoded_row_whatever_the_labels(text, data):
         kept = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
         row = build_row(tokenizer, ids, [token if keep else -100 for token, keep in zip(ids, kept, strict=True)])
         assert row.text.removeprefix(" ") == decoded(tokenizer, ids).removeprefix(" ")
-        assert [(cell.start, cell.stop) for cell in row.cells] == _tiling(row.cells, len(ids))
+        assert [(cell.start, cell.end) for cell in row.cells] == _tiling(row.cells, len(ids))
         assert all(left.trained != right.trained for left, right in pairwise(row.runs))
 
 
 def _tiling(cells, length):
-    bounds = [0, *(cell.stop for cell in cells)]
+    bounds = [0, *(cell.end for cell in cells)]
     assert bounds[-1] == length
     return list(pairwise(bounds))
 
@@ -96,7 +96,7 @@ def test_cut_characters_become_replacement_signs_and_swallow_nothing():
 
 
 def test_a_token_without_text_is_a_cell_of_its_own():
-    assert [(cell.start, cell.stop, cell.text) for cell in cells_of([b"", b"a", b""], [False] * 3)] == [
+    assert [(cell.start, cell.end, cell.text) for cell in cells_of([b"", b"a", b""], [False] * 3)] == [
         (0, 1, ""),
         (1, 2, "a"),
         (2, 3, ""),
@@ -149,7 +149,9 @@ def test_labels_that_are_another_token_are_found():
 def test_the_heading_is_one_safe_line_of_facts():
     ids = BYTES("abcd")["input_ids"]
     row = build_row(BYTES, ids, [-100, ids[1], ids[3], -100], documents=[2, 2], status="cut", name="train\x1b 3")
-    assert row.heading == "train␛ 3 · 4 tokens, 2 trained (50.0 %) · 2 documents · cut · 1 labels are not their token"
+    assert (
+        row.heading == "train␛ 3 · 4 tokens, 2 trained (50.0 %) · 2 documents · cut · 1 labels differ from their token"
+    )
     assert build_row(BYTES, [], []).heading == "0 tokens, 0 trained (0.0 %)"
 
 
@@ -166,7 +168,7 @@ def test_status_is_one_flag_or_several():
         ({"weights": [1.0]}, "but 1 weights"),
         ({"weights": [1.0, -1.0]}, "negative weight"),
         ({"documents": [1]}, "but 1 tokens in documents"),
-        ({"spans": [(1, 3, "user", "prompt")]}, r"2 tokens, but a note speaks of \[1, 3\): 'prompt'"),
+        ({"spans": [(1, 3, "user", "prompt")]}, r"2 tokens, but a note is about \[1, 3\): 'prompt'"),
         ({"spans": [(2, 1, "user", "prompt")]}, r"\[2, 1\)"),
     ],
 )

@@ -30,7 +30,7 @@ def test_rows_are_spread_over_the_data_and_hold_its_runs(path: Path) -> None:
         labels = expected(data[row["row"]]["messages"])
         trained = [token for weight, ids, _ in row["runs"] for token in (ids if weight else [-100] * len(ids))]
         assert trained == labels
-        joined = "".join(piece for _, _, pieces in row["runs"] for piece in pieces)
+        joined = "".join(text for _, _, texts in row["runs"] for text in texts)
         text = joined.encode("utf-8", "surrogateescape").decode()  # half a character is kept as it is
         assert text == tokenizer().apply_chat_template(data[row["row"]]["messages"], tokenize=False)
 
@@ -39,7 +39,7 @@ def test_a_mask_that_did_not_change_passes(path: Path) -> None:
     data = messages_dataset(8)
     write_snapshot(path, data, tokenizer(), rows=100)
     verify_snapshot(path, data, tokenizer())
-    assert str(check_snapshot(path, data, tokenizer())) == "The mask is as in the snapshot, in all 8 rows."
+    assert str(check_snapshot(path, data, tokenizer())) == "The mask equals the snapshot in all 8 rows."
 
 
 def test_writing_twice_writes_the_same_bytes(path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_label_that_changed_fails_with_its_token(path: Path) -> None:
     lines[1] = json.dumps(row)
     path.write_text("\n".join(lines), "utf-8")
     found = check_snapshot(path, data, tokenizer())
-    assert (found.diff.unlike, found.is_equal) == (1, False)
+    assert (found.diff.different, found.is_equal) == (1, False)
     assert f"tokens {sum(len(run[1]) for run in row['runs'][:at])}-" in str(found)
     assert "masked → trained" in str(found)
 
@@ -91,7 +91,7 @@ def test_half_a_character_and_odd_line_breaks_survive(path: Path) -> None:
     write_snapshot(path, rows, BYTES, "<|start|>Q", "<|start|>A")
     assert check_snapshot(path, rows, BYTES).is_equal
     _, (row,) = read_snapshot(path)
-    assert any("\udce6" in pieces for _, _, pieces in row["runs"])
+    assert any("\udce6" in texts for _, _, texts in row["runs"])
 
 
 def test_a_line_break_of_unicode_inside_one_token_breaks_no_line(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_token_that_got_another_number_is_a_change(path: Path) -> None:
     stop = tokenizer().eos_token_id
     path.write_text(re.sub(rf"\b{stop}\], ", f"{stop + 900}], ", path.read_text("utf-8"), count=1), "utf-8")
     found = check_snapshot(path, data, tokenizer())
-    assert found.diff.unlike == 1
+    assert found.diff.different == 1
     assert f"ids {stop + 900} (" in str(found)
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_snapshot_is_refused(path: Path, text: str) -> None:
 
 def test_other_data_a_missing_folder_and_no_rows_are_refused(path: Path) -> None:
     write_snapshot(path, messages_dataset(9), tokenizer())
-    with pytest.raises(DataError, match="holds row 2, but the data has 2 rows"):
+    with pytest.raises(DataError, match="has row 2, but the data has 2 rows"):
         check_snapshot(path, messages_dataset(2), tokenizer())
     with pytest.raises(DataError, match="there is no folder"):
         write_snapshot(path.parent / "none" / "mask.jsonl", messages_dataset(2), tokenizer())

@@ -126,7 +126,7 @@ def test_a_trainer_that_was_not_masked_and_settings_for_one_that_was_are_refused
 def test_what_is_no_data_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="needs its tokenizer"):
         preview_rows(messages_dataset(2))
-    with pytest.raises(DataError, match="str is no dataset"):
+    with pytest.raises(DataError, match="str is not a dataset"):
         preview_rows("chats.jsonl", tokenizer())
     with pytest.raises(DataError, match="must be dicts"):
         preview_rows([[1, 2]], tokenizer())

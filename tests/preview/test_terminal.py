@@ -44,7 +44,7 @@ def test_weights_are_shades():
     assert styles_of(text) == {"a": "bold green", "b": "green", "c": "dim green"}
 
 
-def test_blanks_at_the_edge_of_a_trained_run_are_underlined():
+def test_whitespace_at_the_edge_of_a_trained_run_are_underlined():
     ids = BYTES("a b  c")["input_ids"]
     text = drawn(ids, [-100, *ids[1:4], -100, -100])
     assert [(text.plain[span.start : span.end], str(span.style)) for span in text.spans] == [

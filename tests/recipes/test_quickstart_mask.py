@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
-from local_model import smollm2_folder
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from sft_mask import train_on_responses_only
@@ -41,10 +41,9 @@ def counted_labels(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+def trainer(smollm2: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(smollm2),
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
@@ -56,7 +55,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
         args=SFTConfig(output_dir=str(tmp_path_factory.mktemp("out")), max_length=512, use_cpu=True, report_to=[]),
         train_dataset=Dataset.from_list(read("house_style_train.jsonl")),
         eval_dataset=Dataset.from_list(read("house_style_test.jsonl")),
-        processing_class=tokenizer,
+        processing_class=copy.deepcopy(smollm2),  # the trainer changes it
     )
 
 

@@ -1,4 +1,4 @@
-"""Parameters of a test that are marked: most of them slow, or for the newest versions alone."""
+"""Parameters of a test, most of them marked."""
 
 from __future__ import annotations
 

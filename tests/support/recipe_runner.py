@@ -7,6 +7,7 @@ file as ``__main__``, as ``python recipes/NAME.py`` does.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import subprocess
@@ -19,8 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
-SECONDS = 120
-"""No recipe on a tiny model needs longer; one that does is ended, and its exit code says so."""
+SECONDS = 300
+"""No recipe needs longer here, even on a busy machine; one that does is ended, and its exit code says so."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -70,6 +71,7 @@ def serve() -> None:
     import peft  # noqa: F401  imported once, for every recipe
     import trl.trainer.sft_trainer  # noqa: F401
 
+    gc.freeze()  # each `train()` collects garbage, and what was imported is none
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         command = json.loads(line)

@@ -26,11 +26,7 @@ from transformers import (
 from sft_mask import Policy
 
 RATE = 0.1
-
-
 STEPS = 2
-
-
 FLAGS = [{"weight": 0.25}, {"train": True}, {"weight": 3.0}, {"train": False}, {}, {"weight": 0.0}, {"weight": 1.5}]
 
 

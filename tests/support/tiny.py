@@ -1,18 +1,20 @@
-"""A tiny tokenizer, model and trainer, and labels counted without the library: what trainer tests share."""
+"""A tiny tokenizer, model and trainer, and labels counted without the library. Torch is imported by what needs it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+    from trl import SFTTrainer
 
 USER, ASSISTANT, STOP = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
 TEMPLATE = (
@@ -20,26 +22,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WORDS = [
-    "red",
-    "blue",
-    "seven",
-    "walk",
-    "stone",
-    "river",
-    "café",
-    "naïve",
-    "東京",
-    "quick?",
-    "yes!",
-    "done,",
-    "under",
-    "over",
-    "I",
-    "you",
-    "the",
-    "a",
-    "of",
-]
+    "red", "blue", "seven", "walk", "stone", "river", "café", "naïve", "東京", "quick?", "yes!", "done,",
+    "under", "over", "I", "you", "the", "a", "of",
+]  # fmt: skip
 
 Messages = list[dict[str, str]]
 
@@ -95,21 +80,24 @@ def tokenized(messages: Messages) -> list[int]:
 
 def expected(messages: Messages, only: set[int] | None = None) -> list[int]:
     """Labels counted from character offsets; ``only`` names the messages to train (all of the assistant's)."""
-    text, position, graded = "", 0, []
+    text, trained = "", []
     for at, message in enumerate(messages):
         text += f"<|im_start|>{message['role']}\n"
-        position = len(text)
+        start = len(text)
         text += message["content"] + STOP
         if message["role"] == "assistant" and (only is None or at in only):
-            graded.append((position, len(text)))
+            trained.append((start, len(text)))
         text += "\n"
     assert text == rendered(messages)
     encoded = tokenizer()(text, return_offsets_mapping=True)
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [token if any(a < stop and b > start for start, stop in graded) else -100 for token, (a, b) in pairs]
+    return [token if any(a < end and b > start for start, end in trained) else -100 for token, (a, b) in pairs]
 
 
 def model(seed: int = 0) -> LlamaForCausalLM:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -132,11 +120,13 @@ def build(
     *,
     collator: Any = None,
     formatting_func: Any = None,
-    kind: type[SFTTrainer] = SFTTrainer,
+    kind: type[SFTTrainer] | None = None,
     compute_metrics: Any = None,
     network: Any = None,
     **options: Any,
 ) -> SFTTrainer:
+    from trl import SFTConfig, SFTTrainer
+
     defaults: dict[str, Any] = {
         "max_length": 256,
         "max_steps": 2,
@@ -149,7 +139,7 @@ def build(
     args = SFTConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **{**defaults, **options}
     )
-    return kind(
+    return (kind or SFTTrainer)(
         model() if network is None else network,
         args=args,
         train_dataset=messages_dataset(24) if train is None else train,

@@ -27,18 +27,18 @@ def test_tokens_of_bytes_hold_the_text_between_them() -> None:
     assert bounds(byte_level([" the"]), "a the é<|im_end|>") == ["a", " the", " ", "�", "�", "<|im_end|>"]
 
 
-def test_a_blank_that_sentencepiece_glued_on_holds_no_text() -> None:
+def test_a_space_that_sentencepiece_added_holds_no_text() -> None:
     assert bounds(sentencepiece(), "<s>a b</s>") == ["<s>", "", "a", " ", "b", "</s>"]
 
 
-def test_blanks_that_a_control_token_swallowed_belong_to_nobody() -> None:
+def test_whitespace_that_a_control_token_stripped_belongs_to_no_token() -> None:
     assert bounds(byte_level(specials=["<|im_start|>", SWALLOWING]), "a<|end|>\n b") == ["a", "<|end|>", "b"]
 
 
 @pytest.mark.parametrize(
     "blank", ["\n", " ", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u202f", "\u3000", " \xa0\n"]
 )
-def test_any_white_space_that_a_control_token_swallowed_belongs_to_nobody(blank: str) -> None:
+def test_any_whitespace_that_a_control_token_stripped_belongs_to_no_token(blank: str) -> None:
     tokenizer = byte_level(specials=["<|im_start|>", SWALLOWING])
     text = f"a<|end|>{blank}b"
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 3, "the tokenizer swallows it"
@@ -104,13 +104,13 @@ def test_a_row_that_differs_in_a_turn_is_refused(row: list[int]) -> None:
         spans_of(row)
 
 
-def test_a_row_that_differs_by_a_header_of_the_model_is_refused() -> None:
+def test_a_row_that_differs_by_a_response_header_is_refused() -> None:
     with pytest.raises(DataError, match="differ from token 4"):
         spans_of([0, 1, 2, 3, 50, 4, 5, 6, 7, 8, 9], opens=True)
     assert spans_of(list(range(10)), opens=True) == [(2, 4), (6, 9)]
 
 
-def test_a_stop_that_was_cut_off_is_no_stop() -> None:
+def test_an_eot_that_was_cut_off_is_not_counted() -> None:
     found = fit_to_row(turns((2, 4), (6, 9)), WHOLE, WHOLE[:8], lambda ids: False)
     assert found.has_eot.tolist() == [True, False]
     assert found.cut.tolist() == [False, True]

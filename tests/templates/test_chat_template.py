@@ -48,7 +48,7 @@ def test_the_first_special_is_the_longest_at_the_earliest_place() -> None:
     assert template.first_special("plain") is None
 
 
-def test_a_header_is_led_by_a_control_token_only_behind_blanks() -> None:
+def test_a_header_is_led_by_a_control_token_only_after_whitespace() -> None:
     template = ChatTemplate("", specials=("<s>",))
     assert template.lead("\n<s>user") == "<s>"
     assert template.lead("user<s>") is None

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +9,11 @@ from support.tiny_chat import CHATML, chat, conversation, ids_of, prepared, toke
 from support.trained_texts import trained_texts
 
 from sft_mask import mask_dataset
-from sft_mask.core.markers import Markers
 from sft_mask.errors import DetectionError
 from sft_mask.templates.chat_template import ChatTemplate
-from sft_mask.templates.detect import candidate_markers, detect_markers, proven_markers
+from sft_mask.templates.detect import detect_markers, proven_markers
 from sft_mask.templates.probes import probes
 from sft_mask.templates.resolve import resolve
-from sft_mask.templates.verify import prove
 
 EXPECTED = {
     "chatml": ("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",)),
@@ -100,7 +97,7 @@ def test_a_header_that_an_empty_answer_goes_without_is_read_both_ways() -> None:
     assert detect_markers(tokenizer_for(source)).response == ("<|im_start|>assistant\n>>>", "<|im_start|>assistant\n")
 
 
-def test_an_open_header_that_every_rendering_ends_with_is_no_part_of_the_stop() -> None:
+def test_an_open_header_that_every_rendering_ends_with_is_not_part_of_the_eot() -> None:
     source = (
         "{{ bos_token }}<|im_start|>system~Default.<|im_end|>{% for m in messages %}{{ '<|im_start|>' + m.role + '~' }}"
         "{{ '<|say|>' + m.content + '<|said|>' if m.role == 'assistant' else m.content }}<|im_end|>{% endfor %}"
@@ -123,7 +120,7 @@ def test_headers_of_several_control_tokens_are_read_whole() -> None:
     assert set(markers.response[1:]) == {f"{markers.response[0]}{name}<|sep|>" for name in ("say", "think")}
 
 
-def test_an_instruction_that_stands_before_the_generation_prompt_only_is_no_header() -> None:
+def test_an_instruction_before_the_generation_prompt_only_is_not_a_header() -> None:
     prompt = "<|im_start|>system\nBe brief.<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     source = CHATML[: CHATML.index("{% if add_generation_prompt")] + prompt
     assert detect_markers(tokenizer_for(source)).response == ("<|im_start|>assistant\n",)
@@ -144,22 +141,16 @@ TOOL_ANSWER = (
 )
 
 
-def test_what_a_tool_answers_opens_with_is_the_first_control_token_behind_the_call() -> None:
+def test_a_tool_result_opens_with_the_first_control_token_after_the_call() -> None:
     source = TOOL_ANSWER.replace("RESULT", "<|observation|>\n<|result|>\n").replace("BACK", "<|back|>")
     markers = detect_markers(tokenizer_for(source))
     assert markers.eot_headers == ("<|user|>", "<|observation|>")
     assert markers.response == ("<|assistant|>", "<|back|>")
 
 
-def test_a_bracket_behind_a_result_is_no_header() -> None:
+def test_a_bracket_after_a_result_is_not_a_header() -> None:
     source = TOOL_ANSWER.replace("RESULT", "<|observation|>[").replace("BACK", "]")
     assert detect_markers(tokenizer_for(source)).response == ("<|assistant|>",)
-
-
-def test_markers_that_could_not_be_told_apart_are_refused_as_detected_ones() -> None:
-    tokenizer, vocabulary, template = prepared(CHATML)
-    with pytest.raises(DetectionError, match="cannot be used: The marker"):
-        prove(Markers(("<|im_start|>",), ("<|im_start|>",)), template, vocabulary, tokenizer)
 
 
 def test_no_template_is_refused_by_name() -> None:
@@ -173,7 +164,7 @@ REFUSED = {
     "{{ raise_exception('only on Sundays') }}": "only on Sundays",
     "{% for %}": "TemplateSyntaxError",
     "{{ messages[0].content }}": "drops the words of message 1",
-    "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the model's",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "nothing between a user's words and the assistant's",
     "{% for m in messages %}{{ '> ' + m.content + '\n' }}{% endfor %}": "the same as the response marker",
 }
 
@@ -183,7 +174,7 @@ TWO_SPEAKERS = (
 )
 
 
-def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() -> None:
+def test_a_template_that_writes_everyone_but_the_user_as_the_assistant_is_reported() -> None:
     tokenizer = tokenizer_for(TWO_SPEAKERS)
     markers = detect_markers(tokenizer)
     assert (markers.response, markers.instruction, markers.eots) == (
@@ -207,28 +198,6 @@ def test_a_template_that_writes_everybody_but_the_user_as_the_model_says_so() ->
 def test_a_template_that_shows_nothing_is_refused_with_the_reason(source: str, reason: str) -> None:
     with pytest.raises(DetectionError, match=reason):
         detect_markers(tokenizer_for(CHATML), source)
-
-
-def test_markers_that_lose_words_are_not_proven() -> None:
-    tokenizer, vocabulary, template = prepared(CHATML)
-    wrong = replace(candidate_markers(template)[0], response=("<|im_start|>assistant\nIt",))
-    with pytest.raises(DetectionError, match=r"of the model's words .* would not be trained"):
-        prove(wrong, template, vocabulary, tokenizer)
-
-
-def test_markers_that_train_a_users_words_are_not_proven() -> None:
-    tokenizer, vocabulary, template = prepared(CHATML)
-    wrong = Markers(("<|im_start|>assistant\n",), ("<|im_start|>nobody\n",), eots=(), complete=True)
-    with pytest.raises(DetectionError, match=r"of other people's words .* would be trained"):
-        prove(wrong, template, vocabulary, tokenizer)
-
-
-def test_markers_that_fail_only_with_tools_are_not_complete() -> None:
-    source = CHATML.replace("message['role'] }}", "'assistant' if message['role'] == 'tool' else message['role'] }}")
-    tokenizer, vocabulary, template = prepared(source)
-    unaware = replace(candidate_markers(template)[0], like_assistant=())
-    assert not prove(unaware, template, vocabulary, tokenizer).complete
-    assert prove(candidate_markers(chat("chatml")[2])[0], chat("chatml")[2], *chat("chatml")[1::-1]).complete
 
 
 def test_the_probes_cover_what_templates_do_differently() -> None:

@@ -142,7 +142,7 @@ def test_flags_in_a_dataset_with_columns_for_them() -> None:
     assert trained_texts(masked, tokenizer) == [["answertwo is<|im_end|>"]]
 
 
-def test_flags_that_nobody_reads_are_named() -> None:
+def test_flags_that_the_policy_does_not_read_are_named() -> None:
     tokenizer = chat("qwen2_5")[0]
     flagged = [{**message, "weight": 1 if at == 3 else None} for at, message in enumerate(CHAT)]
     _, report = mask_dataset(rows(flagged), tokenizer, return_report=True)

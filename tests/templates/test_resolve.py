@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from support.tiny_chat import CHATML, STOPS, Messages, chat, conversation, ids_of, prepared
 
-from sft_mask.core.markers import Markers
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, MarkerError
 from sft_mask.templates.detect import detect_markers
-from sft_mask.templates.resolve import Resolved, combine, learn_closings, resolve
+from sft_mask.templates.resolve import Given, Resolved, combine, resolve
 
 TURN = "<|im_start|>{}\n{}<|im_end|>\n"
 
@@ -71,14 +70,14 @@ def test_a_marker_of_another_format_stands_alone() -> None:
 
 def test_an_unknown_user_header_is_added_to_the_templates_own() -> None:
     detected = detect_markers(chat("chatml")[0])
-    both = combine((("<|im_start|>human\n",), ("<|im_start|>assistant\n",)), detected)
+    both = combine(Given(("<|im_start|>human\n",), ("<|im_start|>assistant\n",)), detected)
     assert both.instruction == ("<|im_start|>human\n", "<|im_start|>user\n")
     assert both.response == detected.response
 
 
 @pytest.mark.parametrize("has_template", [True, False])
 @pytest.mark.parametrize("as_ids", [True, False])
-def test_a_stop_copied_into_a_header_is_trained_once(has_template: bool, as_ids: bool) -> None:
+def test_an_eot_copied_into_a_header_is_trained_once(has_template: bool, as_ids: bool) -> None:
     instruction: Any = "<|im_end|>\n<|im_start|>user\n"
     response: Any = "<|im_end|>\n<|im_start|>assistant\n"
     if as_ids:
@@ -86,15 +85,6 @@ def test_a_stop_copied_into_a_header_is_trained_once(has_template: bool, as_ids:
     text = "".join(TURN.format(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant"))
     how = {} if has_template else {"template": None}
     assert answers(resolved(instruction, response, [text], **how), text) == ["Hi<|im_end|>"] * 2
-
-
-def test_a_header_of_two_control_tokens_that_is_no_stop_stays_whole() -> None:
-    tokenizer, vocabulary, _ = chat("cohere")
-    turn = "<|START_OF_TURN_TOKEN|><|{}_TOKEN|>Hi<|END_OF_TURN_TOKEN|>"
-    row = np.array(ids_of(tokenizer, turn.format("USER") + turn.format("CHATBOT")), np.int64)
-    markers = Markers(("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",), ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",))
-    found = learn_closings(markers, [row], vocabulary, tokenizer)
-    assert (found.response, found.instruction) == (markers.response, markers.instruction)
 
 
 def test_markers_that_are_given_as_ids_stand_alone() -> None:
@@ -149,40 +139,6 @@ def test_rows_of_a_template_that_writes_tools_as_the_assistant_are_decided_by_me
     assert found.markers.like_assistant == ("tool",)
 
 
-# --- what ends an answer, learnt from rows ---
-
-
-def learnt(texts: list[str]) -> Markers:
-    tokenizer, vocabulary, _ = chat("chatml")
-    return learn_closings(Markers(("### Bot:",), ("### User:",)), rows_of(texts), vocabulary, tokenizer)
-
-
-def test_the_control_token_before_a_header_is_a_stop() -> None:
-    tokenizer = chat("chatml")[0]
-    stop = (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    markers = learnt(["### User: a\n### Bot: b<|im_end|>\n### User: c\n### Bot: d<|im_end|>"] * 3)
-    assert markers.eots == (stop, (tokenizer.eos_token_id,))
-
-
-def test_the_eos_is_a_stop_wherever_it_stands() -> None:
-    assert learnt(["### User: a\n### Bot: b"]).eots == ((chat("chatml")[0].eos_token_id,),)
-
-
-def test_blanks_that_all_answers_have_before_the_next_header_are_the_templates() -> None:
-    markers = learnt(["### User: a\n### Bot: b\n\n### User: c\n### Bot: d \n\n### User: e\n### Bot: f"])
-    assert markers.separator == "\n\n"
-
-
-def test_a_token_that_opens_every_header_is_no_stop() -> None:
-    tokenizer, vocabulary, _ = chat("chatml")
-    markers = Markers(("<|im_start|>bot:",), ("<|im_start|>user:",))
-    rows = rows_of(["<|im_start|>user: a<|im_start|>bot: b<|im_start|>user: c<|im_start|>bot: d"])
-    opener = (tokenizer.convert_tokens_to_ids("<|im_start|>"),)
-    found = learn_closings(markers, rows, vocabulary, tokenizer)
-    assert opener not in found.eots
-    assert opener in found.others
-
-
 # --- markers that open nothing ---
 
 
@@ -196,8 +152,8 @@ def test_a_marker_that_never_occurs_is_refused_with_the_first_row() -> None:
     assert str(rows_of([text])[0][:24].tolist()) in said
 
 
-def test_a_marker_with_wrong_blanks_is_named_without_them() -> None:
-    with pytest.raises(MarkerError, match="'### Bot:', without the blanks around it, does occur"):
+def test_a_marker_with_wrong_whitespace_is_named_without_it() -> None:
+    with pytest.raises(MarkerError, match="'### Bot:', without the whitespace around it, does occur"):
         resolved("### User:", "\n\n### Bot: \n", ["### User: a ### Bot: b"])
 
 

@@ -148,7 +148,7 @@ def test_a_token_that_two_answers_share_belongs_to_one_turn() -> None:
     assert vocabulary.text(row[turns.start[0] : turns.end[-1]].tolist()) == "End.So"
 
 
-def test_system_words_under_the_models_header_are_not_trained() -> None:
+def test_a_system_message_under_the_response_header_is_not_trained() -> None:
     source = CHATML.replace("{{ message['role'] }}", "{{ 'user' if message['role'] == 'user' else 'assistant' }}")
     tokenizer, vocabulary, template = prepared(source)
     messages = conversation("Hi", "Yes", system="Be brief.")
@@ -225,7 +225,7 @@ def test_an_answer_after_a_tool_result_needs_no_header() -> None:
     assert trained("deepseekv3", messages)[-1] == "No.<｜end▁of▁sentence｜>"
 
 
-def test_words_that_the_template_puts_behind_the_results_are_trained_and_the_tools_name_is_not() -> None:
+def test_text_after_a_tool_result_is_trained_and_the_tools_name_is_not() -> None:
     messages = [CALLING[0], {**CALLING[1], "content": "I look."}, *CALLING[2:]]
     assert trained("diffusion_gemma", messages) == [
         '<|tool_call>call:look{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>', "I look.", "No.<turn|>",
@@ -265,7 +265,7 @@ def test_a_row_that_is_another_conversation_is_refused_with_the_first_difference
         aligner("chatml").turns(conversation("Hi", "Never"), row)
 
 
-def test_a_row_may_differ_where_the_model_says_nothing() -> None:
+def test_a_row_may_differ_outside_of_turns() -> None:
     row = row_of("chatml", conversation("Hi on Monday", "Yes"))
     turns = aligner("chatml").turns(conversation("Hi on Friday!", "Yes"), row)
     assert texts("chatml", row, turns) == ["Yes<|im_end|>"]

@@ -49,7 +49,7 @@ QUOTING = [
 ]
 
 
-def test_a_marker_that_anybody_typed_opens_and_closes_nothing() -> None:
+def test_a_marker_that_a_message_quotes_opens_and_closes_nothing() -> None:
     found, split = masked([PLAIN, *QUOTING])
     assert found == [
         ["one", "dos</s>"],
@@ -71,7 +71,7 @@ def test_a_shape_that_its_words_have_proven_is_left_to_markers() -> None:
     assert (split.rows_exact, split.rows_checked) == (3, 6)
 
 
-def test_words_are_placed_where_the_tokenizer_glues_blanks_too() -> None:
+def test_words_are_placed_where_the_tokenizer_adds_spaces_too() -> None:
     made = sentencepiece()
     made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     assert masked([PLAIN, *QUOTING], made)[0] == masked([PLAIN, *QUOTING])[0]

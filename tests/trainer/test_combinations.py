@@ -6,10 +6,9 @@ The reference runs a float64 copy of the very model over one conversation after 
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from support.tiny import build, chats, expected, model, tokenized
 from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTTrainer
 
+import sft_mask.data.dataset
 from sft_mask import train_on_responses_only
+from sft_mask.data.masker import Masker
 
 CHATS = chats(8, seed=4)
 PROMPT = 0.1
@@ -197,28 +198,26 @@ def test_a_resumed_run_ends_with_the_parameters_of_one_that_was_not_interrupted(
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_a_run_that_was_killed_in_the_middle_of_the_map_starts_again_as_if_it_had_not_run() -> None:
+def test_a_run_that_was_killed_in_the_middle_of_the_map_starts_again_as_if_it_had_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = {"input_ids": [tokenized(chat) for chat in CHATS], "n": list(range(len(CHATS)))}
     for name in ("killed", "whole"):
         Dataset.from_dict(rows).save_to_disk(name)
-    script = f"""
-        import os, signal, sys
-        sys.path[:0] = {[str(Path(__file__).parents[1]), *sys.path]!r}
-        import sft_mask.data.dataset
-        from datasets import load_from_disk
-        from sft_mask.data.masker import Masker
-        from trainer.test_combinations import masked_from
-        sft_mask.data.dataset._ROWS_AT_ONCE = 3
-        whole = Masker.mask
-        def dies(self, *arguments, **named):
-            if named["first_row"] >= 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return whole(self, *arguments, **named)
-        Masker.mask = dies
-        masked_from("killed")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:].decode()
+    whole = Masker.mask
+
+    def dies(self: Masker, *arguments: Any, **named: Any) -> Any:
+        if named["first_row"] >= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sft_mask.data.dataset, "_ROWS_AT_ONCE", 3)
+        patched.setattr(Masker, "mask", dies)
+        run = multiprocessing.get_context("fork").Process(target=masked_from, args=["killed"])
+        run.start()
+        run.join(60)
+    assert run.exitcode == -signal.SIGKILL
     left = sorted(path.name for path in Path("killed").glob("cache-sft-mask-*"))
     assert left
     assert all(name.endswith(".partial") for name in left), "nothing has the name of something finished"

@@ -7,6 +7,7 @@ float64 loop that :mod:`test_exactness` holds a single process to.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
+from support.marks import slow_but
 from support.reference_loss import CHATS as FLAGGED
 from support.reference_loss import MODELS, POLICIES, RATE, distance, network, reference, weights
 from support.tiny import build, chats, expected, tokenized
@@ -32,6 +34,8 @@ STEPS = 2
 SPLITS = {"2x2x2": (2, 2), "2x1x4": (1, 4), "2x4x1": (4, 1)}
 """Ranks x rows x accumulation."""
 ARMS = ("mask", "prompt", "messages", "turn", "sequence")
+CASES = list(product(MODELS, ARMS, SPLITS))
+FAST = [("llama", arm, "2x2x2") for arm in ("mask", "prompt", "turn")]
 
 
 class Gradients(TrainerCallback):
@@ -107,7 +111,7 @@ def weighed_run(
     return trainer, gradients
 
 
-def weighed(name: str, arm: str, split: str, out: Path) -> dict[str, Any]:
+def weighted(name: str, arm: str, split: str, out: Path) -> dict[str, Any]:
     """What one rank has after two steps, and what it says of seven rows, of which ``accelerate`` repeats one."""
     trainer, gradients = weighed_run(arm, split, out, name=name)
     trainer.train()
@@ -135,8 +139,9 @@ def summary(trainer: Any, gradients: Gradients) -> dict[str, Any]:
     }
 
 
-def worker(data: Path, out: Path) -> None:
+def worker(data: Path, out: Path, cases: list[tuple[str, str, str]]) -> None:
     """What each rank runs."""
+    gc.freeze()  # each `train()` collects garbage, and what was imported is none
     rank = int(os.environ["RANK"])
     found = {
         "2x4": summary(*run(data, out, 4)),
@@ -152,12 +157,14 @@ def worker(data: Path, out: Path) -> None:
         "prompt": collectives(True, "prompt", out),
     }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
-    for name, arm, split in product(MODELS, ARMS, SPLITS):
-        torch.save(weighed(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
+    for name, arm, split in cases:
+        torch.save(weighted(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One launch: of every case if slow tests of this file were chosen, of the fast ones otherwise."""
+    is_slow = any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items)
     folder = tmp_path_factory.mktemp("distributed")
     rows = [{"input_ids": tokenized(messages), "messages": messages} for messages in CHATS]
     Dataset.from_list(rows).save_to_disk(str(folder / "data"))
@@ -169,7 +176,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     )
     done = subprocess.run(
-        [sys.executable, *launch, __file__, str(folder / "data"), str(folder)],
+        [sys.executable, *launch, __file__, str(folder / "data"), str(folder), json.dumps(CASES if is_slow else FAST)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -223,12 +230,11 @@ def test_a_stream_trains_on_two_ranks(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("case", slow_but(FAST, CASES), ids="-".join)
 def test_loss_gradients_and_parameters_are_those_of_the_reference(
-    name: str, arm: str, split: str, rank: int, results: dict[str, Any]
+    case: tuple[str, str, str], rank: int, results: dict[str, Any]
 ) -> None:
+    name, arm, split = case
     found = torch.load(results["folder"] / f"{name}-{arm}-{split}-rank{rank}.pt")
     losses, gradients, parameters = reference(name, arm)
     assert found["processes"] == 2
@@ -262,17 +268,17 @@ def plain_eval(arm: str) -> tuple[float, int]:
     return total / weight, trained
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("case", slow_but(FAST, [case for case in CASES if case[0] == "llama"]), ids="-".join)
 def test_rows_that_are_repeated_for_a_rank_do_not_count_in_an_evaluation(
-    arm: str, split: str, results: dict[str, Any]
+    case: tuple[str, str, str], results: dict[str, Any]
 ) -> None:
+    name, arm, split = case
     loss, trained = plain_eval(arm)
     for rank in (0, 1):
-        found = torch.load(results["folder"] / f"llama-{arm}-{split}-rank{rank}.pt")
+        found = torch.load(results["folder"] / f"{name}-{arm}-{split}-rank{rank}.pt")
         assert found["eval_loss"] == pytest.approx(loss, rel=1e-6)
         assert found["eval_supervised_tokens"] * found["batches"] == pytest.approx(trained)
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    worker(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""Evaluation is masked and weighed as training is, and its loss is a mean over tokens, whatever the batches.
+"""Evaluation is masked and weighted as training is, and its loss is a mean over tokens, whatever the batches.
 
 The reference is a float64 loop over one conversation after the other, with masks from character offsets.
 """

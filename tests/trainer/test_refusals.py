@@ -76,7 +76,7 @@ def test_weights_are_refused_where_the_loss_would_pass_them_over(loss: str, monk
         with monkeypatch.context() as patched:
             LOSSES[loss](trainer, patched)
             match = (
-                f"Token weights do not work with {loss}: .* would be ignored in silence. Leave it out, or train without"
+                f"Token weights do not work with {loss}: .* would be silently ignored. Leave it out, or train without"
             )
             refused(trainer, UnsupportedError, match, **asked)
 

@@ -131,7 +131,7 @@ def counts(row: int, arm: str) -> torch.Tensor:
 
 
 def plain(batches: Sequence[Sequence[int]], arm: str = "mask") -> tuple[float, dict[str, torch.Tensor]]:
-    """The mean over the batches of the mean over the (weighed) tokens of each; one batch is the whole step."""
+    """The mean over the batches of the mean over the (weighted) tokens of each; one batch is the whole step."""
     alone = model().double()
     losses = []
     for batch in batches:

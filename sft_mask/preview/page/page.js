@@ -1,9 +1,9 @@
 "use strict";
-// Everything a dataset contains arrives as JSON and leaves through textContent; nothing here makes HTML out of text.
+// Everything from the dataset arrives as JSON and is shown through textContent; text never becomes HTML.
 (() => {
   const byId = (id) => document.getElementById(id);
   const { overview, vocabulary } = JSON.parse(byId("tables").textContent);
-  const lines = byId("rows").textContent.split("\n"); // one JSON row a line, parsed when it is looked at
+  const lines = byId("rows").textContent.split("\n"); // one JSON row per line, parsed when it is shown
   const ITEM = 48; // px, as .item in page.css
   const BARS = 240;
   const THEMES = ["auto", "dark", "light"];
@@ -16,7 +16,7 @@
     return made;
   };
   const count = (number) => number.toLocaleString("en");
-  const things = (number, thing) => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
+  const plural = (number, thing) => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
   const percent = (part, whole) => `${whole ? ((100 * part) / whole).toFixed(1) : "0.0"} %`;
   const kind = (flag) => flag.split(":")[0].trim();
 
@@ -27,37 +27,37 @@
     const size = row.ids.length;
     Object.assign(row, { weight: new Float64Array(size), document: new Int32Array(size), run: new Int32Array(size) });
     row.runs.forEach(([start, weight, document], number) => {
-      const stop = number + 1 < row.runs.length ? row.runs[number + 1][0] : size;
-      row.weight.fill(weight, start, stop);
-      row.document.fill(document, start, stop);
-      row.run.fill(number, start, stop);
+      const end = number + 1 < row.runs.length ? row.runs[number + 1][0] : size;
+      row.weight.fill(weight, start, end);
+      row.document.fill(document, start, end);
+      row.run.fill(number, start, end);
     });
-    row.note = new Int32Array(size).fill(-1); // of two notes on a token, the later one is shown
-    row.notes.forEach(([start, stop], number) => row.note.fill(number, start, stop));
+    row.note = new Int32Array(size).fill(-1); // where two notes overlap, the later one is shown
+    row.notes.forEach(([start, end], number) => row.note.fill(number, start, end));
     row.wrong = new Map(row.labels);
     row.cells = cells(row);
     return row;
   };
 
   const cells = (row) => {
-    const unusual = new Map(row.cells.map(([start, stop, text]) => [start, { start, stop, text }]));
+    const unusual = new Map(row.cells.map(([start, end, text]) => [start, { start, end, text }]));
     const found = [];
-    for (let at = 0; at < row.ids.length; at = found.at(-1).stop) {
-      found.push(unusual.get(at) ?? { start: at, stop: at + 1, text: vocabulary[row.ids[at]][0] });
+    for (let at = 0; at < row.ids.length; at = found.at(-1).end) {
+      found.push(unusual.get(at) ?? { start: at, end: at + 1, text: vocabulary[row.ids[at]][0] });
     }
     return found;
   };
 
-  // A split character is shown on its trained side; of equals, the first one.
+  // A character whose tokens have different weights is shown at the greatest weight; of equals, at the first.
   const home = (row, cell) => {
     let best = cell.start;
-    for (let at = cell.start + 1; at < cell.stop; at++) {
+    for (let at = cell.start + 1; at < cell.end; at++) {
       if (row.weight[at] > row.weight[best]) best = at;
     }
     return best;
   };
 
-  const paint = (target, weight, greatest) => {
+  const shade = (target, weight, greatest) => {
     target.classList.toggle("trained", weight !== 0);
     if (weight) target.style.setProperty("--shade", 0.25 + 0.75 * (weight / greatest));
     return target;
@@ -78,7 +78,7 @@
         if (role) turn.append(element("span", "role", role));
         last = {};
       }
-      if (now.run !== last.run) turn.append((run = paint(element("span", "run"), row.weight[at], greatest)));
+      if (now.run !== last.run) turn.append((run = shade(element("span", "run"), row.weight[at], greatest)));
       if (row.weight[at]) turn.classList.add("some");
       run.append(drawCell(row, cell, number));
       last = now;
@@ -91,7 +91,7 @@
   const drawCell = (row, cell, number) => {
     const made = element("span", "cell", cell.text || "∅");
     made.dataset.cell = number;
-    const weights = row.weight.subarray(cell.start, cell.stop);
+    const weights = row.weight.subarray(cell.start, cell.end);
     made.classList.toggle("special", vocabulary[row.ids[cell.start]][2] === 1);
     made.classList.toggle("split", weights.some((weight) => weight !== weights[0]));
     made.classList.toggle("wrong", row.wrong.has(cell.start));
@@ -100,7 +100,7 @@
 
   const rule = (row, document) => {
     const trained = row.weight.filter((weight, at) => weight && row.document[at] === document).length;
-    const size = things(row.documents[document], "token");
+    const size = plural(row.documents[document], "token");
     return element("div", "document", `document ${document + 1} of ${row.documents.length} · ${size}, ${count(trained)} trained`);
   };
 
@@ -108,9 +108,9 @@
     const weights = [...new Set(row.runs.map(([, weight]) => weight).filter(Boolean))];
     weights.sort((left, right) => right - left);
     const keys = weights.slice(0, 8).map((weight) =>
-      paint(element("span", "key", weight === 1 ? "trained" : `trained ×${weight}`), weight, greatest));
+      shade(element("span", "key", weight === 1 ? "trained" : `trained ×${weight}`), weight, greatest));
     if (weights.length > 8) keys.push(element("span", "", `and ${weights.length - 8} more weights`));
-    return [...keys, element("span", "key", "masked"), element("span", "", "Hover a token for its story, click to keep it.")];
+    return [...keys, element("span", "key", "masked"), element("span", "", "Hover over a token to see why it is trained or masked; click to pin.")];
   };
 
   // ---- one token ---------------------------------------------------------------------------------------------------
@@ -118,18 +118,18 @@
   const facts = (row, cell) => {
     const note = row.notes[row.note[home(row, cell)]];
     const found = [["text", cell.text || "(none)"]];
-    for (let at = cell.start; at < cell.stop; at++) {
+    for (let at = cell.start; at < cell.end; at++) {
       const [, bytes, special] = vocabulary[row.ids[at]];
       const weight = row.weight[at] && row.weight[at] !== 1 ? ` · weight ${row.weight[at]}` : "";
-      const side = cell.stop - cell.start > 1 ? (row.weight[at] ? " · trained" : " · masked") : "";
+      const side = cell.end - cell.start > 1 ? (row.weight[at] ? " · trained" : " · masked") : "";
       found.push([`token ${at}`, `id ${row.ids[at]}${special ? " · special" : ""}${side}${weight}\n${bytes || "no bytes"}`]);
       if (row.wrong.has(at)) found.push(["label", `${row.wrong.get(at)}, which is another token`]);
     }
     if (note) {
-      const [start, stop, role, reason, turn] = note;
+      const [start, end, role, reason, turn] = note;
       if (role) found.push(["role", role]);
       if (turn !== null) found.push(["turn", String(turn + 1)]);
-      found.push(["span", `[${start}, ${stop})`]);
+      found.push(["span", `[${start}, ${end})`]);
       if (reason) found.push(["reason", reason]);
     }
     if (row.documents.length > 1) found.push(["document", String(row.document[cell.start] + 1)]);
@@ -189,7 +189,7 @@
     hideCard();
     state.row = parse(lines[index]);
     draw(state.row);
-    const parts = [titleOf(index), things(tokens, "token"), `${count(trained)} trained (${percent(trained, tokens)})`, ...status];
+    const parts = [titleOf(index), plural(tokens, "token"), `${count(trained)} trained (${percent(trained, tokens)})`, ...status];
     byId("heading").textContent = parts.join(" · ");
     byId("previous").disabled = state.here === 0;
     byId("next").disabled = state.here === state.shown.length - 1;
@@ -250,7 +250,7 @@
       made.push(column);
     }
     byId("strip").replaceChildren(...made);
-    byId("strip").setAttribute("aria-label", `Trained share over ${things(state.shown.length, "row")}`);
+    byId("strip").setAttribute("aria-label", `Trained share over ${plural(state.shown.length, "row")}`);
   };
 
   const markStrip = () => {
@@ -286,10 +286,10 @@
     const tokens = overview.reduce((sum, row) => sum + row[1], 0);
     const trained = overview.reduce((sum, row) => sum + row[2], 0);
     byId("totals").textContent =
-      `${things(overview.length, "row")} · ${things(tokens, "token")} · ${count(trained)} trained (${percent(trained, tokens)})`;
+      `${plural(overview.length, "row")} · ${plural(tokens, "token")} · ${count(trained)} trained (${percent(trained, tokens)})`;
   };
 
-  // ---- what a person does ------------------------------------------------------------------------------------------
+  // ---- mouse and keyboard ------------------------------------------------------------------------------------------
 
   const step = (by) => select(state.here + by);
   const nextTheme = () => {

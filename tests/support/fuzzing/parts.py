@@ -18,5 +18,5 @@ PARTS: dict[str, Part] = {
     "wrapped": pieces.wrapped,
     "bfd-split": pieces.split,
     "keep-end": pieces.ends,
-    "policies": policies.weighed,
+    "policies": policies.weighted,
 }

@@ -222,7 +222,7 @@ def some_messages(rng: random.Random) -> list[Message]:
     ]
 
 
-def weighed(rng: random.Random, subject: Subject) -> Outcome:
+def weighted(rng: random.Random, subject: Subject) -> Outcome:
     """Labels and weights of every token, with and without messages, a ``loss_weights`` column and truncation."""
     policy, outcome = some_policy(rng), Outcome()
     count = rng.choice((1, 20, 200))

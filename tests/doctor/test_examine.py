@@ -32,15 +32,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
-from sft_mask.doctor import diagnose
-from sft_mask.doctor import findings as symptom
+from sft_mask.doctor import diagnose, symptoms
 
 CHATS = chats(24)
 SKIP = {"dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
 def offsets(messages: list[dict[str, str]]) -> list[tuple[str, str, int, int]]:
-    """(role, what, start, stop) in characters: headers, words, stops, and the newline after."""
+    """(role, what, start, end) in characters: headers, words, end-of-turn tokens, and the newline after."""
     text, made = "", []
     for message in messages:
         pieces = {
@@ -103,7 +102,7 @@ class Shifts(Collator):
 
 
 class IgnoresLabels(SFTTrainer):
-    """Grades every token, whatever the labels say."""
+    """Trains every token, whatever the labels say."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
         return super().compute_loss(
@@ -158,37 +157,37 @@ def thinking() -> SFTTrainer:
 
 PAD = 2
 CASES: dict[str, tuple[Callable[[], SFTTrainer], set[str], str]] = {
-    "user turns": (lambda: sick(("user", "words")), {symptom.ECHOES}, "tokens of the user are trained"),
-    "system turns": (lambda: sick(("system", "words")), {symptom.SYSTEM}, "of system prompts are trained"),
-    "headers": (lambda: sick(("assistant", "header")), {symptom.POOR}, "of headers"),
-    "newlines": (lambda: sick(("assistant", "newline")), {symptom.POOR}, "after a stop"),
-    "no stops": (lambda: sick(without=("assistant", "stop")), {symptom.ENDLESS}, "stops that end the model's turns"),
+    "user turns": (lambda: sick(("user", "words")), {symptoms.ECHOES}, "tokens of the user are trained"),
+    "system turns": (lambda: sick(("system", "words")), {symptoms.SYSTEM}, "of system prompts are trained"),
+    "headers": (lambda: sick(("assistant", "header")), {symptoms.POOR}, "of headers"),
+    "newlines": (lambda: sick(("assistant", "newline")), {symptoms.POOR}, "after an end-of-turn token"),
+    "no stops": (lambda: sick(without=("assistant", "stop")), {symptoms.ENDLESS}, "end-of-turn tokens is trained"),
     "no answers": (
         lambda: build("out", labelled(("user", "words"), ("user", "stop")), **SKIP),
-        {symptom.ECHOES, symptom.DEAF, symptom.ENDLESS},
-        "tokens of the model's answers are trained",
+        {symptoms.ECHOES, symptoms.WRONG_WORDS, symptoms.ENDLESS},
+        "tokens of the assistant's answers are trained",
     ),
-    "nothing": (lambda: build("out", labelled(), **SKIP), {symptom.NOTHING}, "none of"),
+    "nothing": (lambda: build("out", labelled(), **SKIP), {symptoms.NOTHING}, "none of"),
     "empty rows": (
         lambda: build("out", Dataset.from_list([*labelled(*RIGHT), *labelled(rows=CHATS[:4])]), **SKIP),
-        {symptom.NOTHING},
+        {symptoms.NOTHING},
         "rows train nothing",
     ),
     "plain TRL": (
         lambda: build("out", messages_dataset(24)),
-        {symptom.ECHOES, symptom.SYSTEM, symptom.POOR},
+        {symptoms.ECHOES, symptoms.SYSTEM, symptoms.POOR},
         "tokens of the user are trained",
     ),
-    "eval unmasked": (eval_unmasked, {symptom.ECHOES, symptom.POOR, symptom.UNLIKE}, "are graded against"),
+    "eval unmasked": (eval_unmasked, {symptoms.ECHOES, symptoms.POOR, symptoms.INCOMPARABLE}, "are trained, but"),
     "pad is eos": (
         lambda: build("out", labelled(*RIGHT), collator=MasksPads(pad_token_id=PAD), **SKIP),
-        {symptom.ENDLESS},
-        "takes the padding token, which is also the stop, for padding",
+        {symptoms.ENDLESS},
+        "masks them as padding: both are the same token",
     ),
     "pads trained": (
         lambda: build("out", labelled(*RIGHT), collator=TrainsPads(pad_token_id=PAD), **SKIP),
-        {symptom.ENDLESS},
-        "padded places are trained",
+        {symptoms.ENDLESS},
+        "padding tokens are trained",
     ),
     "labels rebuilt": (
         lambda: build(
@@ -197,27 +196,27 @@ CASES: dict[str, tuple[Callable[[], SFTTrainer], set[str], str]] = {
             collator=DataCollatorForLanguageModeling(tokenizer(), mlm=False),
             **SKIP,
         ),
-        {symptom.BROKEN},
+        {symptoms.BROKEN},
         "",
     ),
     "labels shifted": (
         lambda: build("out", labelled(*RIGHT), collator=Shifts(pad_token_id=PAD), **SKIP),
-        {symptom.BROKEN},
+        {symptoms.BROKEN},
         "labels must not be shifted",
     ),
     "labels ignored": (
         lambda: build("out", labelled(*RIGHT), kind=IgnoresLabels, **SKIP),
-        {symptom.BROKEN},
+        {symptoms.BROKEN},
         "the loss does not change with a trained label",
     ),
-    "stops elsewhere": (stops_elsewhere, {symptom.ENDLESS}, "its generation config stops at"),
-    "answers cut": (lambda: train_on_responses_only(cut_answers()), {symptom.POOR}, "end in the middle of an answer"),
-    "empty reasoning": (thinking, {symptom.POOR}, "that the template prefills"),
+    "stops elsewhere": (stops_elsewhere, {symptoms.ENDLESS}, "its generation config stops at"),
+    "answers cut": (lambda: train_on_responses_only(cut_answers()), {symptoms.POOR}, "end in the middle of an answer"),
+    "empty reasoning": (thinking, {symptoms.POOR}, "that the template prefills"),
 }
 
 
 def after_masking() -> SFTTrainer:
-    """Labels that somebody damaged after mask_dataset."""
+    """Labels that were damaged after mask_dataset."""
     stop = tokenizer().eos_token_id
     masked = mask_dataset(messages_dataset(24), tokenizer())
 
@@ -235,16 +234,16 @@ class HidesStops(Collator):
 
 
 CASES |= {
-    "damaged after masking": (after_masking, {symptom.ENDLESS}, "stops that end the model's turns"),
+    "damaged after masking": (after_masking, {symptoms.ENDLESS}, "end-of-turn tokens is trained"),
     "hidden by attention": (
         lambda: build("out", labelled(*RIGHT), collator=HidesStops(pad_token_id=PAD), **SKIP),
-        {symptom.BROKEN},
+        {symptoms.BROKEN},
         "its attention_mask hides tokens",
     ),
     "all ignored": (
-        lambda: build("out", labelled(("nobody", "words")), max_length=256),
-        {symptom.NOTHING},
-        "TRL drops those",
+        lambda: build("out", labelled(("none", "words")), max_length=256),
+        {symptoms.NOTHING},
+        "TRL drops rows",
     ),
 }
 
@@ -306,10 +305,10 @@ def test_the_trainer_is_left_as_it_was() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
     assert not trainer._metrics["eval"]
     trainer.train()
-    graded = [entry["supervised_tokens"] for entry in trainer.state.log_history if "supervised_tokens" in entry]
+    trained = [entry["supervised_tokens"] for entry in trainer.state.log_history if "supervised_tokens" in entry]
     again = train_on_responses_only(build("out", evals=messages_dataset(6)))
     again.train()
-    assert graded == [entry["supervised_tokens"] for entry in again.state.log_history if "supervised_tokens" in entry]
+    assert trained == [entry["supervised_tokens"] for entry in again.state.log_history if "supervised_tokens" in entry]
 
 
 def test_what_is_measured_is_counted_by_hand() -> None:
@@ -318,7 +317,11 @@ def test_what_is_measured_is_counted_by_hand() -> None:
     labels = [expected(messages) for messages in CHATS]
     assert numbers["tokens"] == sum(map(len, labels))
     assert numbers["tokens in the loss"] == sum(label != -100 for row in labels for label in row[1:])
-    assert numbers["stops"] == numbers["stops trained"] == sum(m["role"] == "assistant" for c in CHATS for m in c)
+    assert (
+        numbers["end-of-turn tokens"]
+        == numbers["end-of-turn tokens trained"]
+        == sum(m["role"] == "assistant" for c in CHATS for m in c)
+    )
 
 
 def test_it_prints_and_is_json() -> None:
@@ -334,4 +337,4 @@ def test_it_takes_markers_where_there_is_no_template(tmp_path: Path) -> None:
     bare = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer, eos_token=STOP, pad_token="<pad>")
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], **SKIP)
     trainer = SFTTrainer(model(), args=args, train_dataset=labelled(*RIGHT, ("user", "words")), processing_class=bare)
-    assert symptom.ECHOES in diagnose(trainer, USER, ASSISTANT).symptoms
+    assert symptoms.ECHOES in diagnose(trainer, USER, ASSISTANT).symptoms

@@ -1,4 +1,4 @@
-"""What the loss does, not what the labels say: it follows the trained tokens, only them, and is the reference's."""
+"""Is the loss cross-entropy over the trained tokens, and over nothing else?"""
 
 from __future__ import annotations
 
@@ -9,32 +9,40 @@ from typing import Any
 
 import torch
 
-import sft_mask.doctor.findings as symptom
+import sft_mask.doctor.symptoms as symptoms
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
+from sft_mask.doctor.samples import Examined
 from sft_mask.errors import LabelsChangedError
 from sft_mask.functional import compute_sft_loss
 from sft_mask.trainer.metrics import Meter
 from sft_mask.trainer.weighted_loss import split_labels
 
 _CLOSE = 2e-3
-"""Relative difference that half precision and another order of sums can make."""
-_METHOD = "The trainer's compute_loss was changed: call super().compute_loss, or take the change out."
+"""Relative difference that half precision and another order of summation can make."""
+_METHOD = "The trainer's compute_loss was changed: call super().compute_loss, or remove the change."
 
 
-def examine_behaviour(trainer: Any, batch: dict[str, Any]) -> Iterator[Finding]:
-    """Faults of the loss on one batch; the trainer's model and metrics are left as they were."""
+def check_loss(examined: Examined) -> Iterator[Finding]:
+    """Finds a wrong loss on one batch; the trainer's model and metrics are left as they were.
+
+    Only if labels reach the loss: otherwise there is nothing to compare it with.
+    """
+    trainer = examined.trainer
+    labels_fail = any(finding.symptom in (symptoms.NOTHING, symptoms.BROKEN) for finding in examined.findings)
+    if labels_fail or examined.samples["train"].trained_padding:
+        return
     training = trainer.model.training
-    with _as_it_was(trainer), torch.no_grad():
+    with _metrics_kept(trainer), torch.no_grad():
         trainer.model.eval()
-        found = list(_behaviour(trainer, trainer._prepare_inputs(dict(batch))))
+        findings = list(_compare(trainer, trainer._prepare_inputs(dict(examined.samples["train"].batches[0]))))
     trainer.model.train(training)
-    yield from found
+    yield from findings
 
 
 @contextmanager
-def _as_it_was(trainer: Any) -> Iterator[None]:
-    """Keeps what the loss counts out of the trainer's log."""
+def _metrics_kept(trainer: Any) -> Iterator[None]:
+    """Keeps what the loss counts in the block out of the trainer's log."""
     metrics = {mode: dict(kept) for mode, kept in trainer._metrics.items()}
     tokens, state = trainer._total_train_tokens, getattr(trainer, "_sft_mask", None)
     counted = copy(state)
@@ -51,29 +59,29 @@ def _as_it_was(trainer: Any) -> Iterator[None]:
             trainer._sft_mask = counted
 
 
-def _behaviour(trainer: Any, batch: dict[str, Any]) -> Iterator[Finding]:
+def _compare(trainer: Any, batch: dict[str, Any]) -> Iterator[Finding]:
     loss = _loss(trainer, batch)
     reference = _reference(trainer, batch)
     if abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
         yield Finding(
-            symptom.BROKEN,
+            symptoms.BROKEN,
             f"the trainer's loss of a batch is {loss:.6g}, cross-entropy over its labels in fp32 is {reference:.6g}.",
-            "Leave out what changes the loss (label smoothing, loss_type, compute_loss_func, an own compute_loss).",
+            "Remove what changes the loss (label smoothing, loss_type, compute_loss_func, a compute_loss of your own).",
         )
     other = _with_other_trained_token(batch)
-    if other is not None and _is_deaf(trainer, other, loss):
-        yield Finding(symptom.BROKEN, "the loss does not change with a trained label.", _METHOD)
+    if other is not None and _ignores_labels(trainer, other, loss):
+        yield Finding(symptoms.BROKEN, "the loss does not change with a trained label.", _METHOD)
     after = _with_other_last_token(batch)
     if after is not None and abs(_loss(trainer, after) - loss) > 1e-6 * max(abs(loss), 1.0):
-        yield Finding(symptom.BROKEN, "the loss changes with a masked token that nothing trained follows.", _METHOD)
+        yield Finding(symptoms.BROKEN, "the loss changes with a masked token that nothing trained follows.", _METHOD)
 
 
 def _loss(trainer: Any, batch: dict[str, Any]) -> float:
     return float(trainer.compute_loss(trainer.model, dict(batch)))
 
 
-def _is_deaf(trainer: Any, other: dict[str, Any], loss: float) -> bool:
-    """Whether another label changes nothing; that this library refuses it is a change."""
+def _ignores_labels(trainer: Any, other: dict[str, Any], loss: float) -> bool:
+    """Whether another label changes nothing; an error of this library about it is a change."""
     try:
         return _loss(trainer, other) == loss
     except LabelsChangedError:
@@ -100,7 +108,7 @@ def _with_other_trained_token(batch: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _with_other_last_token(batch: dict[str, Any]) -> dict[str, Any] | None:
-    """The batch with the last token of a row exchanged, where it is masked and real, so that nothing sees it."""
+    """The batch with the last token of a row exchanged, if it is masked and not padding: no other token sees it."""
     labels, ids, mask = batch["labels"], batch["input_ids"].clone(), batch.get("attention_mask")
     for row in range(len(labels)):
         last = int(mask[row].nonzero()[-1]) if mask is not None else labels.shape[1] - 1

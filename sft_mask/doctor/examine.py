@@ -1,0 +1,98 @@
+"""``diagnose``: takes a sample of every split of a built trainer, and runs every check on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sft_mask.doctor.symptoms as symptoms
+from sft_mask.core.policy import Policy
+from sft_mask.data.formats import sample_rows
+from sft_mask.data.setup import MaskSettings, masker_for
+from sft_mask.doctor.checks import SPLIT_CHECKS, TRAINER_CHECKS
+from sft_mask.doctor.findings import Diagnosis, Finding
+from sft_mask.doctor.samples import Examined, Sample, take_sample
+from sft_mask.errors import LabelsChangedError
+from sft_mask.explanations.rows import never_raising
+from sft_mask.trainer.read import TrainerInfo, read_trainer
+
+if TYPE_CHECKING:
+    from sft_mask.data.masker import Masker
+
+_NO_ROWS = Finding(
+    symptoms.NOTHING,
+    "the train dataset has no rows left: TRL drops rows whose labels are all ignored.",
+    "Look at the labels before the trainer is built: they are all ignored, or max_length cut the answers off.",
+)
+
+
+def diagnose(
+    trainer: Any,
+    instruction_part: object = None,
+    response_part: object = None,
+    *,
+    tokenizer: Any = None,
+    chat_template: str | None = None,
+) -> Diagnosis:
+    """Checks a built ``SFTTrainer``, masked by this library or not, without changing it.
+
+    Some rows of every split go through the trainer's own dataloader and collator. Their labels are compared with who
+    speaks each token; the loss of one batch with cross-entropy over these labels in fp32, and with the loss after a
+    trained label, or a masked token that nothing trained follows, was exchanged.
+
+    Args:
+        trainer: built, trained or not.
+        instruction_part: as in :func:`~sft_mask.trainer.entry.train_on_responses_only`, like ``response_part``,
+            ``tokenizer`` and ``chat_template``; not needed for a trainer that was masked by it, or whose chat template
+            shows its markers.
+
+    Returns:
+        The findings, each with its cure; print it.
+
+    Raises:
+        UnsupportedError: another trainer, images, or a slow tokenizer.
+        MarkerError: no markers were given, and the chat template does not show them.
+        DataError: there is no train dataset, or a split has no ``input_ids``.
+    """
+    rows: Any = getattr(trainer, "train_dataset", None)
+    if hasattr(rows, "__len__") and not len(rows):
+        return Diagnosis((_NO_ROWS,))
+    masker = _masker(trainer, read_trainer(trainer, tokenizer, chat_template), instruction_part, response_part)
+    findings: list[Finding] = []
+    samples: dict[str, Sample] = {}
+    for name, split in _splits(trainer).items():
+        try:
+            samples[name] = take_sample(trainer, split, masker, name)
+        except (LabelsChangedError, KeyError, ValueError) as error:
+            findings.append(_no_labels(error, name))
+            continue
+        for check in SPLIT_CHECKS:
+            findings.extend(check(samples[name]))
+    examined = Examined(trainer, samples, findings)
+    findings = [*findings, *(finding for check in TRAINER_CHECKS for finding in check(examined))]
+    policy = "" if masker.policy == Policy() else repr(masker.policy)
+    return Diagnosis(tuple(findings), {name: sample.measure() for name, sample in samples.items()}, policy)
+
+
+def _masker(trainer: Any, info: TrainerInfo, instruction: object, response: object) -> Masker:
+    state = getattr(trainer, "_sft_mask", None)
+    if state is not None and state.masker is not None:
+        return never_raising(state.masker)
+    train = info.splits["train"]
+    settings = MaskSettings(instruction, response, on_ambiguous="drop", max_length=info.max_length)
+    return masker_for(info.tokenizer, sample_rows(train), settings, train, "the train dataset")
+
+
+def _splits(trainer: Any) -> Mapping[str, Any]:
+    evals = trainer.eval_dataset
+    named = {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}
+    return {"train": trainer.train_dataset, **{name: split for name, split in named.items() if split is not None}}
+
+
+def _no_labels(error: Exception, split: str) -> Finding:
+    return Finding(
+        symptoms.BROKEN,
+        f"the batches have no labels, or none that can be read: {error}",
+        "Use a data collator that keeps the labels of the dataset, such as TRL's default.",
+        split,
+    )
