@@ -182,7 +182,10 @@ def test_numbers_become_text_in_the_way_that_is_shown() -> None:
         ({"prompt": "Hi", "completion": 4}, "Row 1: completion is 4, of type int, not text"),
         ({"prompt": 4, "completion": [A]}, "Row 1: prompt is 4, of type int, not a list of messages"),
         ({"messages": CHAT, "tools": 3}, "Row 1: The tools column holds 3, which is not a list of tool definitions"),
-        ({"messages": CHAT, "tools": "3"}, "Row 1: The tools column holds '3', which is not a list of tool definitions"),
+        (
+            {"messages": CHAT, "tools": "3"},
+            "Row 1: The tools column holds '3', which is not a list of tool definitions",
+        ),
         ({"messages": CHAT, "tools": "clock"}, "Row 1: The tools column holds 'clock', which is not JSON"),
         ({"messages": CHAT, "tools": ["clock"]}, "Row 1: Tool 0 of tools is 'clock', of type str, not a mapping"),
         ({"messages": CHAT, "chat_template_kwargs": 3}, "Row 1: The chat_template_kwargs column holds 3, of type int"),

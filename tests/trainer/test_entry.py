@@ -682,7 +682,9 @@ def test_every_row_masked_is_refused_and_says_that_truncation_did_it() -> None:
     rows = [{"messages": chat} for chat in [CHATS[0], *[long] * 20]]
     trainer = build("out", Dataset.from_list(rows), Dataset.from_list(rows[1:]), max_length=100)
     refused(
-        trainer, NothingToTrainError, r"All 20 rows of the eval dataset.*100 tokens long.*truncation removed the answers"
+        trainer,
+        NothingToTrainError,
+        r"All 20 rows of the eval dataset.*100 tokens long.*truncation removed",
     )
 
 
