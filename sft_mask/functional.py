@@ -14,10 +14,20 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from sft_mask._tensors import (
+    as_int,
+    listed,
+    require_ids,
+    require_int,
+    require_loss_inputs,
+    require_shape,
+    require_vocabulary,
+    shape_of,
+)
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.errors import AmbiguousRowError, DataError, MarkerError, extra
 
@@ -53,8 +63,8 @@ def create_loss_mask(input_ids: Tensor, response_start: int) -> Tensor:
     >>> create_loss_mask(torch.arange(10), response_start=6).tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     """
-    _require_ids("input_ids", input_ids)
-    start = _require_int("response_start", response_start, "Give one int; create_loss_mask_batch takes one per row.")
+    require_ids("input_ids", input_ids)
+    start = require_int("response_start", response_start, "Give one int; create_loss_mask_batch takes one per row.")
     return _from_start_on(input_ids, start).float()
 
 
@@ -103,7 +113,7 @@ def create_loss_mask_batch(
     >>> create_loss_mask_batch(ids, [2, 3], attention_mask=attention_mask).tolist()
     [[0.0, 0.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]
     """
-    _require_ids("input_ids", input_ids)
+    require_ids("input_ids", input_ids)
     trained = _from_start_on(input_ids, response_starts)
     if attention_mask is not None:
         trained &= _real_by_attention(attention_mask, input_ids)
@@ -146,13 +156,13 @@ def compute_sft_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tenso
     >>> compute_sft_loss(logits, torch.tensor([[1, 2, 3, 4]]), torch.zeros(1, 4))
     tensor(0.)
     """
-    _require_loss_inputs(logits, labels, loss_mask)
+    require_loss_inputs(logits, labels, loss_mask)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     targets, weights = labels[..., 1:].long(), loss_mask[..., 1:].to(dtype)
     trained = (weights > 0) & (targets != IGNORE_INDEX)
     # Selected, not multiplied by zero: 0 * nan is nan. The backward of a selection writes zeros everywhere else.
     logits, targets, weights = logits[..., :-1, :][trained], targets[trained], weights[trained]
-    _require_vocabulary(targets, vocabulary=logits.shape[-1])
+    require_vocabulary(targets, vocabulary=logits.shape[-1])
     nll = cross_entropy(logits.to(dtype), targets, reduction="none")
     total = weights.sum()
     return (weights * nll).sum() / torch.where(total > 0, total, 1.0)
@@ -184,7 +194,7 @@ def prepare_labels_for_hf(input_ids: Tensor, response_start: int | Sequence[int]
     >>> prepare_labels_for_hf(torch.tensor([101, 102, 103, 104, 105, 201, 202, 203]), response_start=5).tolist()
     [-100, -100, -100, -100, -100, 201, 202, 203]
     """
-    _require_ids("input_ids", input_ids)
+    require_ids("input_ids", input_ids)
     return _keep(input_ids, _from_start_on(input_ids, response_start))
 
 
@@ -243,9 +253,9 @@ def apply_assistant_masking(
     >>> apply_assistant_masking(ids, ids, Assistant, end).tolist()
     [-100, 20, 21, 9, -100, -100, -100, 22, 9]
     """
-    _require_ids("input_ids", input_ids)
-    _require_ids("labels", labels)
-    _require_shape("labels", labels, input_ids)
+    require_ids("input_ids", input_ids)
+    require_ids("labels", labels)
+    require_shape("labels", labels, input_ids)
     delimiters = _Delimiters.read(assistant_start_token, assistant_end_token, user_start_token, train_end_token)
     trained = torch.zeros_like(input_ids, dtype=torch.bool)
     for row, row_trained in zip(_rows(input_ids), _rows(trained), strict=True):
@@ -309,7 +319,7 @@ def _pattern(name: str, delimiter: object) -> tuple[int, ...]:
             f"{name} is the text {delimiter!r}, but delimiters are token ids. "
             "Use tokenizer.encode(text, add_special_tokens=False), and check that those ids occur in your rows."
         )
-    pattern = tuple(_as_int(value) for value in _listed(delimiter))
+    pattern = tuple(as_int(value) for value in listed(delimiter))
     if not pattern:
         raise MarkerError(f"{name} is empty: it would match everywhere. Give at least one token id, or leave it out.")
     ids = [value for value in pattern if value is not None and value >= 0]
@@ -332,10 +342,10 @@ def _from_start_on(input_ids: Tensor, response_starts: object) -> Tensor:
     *leading, length = input_ids.shape
     rows = leading[0] if leading else 1
     way_out = "Give one int, or one int per row."
-    starts = [_require_int("response_start", value, way_out) for value in _listed(response_starts, times=rows)]
+    starts = [require_int("response_start", value, way_out) for value in listed(response_starts, times=rows)]
     if len(starts) != rows:
         raise DataError(
-            f"{len(starts)} response starts for {rows} rows (input_ids is {_shape(input_ids)}). "
+            f"{len(starts)} response starts for {rows} rows (input_ids is {shape_of(input_ids)}). "
             "Give one per row, or a single int for all."
         )
     for row, start in enumerate(starts):
@@ -350,7 +360,7 @@ def _from_start_on(input_ids: Tensor, response_starts: object) -> Tensor:
 
 def _padding_by_id(input_ids: Tensor, pad_token_id: int, eos_token_id: int | None) -> Tensor:
     """True on padding, by rules 2 to 4 of :func:`create_loss_mask_batch`."""
-    is_pad = input_ids == _require_int("pad_token_id", pad_token_id)
+    is_pad = input_ids == require_int("pad_token_id", pad_token_id)
     leading = is_pad.cumprod(-1).bool()
     trailing = is_pad.flip(-1).cumprod(-1).flip(-1).bool()
     if eos_token_id is None:
@@ -360,14 +370,14 @@ def _padding_by_id(input_ids: Tensor, pad_token_id: int, eos_token_id: int | Non
                 "of each row must be trained, otherwise none; the ids cannot tell. Give the tokenizer's eos_token_id=, "
                 "or attention_mask=, which is exact."
             )
-    elif _require_int("eos_token_id", eos_token_id) == pad_token_id:
+    elif require_int("eos_token_id", eos_token_id) == pad_token_id:
         trailing &= trailing.roll(1, -1)  # the first of the run ends the answer: the model must learn it
     return leading | trailing
 
 
 def _real_by_attention(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
     """``attention_mask`` as bool; anything but 0 and 1 is refused, because an additive mask means the opposite."""
-    _require_shape("attention_mask", attention_mask, input_ids)
+    require_shape("attention_mask", attention_mask, input_ids)
     real = attention_mask == 1
     other = ~real & (attention_mask != 0)
     if bool(other.any()):
@@ -386,80 +396,3 @@ def _keep(labels: Tensor, trained: Tensor) -> Tensor:
 def _rows(tensor: Tensor) -> Tensor:
     """A view of ``(T,)`` or ``(B, T)`` as ``(B, T)``."""
     return tensor if tensor.dim() == 2 else tensor.unsqueeze(0)
-
-
-def _listed(values: object, times: int = 1) -> list[object]:
-    """The members of a sequence or tensor, or one value ``times`` over."""
-    plain: object = values.tolist() if isinstance(values, Tensor) else values
-    return list(plain) if isinstance(plain, Iterable) else [plain] * times
-
-
-def _as_int(value: object) -> int | None:
-    """The value as an int (NumPy and torch scalars too); None for a bool, a float or a string."""
-    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is the answer no
-    except TypeError:
-        return None
-
-
-def _require_int(name: str, value: object, way_out: str = "Give an int.") -> int:
-    number = _as_int(value)
-    if number is None:
-        raise DataError(f"{name} is {value!r}: a {type(value).__name__} is neither an index nor an id. {way_out}")
-    return number
-
-
-def _require_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise DataError(f"{name} is a {type(value).__name__}, not a tensor. Give torch.tensor({name}).")
-
-
-def _require_ids(name: str, tensor: Tensor) -> None:
-    _require_tensor(name, tensor)
-    if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
-        raise DataError(f"{name} is {tensor.dtype}, but token ids are integers. Give {name}.long() if they are ids.")
-    if tensor.dim() not in (1, 2):
-        raise DataError(f"{name} has the shape {_shape(tensor)}. Give one row (T,) or a batch of rows (B, T).")
-
-
-def _require_shape(name: str, tensor: Tensor, input_ids: Tensor, other: str = "input_ids") -> None:
-    _require_tensor(name, tensor)
-    if tensor.shape != input_ids.shape:
-        raise DataError(
-            f"{name} is {_shape(tensor)} and {other} is {_shape(input_ids)}: they must align token by token. "
-            "Take both from the same batch, neither of them shifted."
-        )
-
-
-def _require_loss_inputs(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> None:
-    _require_ids("labels", labels)
-    _require_shape("loss_mask", loss_mask, labels, other="labels")
-    _require_tensor("logits", logits)
-    if not logits.is_floating_point():
-        raise DataError(f"logits is {logits.dtype}, but must be floats. Give the model's output.logits.")
-    if logits.shape[:-1] != labels.shape:
-        raise DataError(
-            f"logits is {_shape(logits)} and labels is {_shape(labels)}: logits must have one more dimension, the "
-            "vocabulary, and the same tokens. Give both unshifted; the shift happens inside."
-        )
-    wrong = ~torch.isfinite(loss_mask) | (loss_mask < 0)
-    if bool(wrong.any()):
-        raise DataError(
-            f"loss_mask holds {loss_mask[wrong][0].item()}: a weight must be finite and not negative, because the loss "
-            "is divided by their sum. Give 0 for a token that is not trained."
-        )
-
-
-def _require_vocabulary(targets: Tensor, vocabulary: int) -> None:
-    outside = (targets < 0) | (targets >= vocabulary)
-    if bool(outside.any()):
-        raise DataError(
-            f"a trained label is {int(targets[outside][0])}, but the logits have the ids 0..{vocabulary - 1}. "
-            "Mask that token, or resize the model's embeddings if tokens were added."
-        )
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))

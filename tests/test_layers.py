@@ -27,6 +27,7 @@ ALLOWED = {
     "sft_mask.data.dataset": {"datasets"},
     "sft_mask.doctor.checks.loss": {"torch"},
     "sft_mask.doctor.samples": {"datasets"},
+    "sft_mask._tensors": {"torch"},
     "sft_mask.functional": {"torch"},
     "sft_mask.trainer.guard": {"torch"},
     "sft_mask.trainer.lm_head": {"torch"},
@@ -48,7 +49,8 @@ BELOW: dict[str, set[str]] = {
     "core": {"constants", "errors", "report"},
     "templates": {"constants", "errors", "report", "core"},
     "_compat": {"constants", "errors"},
-    "functional": {"constants", "errors"},
+    "_tensors": {"errors"},
+    "functional": {"constants", "errors", "_tensors"},
     "data": {"constants", "errors", "report", "core", "templates", "_compat"},
 }
 BELOW["trainer"] = {*BELOW["data"], "data"}

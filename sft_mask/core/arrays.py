@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -19,6 +19,8 @@ Labels = NDArray[np.integer]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+_IN_CACHE = 1 << 15
 
 
 def offsets_of(lengths: ArrayLike) -> Ints:
@@ -45,3 +47,21 @@ def common_prefix_length(left: Sequence[object], right: Sequence[object]) -> int
     """
     differing = (at for at, (one, other) in enumerate(zip(left, right, strict=False)) if one != other)
     return next(differing, min(len(left), len(right)))
+
+
+def cache_slices(count: int) -> Iterator[slice]:
+    """Slices of ``count`` values that fit the processor's cache together with what is computed from them.
+
+    >>> [(part.start, part.stop) for part in cache_slices(40_000)]
+    [(0, 32768), (32768, 65536)]
+    """
+    return (slice(first, first + _IN_CACHE) for first in range(0, count, _IN_CACHE))
+
+
+def greatest(ids: Ids) -> int:
+    """The greatest id, read as unsigned numbers: a negative one is greater than any id; ``-1`` of none.
+
+    >>> greatest(np.array([3, 7])), greatest(np.array([3, -1], np.int32)) == 2**32 - 1, greatest(np.array([], int))
+    (7, True, -1)
+    """
+    return int(ids.view(f"u{ids.dtype.itemsize}").max()) if len(ids) else -1

@@ -2,11 +2,11 @@
 
 A label is an ``int64`` with two fields, and ``IGNORE_INDEX`` stays ``IGNORE_INDEX``::
 
-    bits 32..62   weight   float32 bits, exclusive-or those of 1.0
+    bits 32..62   weight   the bits of a float32, XOR those of 1.0
     bits  0..23   id       the token itself
 
-So a token of weight 1 is its plain id, and whatever moves labels (truncation, packing, padding, any
-collator) moves the weights with them; nothing is ever a float that a framework would cast.
+So a token of weight 1 is its plain id, and whatever moves labels (truncation, packing, padding, any collator) moves the
+weights with them; no float exists that a framework could cast.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
 
     from sft_mask.core.arrays import Floats, Ids, Ints, Labels
 
-
 WEIGHT_SHIFT: Final = 32
 PLAIN_BELOW: Final = 1 << 24
 """A label from here on carries a weight."""
 ID_MASK: Final = PLAIN_BELOW - 1
 ONE_BITS: Final = 0x3F800000
 """The bits of ``float32(1.0)``."""
-_NOTHING: Final = float(np.finfo(np.float32).tiny)
-"""Weights that sum to less are no weights in float32."""
 
 
 def encode_labels(labels: Labels, weights: Floats) -> Ints:
@@ -42,7 +39,7 @@ def encode_labels(labels: Labels, weights: Floats) -> Ints:
         weights: ``(tokens,)`` finite and not negative; kept as float32.
 
     Raises:
-        DataError: a weight is beyond float32.
+        DataError: a weight is too large for float32.
 
     >>> encode_labels(np.array([-100, 7, 8]), np.array([1.0, 1.0, 0.5])).tolist()
     [-100, 7, 36028797018963976]
@@ -51,7 +48,7 @@ def encode_labels(labels: Labels, weights: Floats) -> Ints:
         narrow = weights.astype(np.float32)
     if not np.isfinite(narrow).all():
         raise DataError(
-            f"A token has the weight {weights.max()}, which is beyond float32. The loss is divided by the sum of "
+            f"A token has the weight {weights.max()}, which float32 cannot hold. The loss is divided by the sum of "
             "weights, so only their ratios matter: scale them all down."
         )
     bits = narrow.view(np.int32).astype(np.int64) ^ ONE_BITS
@@ -83,21 +80,3 @@ def label_weights(labels: Labels) -> NDArray[np.float32]:
 def has_weights(labels: Labels) -> bool:
     """Whether any label is more than a plain id."""
     return bool(len(labels)) and int(labels.max()) >= PLAIN_BELOW
-
-
-def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
-    """Weights scaled so that those of each unit sum to 1: then every unit counts the same.
-
-    Args:
-        weights: ``(tokens,)``.
-        units: ``(tokens,)`` number of the unit that each token belongs to, ``-1`` for none.
-        first_tokens: first token of each document, which nothing predicts: its weight is 0.
-    """
-    graded = weights.copy()
-    graded[first_tokens] = 0
-    inside = units >= 0
-    sums = np.bincount(units[inside], graded[inside], minlength=int(units.max(initial=-1)) + 1)
-    scaled = np.zeros_like(weights)
-    totals = sums[units[inside]]
-    scaled[inside] = np.divide(graded[inside], totals, out=np.zeros(int(inside.sum())), where=totals > _NOTHING)
-    return scaled

@@ -1,8 +1,12 @@
 """Spans to labels.
 
-Labels align with ``input_ids``: ``labels[t]`` is ``input_ids[t]`` where token ``t`` is trained and ``IGNORE_INDEX``
-elsewhere. The model shifts: the logits at ``t - 1`` are graded against ``labels[t]``. Nothing else in the library
-shifts.
+``labels[t]`` is ``input_ids[t]`` if token ``t`` is trained, else ``IGNORE_INDEX``. The model shifts: the logits
+at ``t - 1`` are compared with ``labels[t]``. Nothing else in the library shifts::
+
+    token     0    1    2    3    4    5    6    7
+    ids      10   11   12   13   14   15   16   17
+    turns              [2 ------ 5)         [7 -
+    labels -100 -100   12   13   14 -100 -100   17
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.vocabulary import cache_slices, greatest
+from sft_mask.core.arrays import cache_slices, greatest
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
 
     from sft_mask.core.arrays import Bools, Ids, Labels
     from sft_mask.core.spans import Turns
-
 
 _LARGEST = np.iinfo(np.int32).max
 
@@ -43,17 +46,17 @@ def trained_mask(turns: Turns, size: int) -> Bools:
 def make_labels(ids: Ids, turns: Turns, existing: Labels | None = None) -> NDArray[np.int32]:
     """Labels of a flat array of ids.
 
-    Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that somebody already masked
-    stays masked.
+    Equals ``np.where(trained & (existing != IGNORE_INDEX), ids, IGNORE_INDEX)``: a label that is masked already stays
+    masked.
 
     Raises:
-        DataError: a number that is no token id would be trained.
+        DataError: a number that is not a token id would be trained.
     """
     ignored = over_turns(turns, np.zeros(len(turns), np.bool_), len(ids), outside=True)
     labels = np.empty(len(ids), np.int32)
     for part in cache_slices(len(ids)):
         if greatest(ids[part]) > _LARGEST:
-            _refuse_strange(ids[part][~ignored[part]])
+            _refuse_invalid(ids[part][~ignored[part]])
         labels[part] = ids[part]
         np.copyto(labels[part], np.int32(IGNORE_INDEX), where=ignored[part])
     if existing is not None:
@@ -61,10 +64,10 @@ def make_labels(ids: Ids, turns: Turns, existing: Labels | None = None) -> NDArr
     return labels
 
 
-def _refuse_strange(trained: Ids) -> None:
-    """Refuses numbers that no model can be asked for; outside of answers they may stand for an image or the like."""
-    strange = trained[(trained < 0) | (trained > _LARGEST)]
-    if len(strange):
+def _refuse_invalid(trained: Ids) -> None:
+    """Raises if a number cannot be a token; outside of answers such numbers are allowed, for images and the like."""
+    invalid = trained[(trained < 0) | (trained > _LARGEST)]
+    if len(invalid):
         raise DataError(
-            f"input_ids holds {int(strange[0])} inside an answer, which is no token id. Repair or remove the row."
+            f"input_ids holds {int(invalid[0])} inside an answer, which is not a token id. Repair or remove the row."
         )

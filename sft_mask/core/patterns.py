@@ -1,13 +1,13 @@
 """Markers as patterns of bytes and tokens, and the prefix tree that reads them.
 
-A marker is a sequence of *atoms*: a control token (matched by id) or one byte of text (matched whatever tokens the
-tokenizer happened to cut). Several markers make one :class:`MarkerTrie`; it reads a row token by token.
+A marker is a sequence of *atoms*: a control token (matched by id) or one byte of text (matched however the tokenizer
+happened to cut it). All markers make one :class:`MarkerTrie`, which reads a row token by token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -24,53 +24,202 @@ if TYPE_CHECKING:
     from sft_mask.core.markers import Markers, MarkerText
     from sft_mask.core.vocabulary import AddedTokenInfo, Vocabulary
 
-
-class Kind(IntEnum):
-    """What a marker does where it stands."""
-
-    RESPONSE = 0
-    """Opens a turn of the model; what follows is trained."""
-    OTHER = 1
-    """Opens a turn of anybody else, or a new document; ends an open answer."""
-    EOT = 2
-    """What the model samples to end its turn."""
-
-
 _BYTE_ATOMS = 256
 _SURE_BYTES = 4
 
 
+class Kind(IntEnum):
+    """What a marker does."""
+
+    RESPONSE = 0
+    """Opens a turn of the assistant; what follows is trained."""
+    OTHER = 1
+    """Opens a turn of another role, or a new document; ends an open answer."""
+    EOT = 2
+    """What the model samples to end its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One marker, compiled.
+
+    Attributes:
+        text: the marker.
+        kind: what it does.
+        atoms: ``0..255`` is a byte of text, ``256 + id`` a control token.
+        first_token_ends_turn: whether a header's first token is also what ends the answer before it.
+    """
+
+    text: MarkerText
+    kind: Kind
+    atoms: tuple[int, ...]
+    first_token_ends_turn: bool = False
+
+
 def token_atom(token_id: int) -> int:
-    """The atom that only this token is."""
+    """The atom that matches only this token."""
     return _BYTE_ATOMS + token_id
 
 
-def _added_boundaries(marker: str, vocabulary: Vocabulary, gluing: Collection[str] = ()) -> list[str | AddedTokenInfo]:
-    """Cuts a marker at special tokens, as the tokenizer does before it looks at anything else; blanks are swallowed."""
-    added = vocabulary.added.values()
-    cutting = [piece for piece in added if piece.special or piece.lstrip or piece.rstrip or piece.content in gluing]
-    by_content = {piece.content: piece for piece in cutting if piece.content}
+# markers to patterns
+
+
+def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> MarkerTrie:
+    """The markers as patterns of one vocabulary.
+
+    Raises:
+        MarkerError: a marker has two meanings, or no token at all.
+    """
+    spelling = _Spelling(markers, vocabulary, tokenizer)
+    eots = spelling.patterns(markers.eots, Kind.EOT)
+    eot_tokens = {pattern.atoms[0] for pattern in eots if len(pattern.atoms) == 1}
+    patterns = spelling.patterns(_with_separator(markers.response, markers.separator), Kind.RESPONSE)
+    for pattern in spelling.patterns(_with_separator(markers.headers, markers.separator), Kind.OTHER):
+        ends_turn = pattern.text in markers.eot_headers or pattern.atoms[0] in eot_tokens
+        # The first token of a header in plain text is not the same in every row, so it ends nothing.
+        patterns.append(replace(pattern, first_token_ends_turn=ends_turn and _begins_with_token(pattern, vocabulary)))
+    patterns.extend(eots)
+    _refuse_shared(patterns)
+    return MarkerTrie(patterns, vocabulary)
+
+
+def _with_separator(headers: Sequence[MarkerText], separator: str) -> list[MarkerText]:
+    """Headers, each also after the whitespace that ends an answer without an end-of-turn token."""
+    return list(dict.fromkeys((*headers, *separated(headers, separator))))
+
+
+def _begins_with_token(pattern: Pattern, vocabulary: Vocabulary) -> bool:
+    """Whether a marker begins with an added token, special or not, which a tokenizer never splits."""
+    if pattern.atoms[0] >= _BYTE_ATOMS or not isinstance(pattern.text, str):
+        return pattern.atoms[0] >= _BYTE_ATOMS
+    return any(pattern.text.startswith(token.content) for token in vocabulary.added.values() if token.content.strip())
+
+
+def _refuse_shared(patterns: Sequence[Pattern]) -> None:
+    response = {pattern.atoms: pattern for pattern in patterns if pattern.kind is Kind.RESPONSE}
+    for pattern in patterns:
+        twin = response.get(pattern.atoms)
+        if twin is not None and pattern.kind is not Kind.RESPONSE:
+            raise MarkerError(
+                f"The marker {pattern.text!r} is the same as the response marker {twin.text!r}, so it cannot separate "
+                "the user's words from the assistant's. Give the text before the user's turns as instruction_part and "
+                "the text before the assistant's as response_part."
+            )
+
+
+class _Spelling:
+    """How a tokenizer may write markers inside a row: more than one way where it adds or swallows spaces."""
+
+    def __init__(self, markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> None:
+        self._vocabulary, self._tokenizer = vocabulary, tokenizer
+        self._glues = self._tokens_that_glue((*markers.response, *markers.headers, *markers.eots))
+        self._swallows = any(token.special and token.rstrip for token in vocabulary.added.values())
+
+    def patterns(self, texts: Iterable[MarkerText], kind: Kind) -> list[Pattern]:
+        """The patterns of some markers of one kind."""
+        return [Pattern(text, kind, atoms) for text in texts for atoms in self._spellings(text)]
+
+    def _spellings(self, text: MarkerText) -> list[tuple[int, ...]]:
+        atoms = marker_atoms(text, self._vocabulary, self._tokenizer)
+        if not atoms:
+            raise MarkerError(f"The marker {text!r} has no token in {self._vocabulary.name}.")
+        spellings = [atoms]
+        if self._glues:
+            spellings.append(marker_atoms(text, self._vocabulary, self._tokenizer, self._glues))
+        if self._swallows:
+            spellings.append(_without_swallowed(atoms))
+        return list(dict.fromkeys(spellings))
+
+    def _tokens_that_glue(self, markers: Sequence[MarkerText]) -> frozenset[str]:
+        """Added tokens of the markers after which the tokenizer writes a space before text (older SentencePiece)."""
+        if self._vocabulary.kind != "sentencepiece":
+            return frozenset()
+        texts = [marker for marker in markers if isinstance(marker, str)]
+        contents = {token.content for token in self._vocabulary.added.values() if token.content.strip()}
+        used = [content for content in contents if any(content in text for text in texts)]
+        return frozenset(content for content in used if self._writes_space_after(content))
+
+    def _writes_space_after(self, content: str) -> bool:
+        ids = self._tokenizer(content + "x", add_special_tokens=False)["input_ids"]
+        return self._vocabulary.bytes_of(ids).removeprefix(b" ") == f"{content} x".encode()
+
+
+def _without_swallowed(atoms: tuple[int, ...]) -> tuple[int, ...]:
+    """The atoms without whitespace before a first control token: another one before it may swallow that in a row."""
+    first = next((index for index, atom in enumerate(atoms) if atom >= _BYTE_ATOMS), 0)
+    return atoms[first:] if not bytes(atoms[:first]).strip() else atoms
+
+
+def marker_atoms(
+    marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any, gluing: Collection[str] = ()
+) -> tuple[int, ...]:
+    """The atoms of a marker; text that follows an added token of ``gluing`` gets a space in front of it.
+
+    ::
+
+        "<|im_start|>user\\n"   ->  256 + 1, 117, 115, 101, 114, 10      (id 1 is <|im_start|>; u s e r \\n)
+
+    Raises:
+        MarkerError: the marker holds a token id that the vocabulary does not have.
+    """
+    if isinstance(marker, str) and vocabulary.kind == "opaque":
+        marker = tuple(int(token_id) for token_id in tokenizer(marker, add_special_tokens=False)["input_ids"])
+    if not isinstance(marker, str):
+        return tuple(atom for token_id in marker for atom in _id_atoms(token_id, marker, vocabulary))
+    atoms: list[int] = []
+    before = ""
+    for part in _split_at_added(marker, vocabulary, gluing):
+        if isinstance(part, str):
+            glue = " " if before in gluing else ""
+            atoms.extend((glue + _normalized(part, vocabulary, tokenizer)).encode())
+        elif part.special:
+            atoms.append(token_atom(part.token_id))
+        else:
+            atoms.extend(vocabulary.token_bytes(part.token_id))
+        before = "" if isinstance(part, str) else part.content
+    return tuple(atoms)
+
+
+def _id_atoms(token_id: int, marker: MarkerText, vocabulary: Vocabulary) -> Iterable[int]:
+    if not 0 <= token_id < vocabulary.size:
+        raise MarkerError(
+            f"The marker {marker!r} holds the id {token_id}, but {vocabulary.name} has the ids 0 to "
+            f"{vocabulary.size - 1}. Give ids of this tokenizer, or the marker's text."
+        )
+    if vocabulary.kind == "opaque" or vocabulary.is_special(token_id):
+        return (token_atom(token_id),)
+    return vocabulary.token_bytes(token_id)
+
+
+def _split_at_added(marker: str, vocabulary: Vocabulary, gluing: Collection[str]) -> list[str | AddedTokenInfo]:
+    """A marker split at added tokens, as the tokenizer does first; whitespace that they swallow is left out."""
+    splits = (
+        token
+        for token in vocabulary.added.values()
+        if token.special or token.lstrip or token.rstrip or token.content in gluing
+    )
+    by_content = {token.content: token for token in splits if token.content}
     if not by_content:
         return [marker]
     alternatives = "|".join(re.escape(content) for content in sorted(by_content, key=len, reverse=True))
     parts: list[str | AddedTokenInfo] = []
     swallow = False
     for chunk in re.split(f"({alternatives})", marker):
-        piece = by_content.get(chunk)
-        if piece is None:
+        token = by_content.get(chunk)
+        if token is None:
             text = chunk.lstrip() if swallow else chunk
             parts.append(text)
             swallow = swallow and not text
             continue
-        if piece.lstrip and parts and isinstance(parts[-1], str):
+        if token.lstrip and parts and isinstance(parts[-1], str):
             parts[-1] = parts[-1].rstrip()
-        parts.append(piece)
-        swallow = piece.rstrip
+        parts.append(token)
+        swallow = token.rstrip
     return [part for part in parts if part != ""]
 
 
 def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
-    """Text as the tokenizer's normalizer leaves it inside a row, without the blank that it puts in front of a row."""
+    """Text as the tokenizer's normalizer leaves it inside a row, without the space that it puts before a row."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return text
@@ -81,51 +230,7 @@ def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
     return written.replace(SENTENCEPIECE_SPACE, " ") if vocabulary.kind == "sentencepiece" else written
 
 
-def marker_atoms(
-    marker: MarkerText, vocabulary: Vocabulary, tokenizer: Any, gluing: Collection[str] = ()
-) -> tuple[int, ...]:
-    """The atoms of a marker: ``0..255`` is a byte of text, ``256 + id`` a token that must stand there as such.
-
-    Text that follows an added token of ``gluing`` has a blank in front of it.
-
-    Raises:
-        MarkerError: the marker holds a token id that the vocabulary does not have.
-    """
-    opaque = vocabulary.kind == "opaque"
-    if opaque and isinstance(marker, str):
-        marker = tuple(int(token_id) for token_id in tokenizer(marker, add_special_tokens=False)["input_ids"])
-    atoms: list[int] = []
-    if not isinstance(marker, str):
-        for token_id in marker:
-            if not 0 <= token_id < vocabulary.size:
-                raise MarkerError(
-                    f"The marker {marker!r} holds the id {token_id}, but {vocabulary.name} has the ids 0 to "
-                    f"{vocabulary.size - 1}. Give ids of this tokenizer, or the marker's text."
-                )
-            whole = opaque or vocabulary.is_special(token_id)
-            atoms.extend([token_atom(token_id)] if whole else vocabulary.token_bytes(token_id))
-        return tuple(atoms)
-    before: str | AddedTokenInfo = ""
-    for part in _added_boundaries(marker, vocabulary, gluing):
-        if isinstance(part, str):
-            glue = b"" if isinstance(before, str) or before.content not in gluing else b" "
-            atoms.extend(glue + _normalized(part, vocabulary, tokenizer).encode())
-        elif part.special:
-            atoms.append(token_atom(part.token_id))
-        else:
-            atoms.extend(vocabulary.token_bytes(part.token_id))
-        before = part
-    return tuple(atoms)
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """One marker, compiled."""
-
-    text: MarkerText
-    kind: Kind
-    atoms: tuple[int, ...]
-    first_token_ends_turn: bool = False
+# reading rows
 
 
 @dataclass(slots=True)
@@ -136,12 +241,12 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What reading one token from a node gives.
+    """The outcome of reading one token from a node.
 
     Attributes:
-        node: node after the whole token, ``-1`` where no marker goes on.
-        pattern: longest marker completed inside this token, ``-1`` for none.
-        used: bytes of the token up to the end of that marker, ``0`` where the token ends with it.
+        node: the node after the whole token, ``-1`` if no marker continues.
+        pattern: the longest marker completed inside this token, ``-1`` for none.
+        used: bytes of the token up to the end of that marker, ``0`` if the token ends with it.
     """
 
     node: int
@@ -150,7 +255,7 @@ class Step:
 
 
 class MarkerTrie:
-    """Every pattern in one prefix tree over atoms."""
+    """All patterns in one prefix tree over atoms; node 0 is its root."""
 
     def __init__(self, patterns: Sequence[Pattern], vocabulary: Vocabulary) -> None:
         self.patterns = tuple(patterns)
@@ -172,7 +277,7 @@ class MarkerTrie:
             self.nodes[node].pattern = index
 
     def step(self, node: int, token_id: int, skip: int = 0) -> Step:
-        """Reads one token from ``node``, leaving out its first ``skip`` bytes."""
+        """Reads one token from ``node``, without its first ``skip`` bytes."""
         direct = self.nodes[node].edges.get(token_atom(token_id))
         if direct is not None:
             return Step(direct if self.nodes[direct].edges else -1, self.nodes[direct].pattern, 0)
@@ -180,31 +285,31 @@ class MarkerTrie:
             return Step(-1, -1, 0)
         return self._step_bytes(node, self.vocabulary.token_bytes(token_id), skip)
 
-    def _step_bytes(self, node: int, piece: bytes, skip: int) -> Step:
+    def _step_bytes(self, node: int, text: bytes, skip: int) -> Step:
         pattern, used = -1, 0
-        if not piece:
+        if not text:
             return Step(-1, -1, 0)
-        for position in range(skip, len(piece)):
-            following = self.nodes[node].edges.get(piece[position])
+        for position in range(skip, len(text)):
+            following = self.nodes[node].edges.get(text[position])
             if following is None:
                 return Step(-1, pattern, used)
             node = following
             if self.nodes[node].pattern >= 0:
-                pattern, used = self.nodes[node].pattern, (position + 1) % len(piece)
+                pattern, used = self.nodes[node].pattern, (position + 1) % len(text)
         return Step(node if self.nodes[node].edges else -1, pattern, used)
 
     @cached_property
     def cut_headers(self) -> Ints:
-        """``(nodes,)`` the header that a row cut off at each node was about to write, ``-1`` for none.
+        """``(nodes,)`` the header that a row cut off at this node had begun, ``-1`` for none.
 
-        Any beginning with a control token counts, and text of which half stands there, four bytes or more: a lone ``#``
-        is rather the answer's own.
+        A beginning counts if it has a control token, or if it is half of the header and at least four bytes: a single
+        ``#`` is more likely part of the answer.
         """
         return self._begun_headers(surely=True)
 
     @cached_property
     def begun_headers(self) -> Ints:
-        """As :attr:`cut_headers`, for every beginning: behind a stop a single ``#`` counts too."""
+        """Like :attr:`cut_headers`, for any beginning: after an end-of-turn token a single ``#`` counts too."""
         return self._begun_headers(surely=False)
 
     def _begun_headers(self, *, surely: bool) -> Ints:
@@ -225,83 +330,5 @@ class MarkerTrie:
 
     @property
     def first_ids(self) -> frozenset[int]:
-        """Token ids that can begin a marker as such."""
+        """Control tokens that can begin a marker."""
         return frozenset(atom - _BYTE_ATOMS for atom in self.nodes[0].edges if atom >= _BYTE_ATOMS)
-
-
-def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> MarkerTrie:
-    """Compiles markers for one vocabulary.
-
-    Raises:
-        MarkerError: one marker serves both roles, or stands for no token at all.
-    """
-    gluing = _gluing((*markers.response, *markers.headers, *markers.eots), vocabulary, tokenizer)
-    swallows = any(piece.special and piece.rstrip for piece in vocabulary.added.values())
-
-    def patterns_of(texts: Sequence[MarkerText], kind: Kind) -> list[Pattern]:
-        found: list[Pattern] = []
-        for text in texts:
-            atoms = marker_atoms(text, vocabulary, tokenizer)
-            if not atoms:
-                raise MarkerError(f"The marker {text!r} stands for no token of {vocabulary.name}.")
-            glued = marker_atoms(text, vocabulary, tokenizer, gluing) if gluing else atoms
-            ways = (atoms, glued, _without_swallowed(atoms) if swallows else atoms)
-            found.extend(Pattern(text, kind, way) for way in dict.fromkeys(ways))
-        return found
-
-    stops = patterns_of(markers.eots, Kind.EOT)
-    stop_tokens = {pattern.atoms[0] for pattern in stops if len(pattern.atoms) == 1}
-    patterns = patterns_of(_with_separator(markers.response, markers), Kind.RESPONSE)
-    for header in markers.headers:
-        for pattern in patterns_of(_with_separator((header,), markers), Kind.OTHER):
-            stopping = pattern.text in markers.eot_headers or pattern.atoms[0] in stop_tokens
-            stopping = stopping and _begins_with_token(pattern, vocabulary)  # half a header in plain text stops nothing
-            patterns.append(replace(pattern, first_token_ends_turn=stopping))
-    patterns.extend(stops)
-    _refuse_shared(patterns)
-    return MarkerTrie(patterns, vocabulary)
-
-
-def _begins_with_token(pattern: Pattern, vocabulary: Vocabulary) -> bool:
-    """Whether a marker begins with an added token, which no tokenizer cuts: a control token, or one that is text."""
-    if pattern.atoms[0] >= _BYTE_ATOMS or not isinstance(pattern.text, str):
-        return pattern.atoms[0] >= _BYTE_ATOMS
-    return any(pattern.text.startswith(piece.content) for piece in vocabulary.added.values() if piece.content.strip())
-
-
-def _with_separator(headers: Sequence[MarkerText], markers: Markers) -> list[MarkerText]:
-    """Headers as they stand, and behind the blank text that ends an answer without a stop."""
-    return list(dict.fromkeys((*headers, *separated(headers, markers.separator))))
-
-
-def _gluing(markers: Sequence[MarkerText], vocabulary: Vocabulary, tokenizer: Any) -> frozenset[str]:
-    """Added tokens of the markers after which the tokenizer puts a blank in front of text (older SentencePiece)."""
-    if vocabulary.kind != "sentencepiece":
-        return frozenset()
-    texts = [marker for marker in markers if isinstance(marker, str)]
-    contents = {piece.content for piece in vocabulary.added.values() if piece.content.strip()}
-    used = [content for content in contents if any(content in text for text in texts)]
-    return frozenset(content for content in used if _glues_blank(content, vocabulary, tokenizer))
-
-
-def _glues_blank(content: str, vocabulary: Vocabulary, tokenizer: Any) -> bool:
-    ids = tokenizer(content + "x", add_special_tokens=False)["input_ids"]
-    return b"".join(vocabulary.token_bytes(token_id) for token_id in ids).removeprefix(b" ") == f"{content} x".encode()
-
-
-def _without_swallowed(atoms: tuple[int, ...]) -> tuple[int, ...]:
-    """The atoms without blanks before a first control token: in a row, a control token before them may eat them."""
-    blanks = next((index for index, atom in enumerate(atoms) if atom >= _BYTE_ATOMS), 0)
-    return atoms[blanks:] if not bytes(atoms[:blanks]).strip() else atoms
-
-
-def _refuse_shared(patterns: Sequence[Pattern]) -> None:
-    response = {pattern.atoms: pattern for pattern in patterns if pattern.kind is Kind.RESPONSE}
-    for pattern in patterns:
-        twin = response.get(pattern.atoms)
-        if twin is not None and pattern.kind is not Kind.RESPONSE:
-            raise MarkerError(
-                f"The marker {pattern.text!r} is the same as the response marker {twin.text!r}: nothing would tell the "
-                "user's words from the model's. Give the text that stands before the user's turns as instruction_part "
-                "and the text that stands before the model's as response_part."
-            )

@@ -1,7 +1,11 @@
-"""Parts of an answer that are not trained, or count less: reasoning blocks, identifiers, anything with a shape.
+"""Parts of an answer that are not trained, or count less: reasoning blocks, identifiers, any text with a pattern.
 
-Regions are looked for in the bytes of each answer, so ids never change; a token is in a region if every byte of it is.
-What a token holds besides a region is still the answer's.
+Regions are searched in the bytes of each answer, so ids never change. A token is in a region if all of its bytes are;
+one that also holds other text still belongs to the answer::
+
+    answer   "<think>" "a" "</think>\n" "b"      Region("<think>", "</think>")
+    bytes     0 .. 6    7    8 .. 16     17       region [0, 16)
+    inside    yes       yes  no          no       byte 16 of the third token is outside
 """
 
 from __future__ import annotations
@@ -27,18 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Region:
-    """A part of an answer, by the texts around it, by a regular expression, or by its own text.
+    """A part of an answer, given by the texts around it, by a regular expression, or by its own text.
 
     Attributes:
         start: text that opens the region; part of it.
-        end: text that closes it; part of it. A region that is never closed runs to the end of the answer.
+        end: text that closes it; part of it. A region that is never closed ends with the answer.
         pattern: a regular expression over the answer's text instead; ``^`` and ``$`` are the answer's ends.
-        text: a text instead, wherever it stands in an answer; the stop token too, which the other two never reach.
+        text: a text instead, anywhere in an answer; also its end-of-turn token, which the other two never reach.
         weight: how much the region counts: 0 leaves it out, 1 changes nothing.
 
     Raises:
-        MarkerError: none of ``start`` and ``end``, ``pattern`` and ``text``, more than one of them, a pattern that does
-            not compile, or a weight that is negative or no number.
+        MarkerError: not exactly one of ``start`` with ``end``, ``pattern`` and ``text`` is given, a pattern does not
+            compile, or the weight is not a finite number, 0 or more.
 
     >>> thinking = Region("<think>", "</think>")
     >>> list(thinking.find(b"<think>a</think>b<think>c"))
@@ -64,11 +68,13 @@ class Region:
         if not number or not 0 <= self.weight < math.inf:
             raise MarkerError(f"Region(weight={self.weight!r}): a weight must be a finite number, 0 or more.")
         if not all(isinstance(text, str) for text in (self.start, self.end, self.pattern, self.text)):
-            raise MarkerError(f"{self!r} holds what is no text. Give strings: Region('<think>', '</think>').")
+            raise MarkerError(
+                f"{self!r} holds something that is not text. Give strings: Region('<think>', '</think>')."
+            )
         try:
             self._expression  # noqa: B018  compiled once, and refused here rather than at the first row
         except re.error as error:
-            raise MarkerError(f"Region(pattern={self.pattern!r}) is no regular expression: {error}.") from error
+            raise MarkerError(f"Region(pattern={self.pattern!r}) is not a regular expression: {error}.") from error
 
     @cached_property
     def _expression(self) -> re.Pattern[bytes]:
@@ -80,11 +86,11 @@ class Region:
         return re.compile(opening + rb".*?(?:" + closing + rb"|\Z)", re.DOTALL)
 
     def find(self, answer: bytes) -> Iterator[tuple[int, int]]:
-        """The region's places in an answer, as half-open ranges of bytes."""
+        """Where the region is in an answer, as half-open ranges of bytes."""
         return (found.span() for found in self._expression.finditer(answer) if found.end() > found.start())
 
     def find_after(self, prefilled: bytes, answer: bytes) -> Iterator[tuple[int, int]]:
-        """The same behind a header that may have opened the region already: a prefilled ``<think>``.
+        """Like :meth:`find`, after a header that may have opened the region already (a prefilled ``<think>``).
 
         >>> list(Region("<think>", "</think>").find_after(b"assistant: <think>", b"a</think>b"))
         [(0, 9)]
@@ -100,14 +106,13 @@ class Region:
 
 
 def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> Floats:
-    """``(tokens,)`` the product of the weights of the regions that each token lies in with every byte."""
+    """``(tokens,)`` the product of the weights of the regions that each token lies in with all of its bytes."""
     factor = np.ones(len(ids))
     bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
     for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
-        prefilled = b"".join(vocabulary.token_bytes(token_id) for token_id in ids[header:start].tolist())
-        pieces = [vocabulary.token_bytes(token_id) for token_id in ids[start:end].tolist()]
-        begins = [0, *accumulate(map(len, pieces))]
-        answer = b"".join(pieces)
+        prefilled = vocabulary.bytes_of(ids[header:start].tolist())
+        texts = [vocabulary.token_bytes(token_id) for token_id in ids[start:end].tolist()]
+        begins, answer = [0, *accumulate(map(len, texts))], b"".join(texts)
         for region in regions:
             within = answer if region.text else answer[: begins[said - start]]
             for low, high in _merged(region.find_after(prefilled, within)):
@@ -116,21 +121,17 @@ def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence
     return factor
 
 
-def _merged(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Places in order, those that touch as one."""
-    low, high = -1, -1
+def _merged(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places in order; those that touch become one."""
+    merged: list[tuple[int, int]] = []
     for start, end in places:
-        if start > high and high >= 0:
-            yield low, high
-        if start > high:
-            low = start
-        high = end
-    if high >= 0:
-        yield low, high
+        touches = bool(merged) and start <= merged[-1][1]
+        merged.append((merged.pop()[0] if touches else start, end))
+    return merged
 
 
 def _tokens_inside(begins: Sequence[int], low: int, high: int) -> slice:
-    """The tokens that lie between two bytes with all of theirs."""
+    """The tokens whose bytes all lie in ``[low, high)``."""
     first = bisect_left(begins, low)
     last = bisect_right(begins, high) - 1
     return slice(first, max(first, last))

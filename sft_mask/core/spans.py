@@ -1,11 +1,17 @@
-"""Token ids to the turns of the model, as half-open spans; the heart of the library.
+"""Token ids to the assistant's turns, as half-open spans; the heart of the library.
 
 Everything works on one flat array of ids and the offsets of its documents (a row, or a document of a packed row), never
 on a Python list of tokens. :mod:`sft_mask.core.search` finds the markers; here each response header opens a turn, and
-its stop, the next header or the end of the document closes it.
+its end-of-turn token, the next header or the end of the document closes it::
 
-Spans are tokens of the unshifted sequence; ``start`` is the first token the model has to sample (it holds at least
-one byte of the answer), ``end`` is one past the last, the end-of-turn token included.
+    token     0     1     2     3     4     5     6     7     8     9    10
+    bytes    <u>   "Hi"  <e>  "\\n"   <a>  "I"  " am" <e>  "\\n"  <u>  "ok"     <u>, <a> headers; <e> end of turn
+    marker  OTHER        EOT       RESPONSE           EOT         OTHER
+    answer                                [5 ------------- 9)                what lies between two headers
+    turn                               header=4  start=5  eot_start=7  end=8
+
+Spans count tokens of the unshifted sequence; ``start`` is the first token that the model has to sample (it holds at
+least one byte of the answer), ``end`` is one past the last, the end-of-turn token included.
 """
 
 from __future__ import annotations
@@ -16,9 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.constants import ASSISTANT
+from sft_mask.core.arrays import greatest
 from sft_mask.core.patterns import Kind, MarkerTrie, token_atom
 from sft_mask.core.search import Found, MarkerSearch, position_of, token_holding, tokens_before
-from sft_mask.core.vocabulary import greatest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,27 +34,26 @@ if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Floats, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
 
-
-_UNREAD, _TEXT, _BLANK, _CONTROL = -1, 0, 1, 2
+_UNREAD, _TEXT, _WHITESPACE, _CONTROL = -1, 0, 1, 2
 _LONGEST_FILLER = 8
-"""Tokens between a stop and the next header; templates write one newline, rarely two tokens."""
+"""Tokens between an end-of-turn token and the next header; templates write one newline, rarely two tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Turns of the model in one flat array, in order.
+    """The assistant's turns in one flat array, in order.
 
     Attributes:
         start: ``(n,)`` first token of the answer.
-        end: ``(n,)`` one past the last token, the stop token included.
-        has_eot: ``(n,)`` whether the turn ends with a stop that the model must sample.
+        end: ``(n,)`` one past the last token, the end-of-turn token included.
+        has_eot: ``(n,)`` whether the turn ends with an end-of-turn token, which the model must sample.
         cut: ``(n,)`` whether the document ends before the turn does.
-        document: ``(n,)`` index of the document the turn lies in.
-        header: ``(n,)`` first token of the turn's header, ``start`` where the turn has none.
-        eot_start: ``(n,)`` first token that holds nothing but the stop, ``end`` where the turn has none.
-        message: ``(n,)`` index of the message in its conversation, ``-1`` where only markers were at hand.
+        document: ``(n,)`` index of the document.
+        header: ``(n,)`` first token of the turn's header, ``start`` if it has none.
+        eot_start: ``(n,)`` first token with nothing but the end of turn, ``end`` if it has none.
+        message: ``(n,)`` index of the message in its conversation, ``-1`` if only markers are known.
         role: ``(n,)`` who speaks: index into :data:`sft_mask.constants.ROLES`.
-        weight: ``(n,)`` how much the turn counts in the loss; 0 where it is not trained.
+        weight: ``(n,)`` how much the turn counts in the loss; 0 if it is not trained.
     """
 
     start: Ints
@@ -75,12 +80,10 @@ class Turns:
     def of_assistant(
         cls, start: Ints, end: Ints, has_eot: Bools, cut: Bools, document: Ints, header: Ints, eot_start: Ints
     ) -> Turns:
-        """Turns of the model of weight 1, in no known message."""
+        """Turns of weight 1, in no known message."""
         count = len(start)
-        role = np.full(count, ASSISTANT, np.int64)
-        return cls(
-            start, end, has_eot, cut, document, header, eot_start, np.full(count, -1, np.int64), role, np.ones(count)
-        )
+        message, role = np.full(count, -1, np.int64), np.full(count, ASSISTANT, np.int64)
+        return cls(start, end, has_eot, cut, document, header, eot_start, message, role, np.ones(count))
 
     def select(self, keep: Bools | Ints) -> Turns:
         """The turns that ``keep`` points at."""
@@ -91,14 +94,9 @@ class Turns:
         return Turns(*(getattr(self, name)[keep] for name in self.__slots__))
 
     def moved(self, by: int | Ints) -> Turns:
-        """The turns so many tokens further on; a header that would begin before the first token begins there."""
-        return replace(
-            self,
-            start=self.start + by,
-            end=self.end + by,
-            header=np.maximum(self.header + by, 0),
-            eot_start=self.eot_start + by,
-        )
+        """The turns ``by`` tokens further on; a header that would begin before token 0 begins there."""
+        moved = {name: getattr(self, name) + by for name in ("start", "end", "eot_start")}
+        return replace(self, **moved, header=np.maximum(self.header + by, 0))
 
     @classmethod
     def joined(cls, parts: Sequence[Turns]) -> Turns:
@@ -107,7 +105,7 @@ class Turns:
 
 
 class SpanFinder:
-    """Finds the turns of the model in flat arrays of ids; reusable, and cheap to call again.
+    """Finds the assistant's turns in flat arrays of ids; reusable, and cheap to call again.
 
     Args:
         trie: the compiled markers.
@@ -136,6 +134,8 @@ class SpanFinder:
         self._is_eot = kinds == Kind.EOT
         self._is_response = kinds == Kind.RESPONSE
         self._first_token_ends_turn = np.array([pattern.first_token_ends_turn for pattern in trie.patterns], np.bool_)
+        eot_atoms = {pattern.atoms[0] for pattern in trie.patterns if pattern.kind is Kind.EOT}
+        self._pad_is_eot = pad_token_id is not None and token_atom(pad_token_id) in eot_atoms
         self._looks = np.full(trie.vocabulary.size + 1, _UNREAD, np.int8)
 
     @property
@@ -144,24 +144,24 @@ class SpanFinder:
         return self.trie.vocabulary
 
     def find(self, ids: Ids, offsets: Ints) -> Turns:
-        """The turns of the model, disjoint and in order.
+        """The assistant's turns, disjoint and in order.
 
         Args:
-            ids: ``(tokens,)`` flat token ids of any integer type; ids outside the vocabulary stand for no text.
+            ids: ``(tokens,)`` flat token ids of any integer type; ids outside the vocabulary have no text.
             offsets: ``(documents + 1,)`` where each document begins and ends in ``ids``, ascending.
         """
-        safe = self.in_vocabulary(ids)
-        ends = self.content_ends(safe, offsets)
-        found, cut_headers = self._search.find(safe, offsets, ends)
+        ids = self.in_vocabulary(ids)
+        ends = self.content_ends(ids, offsets)
+        found, cut_headers = self._search.find(ids, offsets, ends)
         is_eot = self._is_eot[found.pattern]
-        headers = Found.joined([found.select(~is_eot), cut_headers])
+        headers = Found.joined(found.select(~is_eot), cut_headers)
         ends_turn = self._first_token_ends_turn[headers.pattern]
         answers = _answers(headers, np.flatnonzero(self._is_response[headers.pattern]), ends_turn, offsets, ends)
         if not len(answers.start):
             return Turns.empty()
-        end, eot_start, has_eot = self._closings(safe, answers, headers, found.select(is_eot))
+        end, eot_start, has_eot = self._closings(ids, answers, headers, found.select(is_eot))
         ends_open = np.flatnonzero((answers.closer < 0) & ~has_eot)
-        end[ends_open] = eot_start[ends_open] = self._before_separator(safe, end[ends_open])
+        end[ends_open] = eot_start[ends_open] = self._before_separator(ids, end[ends_open])
         start = token_holding(answers.start)
         start[1:] = np.maximum(start[1:], end[:-1])  # one token can hold an answer's end, a header and a beginning
         cut = ~has_eot & (answers.closer < 0) & (not self.open_end)
@@ -172,37 +172,35 @@ class SpanFinder:
     def begin_inside_turn(self, ids: Ids, offsets: Ints) -> Bools:
         """``(documents,)`` whether each begins after its turn's header: a turn ends there before any header opens one.
 
-        A document without markers is a part of one message. Text before the first header that no end-of-turn token
-        follows may be what the chat template writes first, and does not count.
+        A document without markers is part of one message. Text before a first header that ends no turn may be what the
+        chat template writes first, and does not count.
         """
-        safe = self.in_vocabulary(ids)
-        found = self.markers_in(safe, offsets)
+        ids = self.in_vocabulary(ids)
+        found = self.markers_in(ids, offsets)
         edges = np.searchsorted(token_holding(found.start), offsets)
-        inside = np.diff(edges) == 0
+        inside: Bools = np.diff(edges) == 0
         some = np.flatnonzero(~inside)
-        first = edges[some]
-        late = ~self._only_filler(safe, offsets[some], token_holding(found.start[first]))
-        inside[some] = self._is_eot[found.pattern[first]] | (late & self._first_token_ends_turn[found.pattern[first]])
-        begins: Bools = inside & (np.diff(offsets) > 0)
-        return begins
+        start, pattern = token_holding(found.start[edges[some]]), found.pattern[edges[some]]
+        late = ~self._only_filler(ids, offsets[some], start)
+        inside[some] = self._is_eot[pattern] | (late & self._first_token_ends_turn[pattern])
+        inside[np.diff(offsets) == 0] = False
+        return inside
 
     def markers_in(self, ids: Ids, offsets: Ints) -> Found:
         """Every marker in order; ``ids`` are :meth:`in_vocabulary`."""
         return self._search.find(ids, offsets, self.content_ends(ids, offsets))[0]
 
     def in_vocabulary(self, ids: Ids) -> Ids:
-        """The ids, those that the vocabulary does not have as one that stands for no text."""
+        """The ids, with one id without text in place of those that the vocabulary does not have."""
         size = self.vocabulary.size
         if greatest(ids) >= size:
             return np.where((ids < 0) | (ids >= size), size, ids.astype(np.int64))
         return ids
 
-    # padding
-
     def content_ends(self, ids: Ids, offsets: Ints) -> Ints:
-        """Where each document ends, its trailing padding left out.
+        """``(documents,)`` where each document ends, without its trailing padding.
 
-        Where padding is also a stop, the first token of a run of it is kept: it is the stop of the last answer.
+        If the padding token is also an end-of-turn token, the first of a run is kept: it ends the last answer.
         """
         end = offsets[1:].copy()
         pad = self.pad_token_id
@@ -219,32 +217,48 @@ class SpanFinder:
         end[padded] = content + self._pad_is_eot
         return end
 
-    @property
-    def _pad_is_eot(self) -> bool:
-        """Whether the padding token is also a stop."""
-        eots = (pattern.atoms for pattern in self.trie.patterns if pattern.kind is Kind.EOT)
-        return self.pad_token_id is not None and token_atom(self.pad_token_id) in {atoms[0] for atoms in eots}
-
     # what ends an answer
 
     def _closings(self, ids: Ids, answers: _Answers, headers: Found, eots: Found) -> tuple[Ints, Ints, Bools]:
-        """One past the last token of each turn, where its stop begins, and whether it has one."""
+        """One past the last token of each turn, where its end-of-turn token begins, and whether it has one."""
         closed = answers.closer >= 0
         end = tokens_before(answers.end)
         eot_start, has_eot = end.copy(), np.zeros(len(end), np.bool_)
         chosen, last = self._chosen_eots(ids, answers, eots)
         turns = np.flatnonzero(chosen >= 0)
-        # Where all markers are known, words between the last stop and the row's end show that the stop was quoted.
+        # If all markers are known, text between the last end-of-turn token and the row's end shows it was only quoted.
         nothing_follows = self._only_filler(ids, tokens_before(eots.end[last[turns]]), end[turns])
         turns = turns[closed[turns] | (not self.complete) | nothing_follows]
         chosen = chosen[turns]
         end[turns], eot_start[turns] = tokens_before(eots.end[chosen]), tokens_before(eots.start[chosen])
         has_eot[turns] = True
-        # The model ends its turn by sampling the next role's control token.
+        # The model may also end its turn by sampling the first token of the next role's header.
         turns = np.flatnonzero(closed & ~has_eot & self._first_token_ends_turn[headers.pattern[answers.closer]])
         eot_start[turns] = token_holding(headers.start[answers.closer[turns]])
         end[turns], has_eot[turns] = eot_start[turns] + 1, True
         return end, eot_start, has_eot
+
+    def _chosen_eots(self, ids: Ids, answers: _Answers, eots: Found) -> tuple[Ints, Ints]:
+        """For each answer the end-of-turn token that ends it, ``-1`` for none, and the last one inside its bounds.
+
+        What ends it is the last one inside its bounds, since text follows one that the answer quotes; of several with
+        only whitespace and control tokens between them, the first (padding with the end-of-turn token). If headers of
+        other roles may be unknown, a control token after an end-of-turn token is taken for one.
+        """
+        if not len(eots):
+            none = np.full(len(answers.start), -1, np.int64)
+            return none, none
+        first_inside = np.searchsorted(eots.start, answers.start)
+        last = np.searchsorted(eots.start, answers.end) - 1
+        end = tokens_before(eots.end)
+        linked = np.zeros(len(eots), np.bool_)
+        linked[1:] = self._only_filler(ids, end[:-1], token_holding(eots.start[1:]))
+        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(eots))))
+        chosen = np.maximum(first_of_run[last], first_inside)
+        if not self.complete:
+            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(eots))
+            chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
+        return np.where(last >= first_inside, chosen, -1), last
 
     def _before_separator(self, ids: Ids, end: Ints) -> Ints:
         """Ends of answers without the separator that the template wrote after each of them.
@@ -264,44 +278,23 @@ class SpanFinder:
         return np.where(own, end, trimmed)
 
     def _of_separator(self, tokens: Ids, left: Ints, *, whole: bool) -> Ints:
-        """How many bytes each token holds of the end of what is left of the separator, as all of it or as its end."""
+        """Bytes that each token holds of the end of what is left of the separator, as all of it or as its end."""
         taken = np.zeros(len(tokens), np.int64)
-        found, place = np.unique(tokens, return_inverse=True)
-        pieces = [
-            b"" if self.vocabulary.is_special(token) else self.vocabulary.token_bytes(token) for token in found.tolist()
+        unique, place = np.unique(tokens, return_inverse=True)
+        texts = [
+            b"" if self.vocabulary.is_special(token) else self.vocabulary.token_bytes(token)
+            for token in unique.tolist()
         ]
         for length in np.unique(left[left > 0]).tolist():
             begun = self.separator[:length]
-            fits = [begun.endswith(piece) if whole else piece.endswith(begun) for piece in pieces]
-            held = [min(len(piece), length) if fit else 0 for piece, fit in zip(pieces, fits, strict=True)]
+            fits = [begun.endswith(text) if whole else text.endswith(begun) for text in texts]
+            held = [min(len(text), length) if fit else 0 for text, fit in zip(texts, fits, strict=True)]
             taken = np.where(left == length, np.array(held, np.int64)[place], taken)
         return taken
 
-    def _chosen_eots(self, ids: Ids, answers: _Answers, eots: Found) -> tuple[Ints, Ints]:
-        """For each answer the stop that ends it, ``-1`` for none, and the last one inside its bounds.
-
-        What ends it is the last one inside its bounds, because a stop quoted in an answer has words after it; of
-        several with nothing but blanks and control tokens between them the first (padding with the stop token). Where
-        headers of other roles may be unknown, a control token behind a stop is taken for one.
-        """
-        if not len(eots):
-            none = np.full(len(answers.start), -1, np.int64)
-            return none, none
-        first_inside = np.searchsorted(eots.start, answers.start)
-        last = np.searchsorted(eots.start, answers.end) - 1
-        end = tokens_before(eots.end)
-        linked = np.zeros(len(eots), np.bool_)
-        linked[1:] = self._only_filler(ids, end[:-1], token_holding(eots.start[1:]))
-        first_of_run = np.maximum.accumulate(np.where(linked, 0, np.arange(len(eots))))
-        chosen = np.maximum(first_of_run[last], first_inside)
-        if not self.complete:
-            before_control = np.append(np.flatnonzero(self._control_follows(ids, end)), len(eots))
-            chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
-        return np.where(last >= first_inside, chosen, -1), last
-
     def _only_filler(self, ids: Ids, start: Ints, end: Ints) -> Bools:
-        """Whether only blanks and control tokens, and few of them, stand between two tokens."""
-        answer = end - start <= _LONGEST_FILLER
+        """Whether only whitespace and control tokens, and few of them, are between two tokens."""
+        answer: Bools = end - start <= _LONGEST_FILLER
         for ahead in range(_LONGEST_FILLER):
             inside = np.flatnonzero(answer & (start + ahead < end))
             if not len(inside):
@@ -310,21 +303,21 @@ class SpanFinder:
         return answer
 
     def _control_follows(self, ids: Ids, start: Ints) -> Bools:
-        """Whether a control token follows, blanks passed over."""
+        """Whether a control token comes next, apart from whitespace."""
         answer = np.zeros(len(start), np.bool_)
         live = np.arange(len(start))
         for ahead in range(_LONGEST_FILLER):
             live = live[start[live] + ahead < len(ids)]
             looks = self._look_of(ids[start[live] + ahead])
             answer[live[looks == _CONTROL]] = True
-            live = live[looks == _BLANK]
+            live = live[looks == _WHITESPACE]
         return answer
 
     def _look_of(self, tokens: Ids) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
         for token_id in np.unique(unread).tolist() if len(unread) else ():
             if not self.vocabulary.token_bytes(token_id).strip() and not self.vocabulary.is_special(token_id):
-                self._looks[token_id] = _BLANK
+                self._looks[token_id] = _WHITESPACE
             else:
                 self._looks[token_id] = _CONTROL if token_id in self.vocabulary.added else _TEXT
         looks: NDArray[np.int8] = self._looks[tokens]
@@ -333,14 +326,14 @@ class SpanFinder:
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """What stands between a response header and what closes it; positions are those of :mod:`sft_mask.core.search`.
+    """What lies between a response header and what closes it; positions are those of :mod:`sft_mask.core.search`.
 
     Attributes:
         opener: ``(n,)`` index of the header that opens it.
         closer: ``(n,)`` index of the header that closes it, ``-1`` for the document's end.
         start: ``(n,)`` position of the first byte.
-        end: ``(n,)`` position one past the last byte, the turn's stop included.
-        document: ``(n,)`` index of the document it lies in.
+        end: ``(n,)`` position one past the last byte, the end-of-turn token included.
+        document: ``(n,)`` index of the document.
     """
 
     opener: Ints
@@ -351,9 +344,9 @@ class _Answers:
 
 
 def _answers(headers: Found, opens: Ints, ends_turn: Bools, offsets: Ints, ends: Ints) -> _Answers:
-    """What lies between the headers ``opens`` and the header after each, or the document's end, where anything does.
+    """What lies between the headers ``opens`` and the next header, or the document's end, if anything does.
 
-    An empty answer counts where the next header is its end-of-turn token; ``ends_turn`` marks such headers.
+    An empty answer counts if the next header's first token ends its turn (``ends_turn``).
     """
     document = np.searchsorted(offsets, token_holding(headers.start[opens]), side="right") - 1
     start, document_end = headers.end[opens], position_of(ends[document])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.label_codec import encode_labels, mean_within
+from sft_mask.core.label_codec import encode_labels
 from sft_mask.core.labels import over_turns, trained_mask
 
 if TYPE_CHECKING:
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from sft_mask.core.policy import Policy
     from sft_mask.core.spans import Turns
 
+_NOTHING: Final = float(np.finfo(np.float32).tiny)
+"""Weights that sum to less are 0 in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnweightedBatch:
-    """A batch that is about to get its weights.
+    """A batch before its tokens get their weights.
 
     Attributes:
         ids: ``(tokens,)``.
         labels: ``(tokens,)`` int32, the answers that are trained; everything else is ``IGNORE_INDEX``.
-        turns: those of the model that were found, trained or not.
+        turns: the assistant's turns that were found, trained or not.
         trained: the turns that are trained.
         documents: ``(documents + 1,)`` offsets.
-        factor: ``(tokens,)`` what regions and a ``loss_weights`` column make of each token's weight.
-        may_prompt: ``(tokens,)`` whether a token could be trained as prompt: of a row that trains an answer, not
-            padding, not ignored before.
+        factor: ``(tokens,)`` by which regions and a ``loss_weights`` column multiply each token's weight.
+        may_prompt: ``(tokens,)`` whether a token outside of turns could be trained: it is not padding, was not masked
+            before, and its row trains an answer.
     """
 
     ids: Ids
@@ -46,11 +49,19 @@ class UnweightedBatch:
 def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
     """Labels with weights, and how many tokens of the prompt are trained.
 
-    With ``w`` the weight of each token (of its turn, times its regions', times its ``loss_weights``)::
+    With ``w`` the weight of each token (of its turn, times those of its regions, times its ``loss_weights``)::
 
         reduction="token"      w
         reduction="turn"       turn's weight * w / sum(w over the turn)
         reduction="sequence"   w / sum(w over the document)
+
+    A document with two turns of weight 1, and a region of weight 0.5 over token 4::
+
+        token        0    1    2    3    4    5    6    7
+        turns                 [2 ----------- 5)    [6 -- 8)
+        "token"      -    -    1    1   .5    -    1    1
+        "turn"       -    -   .4   .4   .2    -   .5   .5       each turn sums to 1
+        "sequence"   -    -  2/9  2/9  1/9    -  2/9  2/9       the document sums to 1
     """
     size = len(batch.ids)
     first_tokens = batch.documents[:-1][np.diff(batch.documents) > 0]
@@ -59,11 +70,30 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
         numbers = np.arange(len(batch.trained))
         weights = mean_within(weights, over_turns(batch.trained, numbers, size, outside=-1), first_tokens)
     weights *= over_turns(batch.trained, batch.trained.weight, size)
-    prompt = batch.may_prompt & ~trained_mask(batch.turns, size)
-    prompt_trained = prompt & (batch.factor > 0) if policy.prompt_weight else np.zeros(size, np.bool_)
-    weights[prompt_trained] = policy.prompt_weight * batch.factor[prompt_trained]
+    prompt = np.zeros(size, np.bool_)
+    if policy.prompt_weight:
+        prompt = batch.may_prompt & ~trained_mask(batch.turns, size) & (batch.factor > 0)
+        weights[prompt] = policy.prompt_weight * batch.factor[prompt]
     if policy.reduction == "sequence":
         units = np.repeat(np.arange(len(batch.documents) - 1), np.diff(batch.documents))
         weights = mean_within(weights, units, first_tokens)
     labels = np.where(weights > 0, batch.ids, IGNORE_INDEX)
-    return encode_labels(labels, weights), int(prompt_trained.sum())
+    return encode_labels(labels, weights), int(prompt.sum())
+
+
+def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
+    """Weights scaled so that those of each unit sum to 1: every unit counts the same.
+
+    Args:
+        weights: ``(tokens,)``.
+        units: ``(tokens,)`` number of each token's unit, ``-1`` for none.
+        first_tokens: first token of each document, which nothing predicts: its weight becomes 0.
+    """
+    weights = weights.copy()
+    weights[first_tokens] = 0
+    inside = units >= 0
+    own = weights[inside]
+    sums = np.bincount(units[inside], own, minlength=int(units.max(initial=-1)) + 1)[units[inside]]
+    scaled = np.zeros_like(weights)
+    scaled[inside] = np.divide(own, sums, out=np.zeros(len(own)), where=sums > _NOTHING)
+    return scaled

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sft_mask.data.rows import LOSS_WEIGHTS
+from sft_mask.data.read.rows import LOSS_WEIGHTS
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ints
-    from sft_mask.data.conversations import Decoder
     from sft_mask.data.masker import Masker
+    from sft_mask.data.read.conversations import Decoder
 from sft_mask.data.outcome import MaskedBatch
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")

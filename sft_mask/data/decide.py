@@ -20,8 +20,8 @@ import pyarrow as pa
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.data.conversations import Conversation, Decoder
 from sft_mask.data.outcome import Batch, Decided, Undecided
+from sft_mask.data.read.conversations import Conversation, Decoder
 from sft_mask.data.signatures import SignatureCache
 from sft_mask.errors import AmbiguousRowError, DataError, LostWordsError, UnsupportedError
 from sft_mask.templates.turns import ConversationAligner

@@ -11,15 +11,15 @@ from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.data.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.dataset import check_columns
-from sft_mask.data.formats import column_names, in_format_of, plain, sample_rows
+from sft_mask.data.faults.roles import without_answers
+from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
-from sft_mask.data.roles import without_answers
+from sft_mask.data.read.conversations import as_chatml, read_tools, read_variables
+from sft_mask.data.read.formats import column_names, in_format_of, plain, sample_rows
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, marker_summary, masker_for, read_tokenizer
 from sft_mask.data.splits import SplitMasker
-from sft_mask.data.wellformed import PAIR, check_row, oddities
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.report import MaskReport
 

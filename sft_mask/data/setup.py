@@ -10,10 +10,10 @@ from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.policy import Policy
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
 from sft_mask.data.decide import RowDecider, quotable_texts
-from sft_mask.data.formats import plain
+from sft_mask.data.faults.roles import without_answers
+from sft_mask.data.faults.wellformed import messages_as_text
 from sft_mask.data.masker import Masker, OnAmbiguous
-from sft_mask.data.roles import without_answers
-from sft_mask.data.wellformed import messages_as_text
+from sft_mask.data.read.formats import plain
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.report import MarkerSummary
 from sft_mask.templates.chat_template import ChatTemplate

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.core.policy import Policy
-from sft_mask.data.formats import sample_rows
+from sft_mask.data.read.formats import sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for
 from sft_mask.doctor.checks import SPLIT_CHECKS, TRAINER_CHECKS
 from sft_mask.doctor.findings import Diagnosis, Finding

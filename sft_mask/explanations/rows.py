@@ -12,11 +12,11 @@ from sft_mask.core.arrays import Ints, offsets_of
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.core.spans import Turns
 from sft_mask.data.batches import READ, mask_rows
-from sft_mask.data.columns import list_values
-from sft_mask.data.conversations import Conversation, Decoder
 from sft_mask.data.masker import Masker
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.prelabelled import is_masked
+from sft_mask.data.read.columns import list_values
+from sft_mask.data.read.conversations import Conversation, Decoder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
-from sft_mask.data.formats import sample_rows
 from sft_mask.data.mask_dataset import tokenized
+from sft_mask.data.read.formats import sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer

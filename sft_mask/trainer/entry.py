@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sft_mask._compat import is_main_process
 from sft_mask.core.policy import Policy, Reduction, combined
-from sft_mask.data.formats import readable, sample_rows
 from sft_mask.data.prelabelled import is_masked, refuse_late_policy
+from sft_mask.data.read.formats import readable, sample_rows
 from sft_mask.data.setup import MaskSettings, build_masker, masker_for, read_tokenizer
 from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import LabelBatch, batch_table, rows_of_batch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.tiny import STOP, chats, expected, messages_dataset, tokenized, tokenizer
 
 from sft_mask import IGNORE_INDEX, Policy, Region, mask_dataset
-from sft_mask.core.label_codec import encode_labels, has_weights, label_ids, label_weights, mean_within
+from sft_mask.core.label_codec import encode_labels, has_weights, label_ids, label_weights
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError, SftMaskError
 from sft_mask.trainer.weighted_loss import split_labels
 
@@ -45,17 +45,6 @@ def test_a_weight_of_one_is_the_plain_id(ids: list[int]) -> None:
     assert encoded.tolist() == ids
     assert not has_weights(encoded)
     assert has_weights(encode_labels(np.array(ids), np.full(len(ids), 0.5)))
-
-
-@given(st.lists(st.tuples(st.floats(0, 1e-41) | st.floats(1e-37, 100), st.integers(-1, 4)), min_size=1, max_size=40))
-def test_the_weights_of_a_unit_sum_to_one_or_nothing(rows: list[tuple[float, int]]) -> None:
-    weights, units = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    scaled = mean_within(weights, units, np.array([0]))
-    assert (scaled[units < 0] == 0).all()
-    for unit in range(5):
-        inside = units == unit
-        graded = np.where(np.arange(len(rows)) > 0, weights, 0.0)[inside]
-        assert scaled[inside].sum() == pytest.approx(float(graded.sum() > 2e-38))
 
 
 # what a policy makes of a dataset

@@ -40,6 +40,3 @@ def test_an_empty_marker_is_refused(given: object):
 
 def test_the_headers_of_everybody_else_hold_each_marker_once():
     assert Markers(("A",), ("U", "V"), others=("S", "U")).headers == ("U", "V", "S")
-
-
-# atoms

@@ -83,12 +83,12 @@ def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
 
 
 def test_a_pattern_that_does_not_compile_is_refused_at_once() -> None:
-    with pytest.raises(MarkerError, match="is no regular expression: missing"):
+    with pytest.raises(MarkerError, match="is not a regular expression: missing"):
         Region(pattern="(")
 
 
 def test_a_policy_takes_regions_only() -> None:
-    with pytest.raises(SftMaskError, match="holds something else than Region"):
+    with pytest.raises(SftMaskError, match="holds something other than a Region"):
         Policy(regions=("<think>",))  # type: ignore[arg-type]
 
 

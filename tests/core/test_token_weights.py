@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.label_codec import label_ids, label_weights
+from sft_mask.core.labels import make_labels
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
-from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
+from sft_mask.core.token_weights import UnweightedBatch, mean_within, weighted_labels
 
 
 def single_tokens(count: int) -> Turns:
@@ -33,3 +39,33 @@ def graded_labels(
 def test_a_token_of_the_prompt_that_weighs_nothing_is_not_trained() -> None:
     labels, prompt = graded_labels(single_tokens(1), 4, Policy(prompt_weight=0.5), [1.0, 1.0, 0.0, 1.0])
     assert (labels[2], prompt) == (IGNORE_INDEX, 2)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e-41) | st.floats(1e-37, 100), st.integers(-1, 4)), min_size=1, max_size=40))
+def test_the_weights_of_a_unit_sum_to_one_or_nothing(rows: list[tuple[float, int]]) -> None:
+    weights, units = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    scaled = mean_within(weights, units, np.array([0]))
+    assert (scaled[units < 0] == 0).all()
+    for unit in range(5):
+        inside = units == unit
+        graded = np.where(np.arange(len(rows)) > 0, weights, 0.0)[inside]
+        assert scaled[inside].sum() == pytest.approx(float(graded.sum() > 2e-38))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "wanted"),
+    [
+        ("token", [1, 1, 0.5, 1, 1]),
+        ("turn", [0.4, 0.4, 0.2, 0.5, 0.5]),
+        ("sequence", [2 / 9, 2 / 9, 1 / 9, 2 / 9, 2 / 9]),
+    ],
+)
+def test_the_worked_example_of_reductions(reduction: Any, wanted: list[float]) -> None:
+    start, end, no = np.array([2, 6]), np.array([5, 8]), np.zeros(2, np.bool_)
+    turns = Turns.of_assistant(start, end, no, no, np.zeros(2, np.int64), start, end)
+    ids = np.arange(10, 18)
+    factor = np.where(ids == 14, 0.5, 1.0)
+    batch = UnweightedBatch(ids, make_labels(ids, turns), turns, turns, np.array([0, 8]), factor, np.ones(8, np.bool_))
+    labels, _ = weighted_labels(batch, Policy(reduction=reduction))
+    assert label_ids(labels).tolist() == [-100, -100, 12, 13, 14, -100, 16, 17]
+    assert label_weights(labels)[[2, 3, 4, 6, 7]].tolist() == pytest.approx(wanted)

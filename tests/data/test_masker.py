@@ -12,10 +12,10 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.packing import RowCutting
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
-from sft_mask.data.conversations import Decoder
 from sft_mask.data.decide import RowDecider, quotable_texts
 from sft_mask.data.masker import Masker, OnAmbiguous
 from sft_mask.data.outcome import MaskedBatch
+from sft_mask.data.read.conversations import Decoder
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.resolve import resolve
 from sft_mask.templates.turns import ConversationAligner

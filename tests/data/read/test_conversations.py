@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trl import maybe_convert_to_chatml
 
-from sft_mask.data.conversations import as_chatml
+from sft_mask.data.read.conversations import as_chatml
 
 HUMAN, GPT = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "weight": 0}
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"content": [{"type": "text", "text": "Yes"}], "role": "assistant"}

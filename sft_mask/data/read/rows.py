@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.core.arrays import Floats, Ids, Ints, offsets_of
+from sft_mask.core.arrays import Floats, Ids, Ints, greatest, offsets_of
 from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
-from sft_mask.core.vocabulary import greatest
-from sft_mask.data.columns import list_values
+from sft_mask.data.read.columns import list_values
 from sft_mask.errors import DataError
 
 LOSS_WEIGHTS: Final = "loss_weights"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS
-from sft_mask.data.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
+from sft_mask.data.read.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Decoder:
         return flags
 
     def signatures(self, table: pa.Table, texts: Sequence[str]) -> Signatures:
-        """Signatures of the rows; see :func:`sft_mask.data.columns.signatures`."""
+        """Signatures of the rows; see :func:`sft_mask.data.read.columns.signatures`."""
         parts = [signatures(table[name], texts) for name in self.columns(table)]
         answers = sum((part.answers for part in parts), np.zeros(table.num_rows, np.int64))
         quotes = np.zeros(table.num_rows, np.bool_)

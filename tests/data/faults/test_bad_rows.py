@@ -16,7 +16,7 @@ from support.trained_texts import trained_texts
 from trl import SFTConfig
 
 from sft_mask import Policy, mask_dataset, train_on_responses_only
-from sft_mask.data.wellformed import check_row
+from sft_mask.data.faults.wellformed import check_row
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError, SftMaskError, UnsupportedError
 from sft_mask.preview import preview_rows
 

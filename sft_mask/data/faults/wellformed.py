@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sft_mask.data.conversations import read_tools, read_variables
+from sft_mask.data.read.conversations import read_tools, read_variables
 from sft_mask.errors import DataError
 
 PAIR: Final = ("prompt", "completion")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets import Dataset
 
-from sft_mask.data.formats import sample_rows
+from sft_mask.data.read.formats import sample_rows
 
 
 def test_sampled_rows_are_spread_over_the_dataset() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_chat import Messages, conversation
 
-from sft_mask.data.columns import is_conversation, list_values, quotes_any, signatures
-from sft_mask.data.conversations import Decoder, read_tools
+from sft_mask.data.read.columns import is_conversation, list_values, quotes_any, signatures
+from sft_mask.data.read.conversations import Decoder, read_tools
 from sft_mask.errors import DataError
 
 MARK = "<|im_start|>"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
-from sft_mask.data.columns import is_json, is_list
+from sft_mask.data.read.columns import is_json, is_list
 from sft_mask.errors import DataError, NothingToTrainError
 
 Role = str | int | None

@@ -1,0 +1,1 @@
+"""Errors about data: malformed rows, and datasets without an assistant."""

@@ -1,0 +1,1 @@
+"""Rows and conversations out of Arrow tables and datasets."""
