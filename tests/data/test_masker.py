@@ -14,6 +14,7 @@ from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
 from sft_mask.data.conversations import Decoder
 from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, quotable_texts
+from sft_mask.data.signatures import SignatureCache
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.resolve import resolve
 from sft_mask.templates.turns import ConversationAligner
@@ -321,13 +322,13 @@ def test_text_before_the_first_header_of_a_row_that_was_cut_is_masked_and_its_ro
 
 
 def test_one_disagreement_among_the_first_rows_of_a_signature_is_enough_to_distrust_markers() -> None:
-    using, shape, found = chatml_masker(), 5, single_tokens(2)
-    for exact in (found, found.moved(1), found, found, found):
-        using._compare(shape, exact, found, row=0, offset=0)
-    assert not using._trusts(shape)
+    signatures = SignatureCache()
+    for agreed in (True, False, True, True, True):
+        signatures.add_comparison(5, agreed=agreed)
+    assert not signatures.trusts(5)
     for _ in range(3):
-        using._compare(shape + 1, found, found, row=0, offset=0)
-    assert using._trusts(shape + 1)
+        signatures.add_comparison(6, agreed=True)
+    assert signatures.trusts(6)
 
 
 def test_a_row_with_another_number_of_answers_than_its_messages_is_never_left_to_markers() -> None:
