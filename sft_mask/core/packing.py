@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sft_mask.core.arrays import offsets_of
+from sft_mask.core.arrays import Ints, offsets_of
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Ints
     from sft_mask.core.spans import Turns
 
 

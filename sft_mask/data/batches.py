@@ -12,8 +12,8 @@ from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ints
     from sft_mask.data.conversations import Decoder
-    from sft_mask.data.masker import MaskedBatch, Masker
-
+    from sft_mask.data.masker import Masker
+from sft_mask.data.outcome import MaskedBatch
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
@@ -47,12 +47,12 @@ def mask_rows(
 def _attempt(
     masker: Masker, table: pa.Table, decode: Decoder, numbers: Ints, adjacent: bool = False
 ) -> MaskedBatch | Exception:
-    known = masker.signatures.copy()
+    known = masker.decider.signatures.copy()
     try:
         first_row = int(numbers[0]) if len(numbers) else 0
         return masker.mask(table, decode, first_row=first_row, adjacent=adjacent)
     except (SftMaskError, ValueError) as error:
-        masker.signatures.restore(known)
+        masker.decider.signatures.restore(known)
         return error
 
 

@@ -21,7 +21,8 @@ from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache as labelfile
 from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.conversations import Decoder
-from sft_mask.data.masker import MaskedBatch, Masker
+from sft_mask.data.masker import Masker
+from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.roles import no_rows
 from sft_mask.data.rows import LOSS_WEIGHTS
 from sft_mask.data.stats import SplitStats
@@ -107,10 +108,12 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
     known = labelfile.stored(path, rows) if path is not None else None
     if known is not None:
         return known
+    from datasets.utils import tqdm  # which people can switch off
+
     stats = SplitStats()
-    with _Progress(f"Masking {name}", rows) as advance:
+    with tqdm(total=rows, desc=f"Masking {name}", unit=" rows") as bar:
         columns = labelfile.schema(masker.carries_weights(dataset._data.column_names))
-        batches = _label_batches(dataset, masker, used, stats, name, advance)
+        batches = _label_batches(dataset, masker, used, stats, name, bar.update)
         if path is None:
             return labelfile.in_memory(columns, batches, stats)
         return labelfile.store(path, columns, batches, stats)
@@ -271,22 +274,6 @@ def _record(labels: Labels, lengths: Ints, trained: Ints) -> pa.RecordBatch:
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
     columns = labelfile.schema(weighted=labels.dtype == np.int64)
     return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=columns)
-
-
-class _Progress:
-    """The progress bar of ``datasets``, which people can switch off where they expect to."""
-
-    def __init__(self, what: str, rows: int) -> None:
-        from datasets.utils import tqdm
-
-        self._bar: Any = tqdm(total=rows, desc=what, unit=" rows")
-
-    def __enter__(self) -> Callable[[int], object]:
-        advance: Callable[[int], object] = self._bar.update
-        return advance
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
 
 
 # the new dataset

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.policy import Policy
 from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
+from sft_mask.data.decide import RowDecider, quotable_texts
 from sft_mask.data.formats import plain
 from sft_mask.data.masker import Masker, OnAmbiguous
 from sft_mask.data.roles import without_answers
@@ -18,6 +19,7 @@ from sft_mask.report import MarkerSummary
 from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.resolve import Resolved, resolve
 from sft_mask.templates.turns import ConversationAligner
+from sft_mask.templates.words import WordAligner
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids
@@ -104,16 +106,15 @@ def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSetting
     chat = info.template
     template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
     key = (_VERSION, resolved.markers, settings.policy, settings.on_ambiguous, settings.prompt_answers, template)
-    return Masker(
-        resolved.finder,
-        resolved.markers,
+    decider = RowDecider(
         settings.policy,
         _aligner(info, resolved),
-        settings.on_ambiguous,
-        from_template=resolved.from_template,
-        prompt_answers=settings.prompt_answers,
-        key=(*key, _digest(info)),
+        WordAligner(resolved.finder, resolved.markers),
+        quotable_texts(resolved.finder),
+        resolved.from_template,
+        settings.prompt_answers,
     )
+    return Masker(resolved.finder, resolved.markers, decider, settings.on_ambiguous, settings_key=(*key, _digest(info)))
 
 
 def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: Any, name: str) -> Masker:
@@ -144,7 +145,7 @@ def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings,
 def _are_the_templates(info: TokenizerInfo, settings: MaskSettings) -> bool:
     """Whether the markers are those of the chat template, so that they would be found if the assistant spoke."""
     try:
-        return build_masker(info, [], settings).from_template
+        return build_masker(info, [], settings).decider.from_template
     except MarkerError:
         return False
 

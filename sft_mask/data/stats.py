@@ -16,7 +16,7 @@ from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
     from sft_mask.core.spans import Turns
-    from sft_mask.data.masker import Decided
+    from sft_mask.data.outcome import Batch, Decided
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def count_batch(
     decided: Decided,
     trained_turns: Turns,
     trained: Trained,
-    bounds: tuple[Ints, Ints],
+    batch: Batch,
     reasons: Mapping[int, str],
 ) -> SplitReport:
     """Counts over the rows of a batch that train something, and the reasons why the others do not.
@@ -73,10 +73,10 @@ def count_batch(
         decided: every turn that was found.
         trained_turns: those that are trained.
         trained: what the labels make of them.
-        bounds: offsets of rows and of documents.
+        batch: the rows.
         reasons: why rows are left out although they may hold answers.
     """
-    offsets, documents = bounds
+    offsets, documents = batch.offsets, batch.documents
     kept = trained.rows > 0
     row_of_document = rows_of(documents, offsets)
     turns, row_of_turn = decided.turns, row_of_document[decided.turns.document]

@@ -88,7 +88,7 @@ class _Tokens:
         self.is_last = is_last_of_document(self.turns)
         self.in_region = np.zeros(len(row.ids), np.bool_)
         if self.policy.regions:
-            self.in_region = in_regions(row.ids, self.turns, self.vocabulary, self.policy.regions)[0] == 0
+            self.in_region = in_regions(row.ids, self.turns, self.vocabulary, self.policy.regions) == 0
 
     def _padding(self) -> Bools:
         """Pad tokens at the end of each document, but for the end-of-turn token of an answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,8 @@ from sft_mask.core.spans import Turns
 from sft_mask.data.batches import READ, mask_rows
 from sft_mask.data.columns import list_values
 from sft_mask.data.conversations import Conversation, Decoder
-from sft_mask.data.masker import MaskedBatch, Masker
+from sft_mask.data.masker import Masker
+from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.prelabelled import is_masked
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ class InspectedRow:
 
 def never_raising(masker: Masker) -> Masker:
     """A copy of the masker that masks a row which it cannot decide, and says why, instead of raising."""
-    copied = copy(masker)
-    copied.on_ambiguous = "drop"
-    return copied
+    return replace(masker, on_ambiguous="drop")
 
 
 def inspect_rows(
@@ -100,6 +98,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
     talks = decode.has_conversation(table)
     unknown = decode.unknown(table)
     for place, number in enumerate(numbers):
+        undecided = masked.decided.ambiguous.get(place)
         low, high = masked.offsets[place : place + 2].tolist()
         yield InspectedRow(
             number=number,
@@ -110,7 +109,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
             documents=_documents(table, place, high - low),
             turns=_turns_within(masked.decided.turns, low, high),
             checked=bool(masked.decided.checked[place]),
-            undecided=masked.decided.ambiguous.get(place, ""),
+            undecided=undecided.why if undecided is not None else "",
             dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
             conversation=decode.row(table, place) if talks and not unknown[place] else None,
         )

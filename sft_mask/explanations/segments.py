@@ -70,7 +70,7 @@ class SegmentReader:
         ``None`` where that is unknown, and where headers alone say it: in a row of system, user and assistant whose
         markers agree with its messages, no message quotes a header.
         """
-        aligner, talk = self._masker.aligner, row.conversation
+        aligner, talk = self._masker.decider.aligner, row.conversation
         if aligner is None or talk is None:
             return None
         if row.checked and all(message.get("role") in _ROLES_WITH_HEADERS for message in talk.messages):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import ASSISTANT_ROLES
-from sft_mask.core.arrays import common_prefix_length
+from sft_mask.core.arrays import Bools, Ids, Ints, common_prefix_length
 from sft_mask.core.markers import Markers
 from sft_mask.core.patterns import Kind
 from sft_mask.core.spans import Turns
@@ -28,7 +28,6 @@ from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered

@@ -181,14 +181,17 @@ def test_numbers_become_text_in_the_way_that_is_shown() -> None:
         ),
         ({"prompt": "Hi", "completion": 4}, "Row 1: completion is 4, of type int, not text"),
         ({"prompt": 4, "completion": [A]}, "Row 1: prompt is 4, of type int, not a list of messages"),
-        ({"messages": CHAT, "tools": 3}, "Row 1: The tools column holds 3, which is no list of tool definitions"),
-        ({"messages": CHAT, "tools": "3"}, "Row 1: The tools column holds '3', which is no list of tool definitions"),
-        ({"messages": CHAT, "tools": "clock"}, "Row 1: The tools column holds 'clock', which is no JSON"),
+        ({"messages": CHAT, "tools": 3}, "Row 1: The tools column holds 3, which is not a list of tool definitions"),
+        (
+            {"messages": CHAT, "tools": "3"},
+            "Row 1: The tools column holds '3', which is not a list of tool definitions",
+        ),
+        ({"messages": CHAT, "tools": "clock"}, "Row 1: The tools column holds 'clock', which is not JSON"),
         ({"messages": CHAT, "tools": ["clock"]}, "Row 1: Tool 0 of tools is 'clock', of type str, not a mapping"),
         ({"messages": CHAT, "chat_template_kwargs": 3}, "Row 1: The chat_template_kwargs column holds 3, of type int"),
         (
             {"messages": CHAT, "chat_template_kwargs": {"tokenize": False}},
-            "Row 1: chat_template_kwargs holds tokenize, which is no variable of a chat template",
+            "Row 1: chat_template_kwargs holds tokenize, which is not a variable of a chat template",
         ),
         ({"other": 1}, r"Row 1: It has none of messages, .* \(it has other\)"),
         ({"messages": [U], "prompt": "Hi", "completion": None}, "Row 1: completion is null"),
@@ -447,7 +450,7 @@ def test_a_trainer_of_roles_that_are_nobodys_says_so_and_how_to_rename_them(
         NothingToTrainError, match=r"messages column of the train dataset.*of 2 conversations"
     ) as caught:
         train_on_responses_only(trainer)
-    assert ("all 2 of them were taken out" in str(caught.value)) == (template == EMPTY_FOR_STRANGERS)
+    assert ("all 2 of them were removed" in str(caught.value)) == (template == EMPTY_FOR_STRANGERS)
     assert "marker" not in str(caught.value)
     again = trainer_of(tmp_path, followed(str(caught.value), dataset), tokenizer)
     assert trained_texts(train_on_responses_only(again).train_dataset, tokenizer) == [["Yo<|im_end|>"]] * 2
@@ -455,7 +458,7 @@ def test_a_trainer_of_roles_that_are_nobodys_says_so_and_how_to_rename_them(
 
 def test_a_trainer_whose_rows_truncation_emptied_says_so(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": [{**U, "content": "so " * 300}], "completion": [A]}])
-    with pytest.raises(NothingToTrainError, match=r"all 1 of them were taken out.*raise max_length"):
+    with pytest.raises(NothingToTrainError, match=r"all 1 of them were removed.*raise max_length"):
         train_on_responses_only(trainer_of(tmp_path, rows, tiny.tokenizer()))
 
 

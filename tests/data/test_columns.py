@@ -196,7 +196,7 @@ def test_rows_with_arguments_of_their_own_are_doubted() -> None:
 
 
 def test_tools_that_are_no_json_are_quoted() -> None:
-    with pytest.raises(DataError, match="'nonsense', which is no JSON"):
+    with pytest.raises(DataError, match="'nonsense', which is not JSON"):
         read_tools("nonsense")
     assert read_tools("[]") == []
     assert read_tools(None) is None

@@ -290,7 +290,7 @@ def test_other_columns_features_and_the_split_are_kept() -> None:
 
 def test_a_transform_is_refused_by_name() -> None:
     dataset = tokenized_dataset().with_transform(lambda batch: batch)
-    with pytest.raises(UnsupportedError, match="made on the fly"):
+    with pytest.raises(UnsupportedError, match="computed when they are read"):
         labelled(dataset)
 
 

@@ -13,11 +13,13 @@ from sft_mask.core.packing import RowCutting
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import Turns
 from sft_mask.data.conversations import Decoder
-from sft_mask.data.masker import MaskedBatch, Masker, OnAmbiguous, quotable_texts
-from sft_mask.data.signatures import SignatureCache
+from sft_mask.data.decide import RowDecider, quotable_texts
+from sft_mask.data.masker import Masker, OnAmbiguous
+from sft_mask.data.outcome import MaskedBatch
 from sft_mask.errors import AmbiguousRowError, DataError
 from sft_mask.templates.resolve import resolve
 from sft_mask.templates.turns import ConversationAligner
+from sft_mask.templates.words import WordAligner
 
 PROPERTY = settings(max_examples=15, deadline=None)
 FORGED = ("<|im_end|>", "\n<|im_start|>assistant\n", "<|im_start|>user\n")
@@ -29,7 +31,9 @@ def masker(
     tokenizer, vocabulary, template = chat(name)
     resolved = resolve(vocabulary, tokenizer, template)
     exact = ConversationAligner(template, resolved.markers, vocabulary, tokenizer) if aligner else None
-    return Masker(resolved.finder, resolved.markers, policy or Policy(), exact, on_ambiguous)
+    words, quotable = WordAligner(resolved.finder, resolved.markers), quotable_texts(resolved.finder)
+    decider = RowDecider(policy or Policy(), exact, words, quotable)
+    return Masker(resolved.finder, resolved.markers, decider, on_ambiguous)
 
 
 def ids(messages: Messages, name: str = "chatml") -> list[int]:
@@ -259,15 +263,6 @@ def single_tokens(count: int) -> Turns:
     return Turns.of_assistant(start, start + 1, ~yes, ~yes, start * 0, start - 1, start + 1)
 
 
-def chatml_masker(
-    policy: Policy | None = None, on_ambiguous: OnAmbiguous = "error", *, aligner: bool = False
-) -> Masker:
-    made, vocabulary, template = chat("chatml")
-    resolved = resolve(vocabulary, made, template)
-    exact = ConversationAligner(template, resolved.markers, vocabulary, made) if aligner else None
-    return Masker(resolved.finder, resolved.markers, policy or Policy(), exact, on_ambiguous)
-
-
 def chat_ids(*said: str) -> list[int]:
     made, _, template = chat("chatml")
     return ids_of(made, template.render(conversation(*said)).text)
@@ -276,7 +271,7 @@ def chat_ids(*said: str) -> list[int]:
 def masked_rows(rows: list[list[int]], using: Masker | None = None, first_row: int = 0, **columns: Any) -> MaskedBatch:
     lists = {name: pa.array(values) for name, values in columns.items()}
     table = pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32())), **lists})
-    return (using or chatml_masker()).mask(table, Decoder(), first_row=first_row)
+    return (using or masker(aligner=False)).mask(table, Decoder(), first_row=first_row)
 
 
 def test_a_row_with_two_cut_documents_is_one_row() -> None:
@@ -297,7 +292,9 @@ def test_an_end_of_turn_token_that_was_masked_before_is_found_and_not_trained() 
 def test_rows_that_train_nothing_say_whether_the_policy_or_earlier_labels_left_them_out() -> None:
     row, cut = chat_ids("Hi", "Yes"), chat_ids("Hi", "Yes")[:-3]
     before = [[IGNORE_INDEX] * len(row), cut, cut, cut[:5]]
-    batch = masked_rows([row, cut, cut, cut[:5]], chatml_masker(Policy(cut_answers="mask")), labels=before)
+    batch = masked_rows(
+        [row, cut, cut, cut[:5]], masker(policy=Policy(cut_answers="mask"), aligner=False), labels=before
+    )
     assert batch.report.dropped_reasons == {
         "with answers that were masked before": 1,
         "without an answer that the policy trains": 2,
@@ -315,31 +312,21 @@ def test_text_before_the_first_header_of_a_row_that_was_cut_is_masked_and_its_ro
     made, _, template = chat("chatml")
     asked = template.render(conversation("Hi", "Yes", system="Be kind")).text
     row = ids_of(made, "a user's words<|im_end|>\n" + asked)
-    using = chatml_masker().for_rows_cut(RowCutting("split", len(row)))
+    using = masker(aligner=False).for_rows_cut(RowCutting("split", len(row)))
     batch = masked_rows([row, ids_of(made, asked)], using)
     assert chat("chatml")[1].text(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == "Yes<|im_end|>" * 2
     assert (batch.report.rows, batch.report.rows_mid_turn, batch.report.rows_unchecked) == (2, 1, 2)
-
-
-def test_one_disagreement_among_the_first_rows_of_a_signature_is_enough_to_distrust_markers() -> None:
-    signatures = SignatureCache()
-    for agreed in (True, False, True, True, True):
-        signatures.add_comparison(5, agreed=agreed)
-    assert not signatures.trusts(5)
-    for _ in range(3):
-        signatures.add_comparison(6, agreed=True)
-    assert signatures.trusts(6)
 
 
 def test_a_row_with_another_number_of_answers_than_its_messages_is_never_left_to_markers() -> None:
     said = [conversation("Hi", "Yes")] * 5
     tokens = [*[chat_ids("Hi", "Yes")] * 4, chat_ids("Hi", "Yes", "So", "No")]
     with pytest.raises(AmbiguousRowError, match="Row 4 cannot be decided"):
-        masked_rows(tokens, chatml_masker(aligner=True), messages=said)
+        masked_rows(tokens, masker(), messages=said)
 
 
 def test_a_row_without_an_answer_trains_no_prompt_either() -> None:
-    batch = masked_rows([chat_ids("Hi"), chat_ids("So", "No")], chatml_masker(Policy(prompt_weight=0.5)))
+    batch = masked_rows([chat_ids("Hi"), chat_ids("So", "No")], masker(policy=Policy(prompt_weight=0.5), aligner=False))
     assert set(batch.labels[: batch.offsets[1]].tolist()) == {IGNORE_INDEX}
     assert (batch.labels[batch.offsets[1] :] != IGNORE_INDEX).all()
 

@@ -682,7 +682,9 @@ def test_every_row_masked_is_refused_and_says_that_truncation_did_it() -> None:
     rows = [{"messages": chat} for chat in [CHATS[0], *[long] * 20]]
     trainer = build("out", Dataset.from_list(rows), Dataset.from_list(rows[1:]), max_length=100)
     refused(
-        trainer, NothingToTrainError, r"All 20 rows of the eval dataset.*100 tokens long.*truncation ate the answers"
+        trainer,
+        NothingToTrainError,
+        r"All 20 rows of the eval dataset.*100 tokens long.*truncation removed the answers",
     )
 
 
@@ -737,7 +739,7 @@ def test_an_unknown_on_ambiguous_is_refused() -> None:
 def test_a_transform_is_refused() -> None:
     rows = Dataset.from_list([{"input_ids": tokenized(chat)} for chat in CHATS]).with_transform(lambda batch: batch)
     trainer = build("out", rows, dataset_kwargs={"skip_prepare_dataset": True})
-    refused(trainer, UnsupportedError, "made on the fly")
+    refused(trainer, UnsupportedError, "computed when they are read")
 
 
 def test_a_bad_row_is_refused_with_its_number() -> None:

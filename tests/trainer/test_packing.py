@@ -125,7 +125,7 @@ def test_a_masked_dataset_whose_labels_were_exchanged_is_refused() -> None:
 
 def test_a_policy_that_comes_too_late_is_refused() -> None:
     masked = mask_dataset(messages_dataset(24), tokenizer(), policy=Policy(turns="last"))
-    with pytest.raises(UnsupportedError, match="its labels are done, and this policy would not reach them"):
+    with pytest.raises(UnsupportedError, match="its labels are final, and this policy would not change them"):
         train_on_responses_only(build("out", masked), policy=Policy(stop="never"))
     again = train_on_responses_only(build("out", masked), policy=Policy(turns="last"))
     assert again.mask_report.splits["train"].rows_masked_before == 24

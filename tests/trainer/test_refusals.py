@@ -222,7 +222,7 @@ def test_messages_that_are_not_those_of_the_row_cannot_answer_either() -> None:
 def test_a_policy_after_masking_is_refused() -> None:
     before = mask_dataset(messages_dataset(24), tokenizer(), policy=Policy(prompt_weight=0.1))
     trainer = build("out", before)
-    refused(trainer, UnsupportedError, "its labels are done, and this policy would not reach them", prompt_weight=0.2)
+    refused(trainer, UnsupportedError, "its labels are final, and this policy would not change them", prompt_weight=0.2)
     train_on_responses_only(trainer, prompt_weight=0.1)
 
 
