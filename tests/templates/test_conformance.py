@@ -233,7 +233,7 @@ def marked(judgement: Judgement) -> str:
     return b"".join([*pieces, b"]" if signs[previous] else b"", data[position:]]).decode()
 
 
-@families(*PLAIN_TEXT_ON)
+@families(*PLAIN_TEXT_ON, fast=("qwen3", "mistral_v1"))
 def test_template_text_does_not_depend_on_the_words(tokenizer: Any) -> None:
     """The second way to place words: other words in the same places leave the same text of the template."""
     compared = 0
@@ -261,7 +261,7 @@ def template_text(judgement: Judgement) -> list[str]:
     return [run.text for run in judgement.runs if run.owner is None]
 
 
-@families("llama3_1", "qwen3", "mistral_v1", "phi_3", "gemma4", "starcoder")
+@families("llama3_1", "qwen3", "mistral_v1", "phi_3", "gemma4", "starcoder", fast=("qwen3", "mistral_v1"))
 def test_bytes_of_the_tokens_add_up_to_the_text(tokenizer: Any) -> None:
     vocabulary = read_vocabulary(tokenizer)
     for text in (UNICODE, "  two  spaces\n\n\tTab ", "\n\nstart", "a</s> b<|im_end|>\n\n c", "### Response:\n\n\nHi"):
@@ -304,7 +304,7 @@ def test_tool_rows_whose_missing_keys_arrow_filled_are_exact(tokenizer: Any) -> 
         assert mistakes(row.judgement, mask_dataset(dataset, tokenizer)["labels"][0]) == ([], [])
 
 
-@families("qwen3", "gemma3")
+@families("qwen3", "gemma3", fast=("qwen3",))
 def test_template_may_be_given_beside_a_tokenizer_that_has_another(tokenizer: Any) -> None:
     (pair,) = pairs("", tokenizer, {}, lambda template: template == "alpaca")
     rows = [row for row in pair.rows if not row.conversation.template_kwargs and not row.conversation.is_injection]
