@@ -83,8 +83,8 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
         labels, offsets = list_values(batch["labels"])
         weighted = weighted or has_weights(labels)
-        graded = offsets_of(labels != IGNORE_INDEX)
-        counts = np.diff(graded[offsets])
+        before = offsets_of(labels != IGNORE_INDEX)
+        counts = np.diff(before[offsets])
         trained.append(counts)
         kept = counts > 0
         lengths = batch["seq_lengths"] if "seq_lengths" in batch.column_names else None

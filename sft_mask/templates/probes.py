@@ -44,10 +44,10 @@ def _say(role: str, words: str, **more: object) -> dict[str, Any]:
 def two_turns(*, parts: bool = False) -> Messages:
     """A plain conversation; contents as text or as lists of parts."""
     roles = ("user", "assistant", "user", "assistant")
-    said = [_say(role, words) for role, words in zip(roles, _WORDS, strict=True)]
+    messages = [_say(role, words) for role, words in zip(roles, _WORDS, strict=True)]
     if parts:
-        said = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in said]
-    return said
+        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    return messages
 
 
 def system() -> dict[str, Any]:

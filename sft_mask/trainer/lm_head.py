@@ -66,7 +66,7 @@ def supervised_positions_only(
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """Stands where TRL has its autograd function, with the same arguments and results."""
+    """Replaces TRL's autograd function; the same arguments and results."""
 
     theirs: ChunkedHead
     weights: Tensor | None

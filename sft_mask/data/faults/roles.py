@@ -83,11 +83,11 @@ def without_answers(data: Any, where: str) -> NothingToTrainError | None:
 
 def no_rows(dataset: Any, where: str) -> DataError:
     """The error for a dataset without rows; it says whether a filter removed them, and which roles they had."""
-    behind = dataset._data.num_rows
-    if not behind:
+    removed = dataset._data.num_rows
+    if not removed:
         return DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
     taken = (
-        f"There are no rows left in {where}: all {behind} of them were removed. SFTTrainer removes rows that have "
+        f"There are no rows left in {where}: all {removed} of them were removed. SFTTrainer removes rows that have "
         "no token to train."
     )
     found = without_answers(dataset, where)
