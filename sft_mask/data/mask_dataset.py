@@ -31,7 +31,7 @@ _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, Arithmet
 
 def mask_dataset(
     dataset: Any,
-    tokenizer: Any,
+    tokenizer: object,
     instruction_part: object = None,
     response_part: object = None,
     *,
@@ -88,7 +88,7 @@ def mask_dataset(
     return (answer, report) if return_report else answer
 
 
-def _refuse_other_data(splits: Mapping[str, Any]) -> None:
+def _refuse_other_data(splits: Mapping[str, object]) -> None:
     for name, split in splits.items():
         if not hasattr(split, "column_names"):
             raise DataError(
@@ -97,7 +97,7 @@ def _refuse_other_data(splits: Mapping[str, Any]) -> None:
             )
 
 
-def tokenized(dataset: Any, info: TokenizerInfo, chat_template: str | None, name: str) -> Any:
+def tokenized(dataset: object, info: TokenizerInfo, chat_template: str | None, name: str) -> object:
     """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
     if "input_ids" not in columns:
@@ -124,7 +124,7 @@ class _RefusedError(DataError):
     """The chat template refuses a conversation."""
 
 
-def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, name: str) -> Any:
+def _mapped(dataset: Any, arguments: Mapping[str, object], renamed: str | None, name: str) -> object:
     """The dataset with its rows tokenized; of a stream the first one at once."""
     try:
         made = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
@@ -140,14 +140,16 @@ def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, nam
 
 def _render_once(dataset: Any, info: TokenizerInfo) -> None:
     """Raises for a chat template that never ends, which the tokenizer would render forever."""
-    first: Mapping[str, Any] = next(iter(dataset), {})
+    first: Mapping[str, object] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
     if info.template is not None and isinstance(conversation, list):
         with suppress(DataError):  # said with the number of the row where it is tokenized
             info.template.render(conversation)
 
 
-def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+def tokenize_row(
+    row: Mapping[str, object], number: int, tokenizer: object, chat_template: str | None
+) -> dict[str, object]:
     """``input_ids`` of one row as TRL's ``SFTTrainer`` makes them; of prompt and completion also ``labels``.
 
     ``conversations`` become ``messages``, as TRL renames them.
@@ -205,7 +207,7 @@ def _with_eos(text: str, tokenizer: Any) -> str:
 
 
 def _rendered(
-    example: Mapping[str, Any],
+    example: Mapping[str, object],
     conversation: Any,
     tokenizer: Any,
     chat_template: str | None,

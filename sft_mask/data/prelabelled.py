@@ -27,14 +27,14 @@ _NOTE: Final = "Labels are response-only (sft_mask)."
 _ROWS_AT_ONCE = 4000
 
 
-def note_masked(dataset: Any, policy: Policy) -> Any:
+def note_masked(dataset: Any, policy: Policy) -> object:
     """The dataset, whose description now says that its labels are final, and by which policy."""
     if hasattr(dataset, "__len__") and not is_masked(dataset):
         dataset.info.description = f"{dataset.info.description}\n{_NOTE} {policy!r}".strip()
     return dataset
 
 
-def refuse_late_policy(dataset: Any, policy: Policy) -> None:
+def refuse_late_policy(dataset: object, policy: Policy) -> None:
     """Refuses a policy other than the one that made the labels; no policy, or the same one, is accepted.
 
     Raises:

@@ -45,7 +45,7 @@ class LabelBatch:
         self._name = name
         self._counted = 0
 
-    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, object]:
         table = batch_table(batch)
         rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
         masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
@@ -112,7 +112,7 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
     return pa.table(columns)
 
 
-def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of_batch(batch: Mapping[str, object]) -> list[dict[str, object]]:
     """The conversations of a batch, row by row, each with the key ``input_ids``."""
     there = [name for name in CONVERSATION if _is_filled(batch.get(name))]
     values = zip(*(batch[name] for name in there), strict=True)
@@ -147,15 +147,15 @@ def _is_number(kind: pa.DataType, or_float: bool) -> bool:
     return bool(whole or (or_float and pa.types.is_floating(kind)))
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
 
 
-def _dumped(value: Any) -> str:
+def _dumped(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+def _as_json(rows: Sequence[Sequence[Mapping[str, object]]]) -> pa.Array:
     """Messages with any fields, as JSON; Arrow structs would need the same fields of the same type in all of them."""
     texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
     messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)

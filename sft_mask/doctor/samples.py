@@ -121,7 +121,7 @@ class Examined:
     findings: Sequence[Finding]
 
 
-def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str) -> Sample:
+def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sample:
     """Sends some rows of a split through the trainer's dataloader.
 
     Args:
@@ -172,7 +172,7 @@ def _some_rows(dataset: Any) -> Dataset:
     return chosen
 
 
-def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: Any) -> Dataset:
+def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: object) -> Dataset:
     """The rows to mask again: without their labels, unless those were meant as a mask.
 
     They were if this library wrote them, and in rows of prompt and completion, where TRL masks the prompt.

@@ -50,7 +50,7 @@ def two_turns(*, parts: bool = False) -> Messages:
     return messages
 
 
-def system() -> dict[str, Any]:
+def system() -> dict[str, object]:
     """A system message."""
     return _say("system", "Answer in plain words")
 
@@ -74,10 +74,10 @@ def tool_turns(*, as_text: bool = False) -> Messages:
 
 def try_render(
     template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     *,
     add_generation_prompt: bool = False,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, object] | None = None,
 ) -> Rendered | None:
     """The rendered conversation, or ``None`` where the template refuses it both without tools and with one."""
     for tools in (None, [_TOOL]):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sft_mask.templates.render import Rendered
 
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class ConversationAligner:
         messages: Sequence[Message],
         row: Ids,
         *,
-        tools: Any = None,
-        variables: Mapping[str, Any] | None = None,
+        tools: object = None,
+        variables: Mapping[str, object] | None = None,
         others: Collection[int] = (),
         tool_calls: bool = True,
     ) -> Turns:
@@ -154,8 +154,8 @@ class _TurnReader:
         aligner: ConversationAligner,
         messages: Sequence[Message],
         rendered: Rendered,
-        tools: Any,
-        variables: Mapping[str, Any] | None,
+        tools: object,
+        variables: Mapping[str, object] | None,
     ) -> None:
         self._aligner, self._template = aligner, aligner.template
         self._messages, self._tools, self._variables = messages, tools, variables

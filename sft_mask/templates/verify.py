@@ -6,7 +6,7 @@ The judge is the source of each character (:mod:`sft_mask.templates.render`), no
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sft_mask.templates.render import Rendered
 
 
-def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: object) -> Markers:
     """The markers, if they hold in every probe that the template renders.
 
     Where only a conversation with tools fails, they are not ``complete``: not all headers and end-of-turn tokens are
@@ -99,7 +99,7 @@ class _Prover:
     core: str
     finder: SpanFinder
     template: ChatTemplate
-    tokenizer: Any
+    tokenizer: object
 
     def fault(self, probe: Probe) -> str | None:
         """What is wrong in one probe; ``None`` where nothing is, or the template refuses it."""

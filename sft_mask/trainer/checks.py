@@ -18,7 +18,7 @@ _COLLATED_ROWS = 4
 _WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
 
 
-def check_collator(trainer: Any, dataset: Any, split: str, *, may_train_all: bool = True) -> None:
+def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: bool = True) -> None:
     """Runs a few rows of a split through the trainer's collator: the trained labels must come out as they went in.
 
     A collator may shorten rows; it may not train a token more, nor drop all labels. Without ``may_train_all``, rows
