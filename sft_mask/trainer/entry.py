@@ -42,7 +42,7 @@ def train_on_responses_only(
     reduction: Reduction | None = None,
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
-) -> object:
+) -> Any:
     """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only.
 
     Labels of ``train_dataset`` and ``eval_dataset`` become response-only: the token itself where the model has to
