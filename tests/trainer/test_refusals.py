@@ -116,7 +116,7 @@ def test_weights_that_came_with_the_data_are_refused_too() -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), True, "0.1"])
 def test_a_weight_that_is_none_is_refused(weight: Any) -> None:
-    match = r"is .*: a weight must be a finite number that is not negative"
+    match = r"is .*: a weight must be a finite number, 0 or more"
     refused(build("out"), SftMaskError, rf"prompt_weight.*{match}", prompt_weight=weight)
     with pytest.raises(SftMaskError, match=rf"Policy\(roles=...\) of 'assistant' {match}"):
         Policy(roles={"assistant": weight})

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
-import torch
-
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Examined
-from sft_mask.errors import LabelsChangedError
-from sft_mask.functional import compute_sft_loss
-from sft_mask.trainer.metrics import Meter
-from sft_mask.trainer.weighted_loss import split_labels
+from sft_mask.errors import LabelsChangedError, extra
+
+with extra("train", "The doctor"):
+    import torch
+
+    from sft_mask.functional import compute_sft_loss
+    from sft_mask.trainer.metrics import Meter
+    from sft_mask.trainer.weighted_loss import split_labels
 
 _CLOSE = 2e-3
 """Relative difference that half precision and another order of summation can make."""
