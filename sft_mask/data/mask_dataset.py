@@ -16,6 +16,7 @@ from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
+from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.read.formats import column_names, in_format_of, plain, sample_rows
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, marker_summary, masker_for, read_tokenizer
@@ -164,7 +165,7 @@ def tokenize_row(
         raise type(error)(f"Row {number}: {error}") from error
 
 
-def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+def _tokenized_row(row: Row, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     if _reads_text(row):
         return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
     example = as_chatml(row)
@@ -175,7 +176,7 @@ def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | 
     return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
 
 
-def _reads_text(row: Mapping[str, Any]) -> bool:
+def _reads_text(row: Row) -> bool:
     """Whether TRL tokenizes the text of a row: unless there are ``conversations`` of ``from`` and ``value``.
 
     >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
@@ -189,7 +190,7 @@ def _reads_text(row: Mapping[str, Any]) -> bool:
     return not (isinstance(first, Mapping) and "from" in first)
 
 
-def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
+def _prompt_completion(example: Row, tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str):
         before = tokenizer(prompt)["input_ids"]

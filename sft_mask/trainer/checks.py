@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.read import Row
 from sft_mask.errors import LabelsChangedError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _arrives(batch: np.ndarray[Any, Any], wanted: Sequence[list[int]]) -> bool:
     return all(row in (full[: len(row)], full[len(full) - len(row) :]) for row, full in zip(rows, wanted, strict=True))
 
 
-def check_labels(inputs: Mapping[str, Any]) -> None:
+def check_labels(inputs: Row) -> None:
     """Checks a batch at the loss: it has labels, and each trained label is its own token.
 
     Args:

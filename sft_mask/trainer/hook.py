@@ -17,6 +17,7 @@ import torch
 from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.masker import Masker
+from sft_mask.data.read import Row
 from sft_mask.data.setup import marker_summary
 from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stats import SplitStats
@@ -98,6 +99,13 @@ class ResponseOnlyMixin:
     """Goes in front of a trainer class; see :func:`hooked_class`."""
 
     _sft_mask: MaskState
+    args: Any
+    model: Any
+    accelerator: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: object
+    _skip_prepare_dataset: bool
 
     @property
     def mask_report(self) -> MaskReport:
@@ -115,11 +123,10 @@ class ResponseOnlyMixin:
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> object:
-        trainer: Any = self
         state = self._sft_mask
-        training = bool(trainer.model.training)
+        training = bool(self.model.training)
         if not training:
-            inputs = without_repeats(inputs, trainer.accelerator)
+            inputs = without_repeats(inputs, self.accelerator)
         weights = None
         if state.weighted and inputs.get("labels") is not None:
             ids, weights = split_labels(inputs["labels"])
@@ -131,7 +138,7 @@ class ResponseOnlyMixin:
         if weights is not None:
             called = WeightedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
         is_sum = (
-            getattr(trainer.args, "loss_type", "nll") == "nll"
+            getattr(self.args, "loss_type", "nll") == "nll"
         )  # and not the sum of something else of the log-probabilities
         with supervised_positions_only(model, labels, weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
@@ -144,7 +151,7 @@ class ResponseOnlyMixin:
             state.eval_loss.add(loss, _weight_of_batch(labels, weights))
         return result
 
-    def _check(self, inputs: Mapping[str, Any]) -> None:
+    def _check(self, inputs: Row) -> None:
         state, labels = self._sft_mask, inputs.get("labels")
         on_cpu = labels is None or labels.device.type == "cpu"
         if on_cpu or state.calls < _ALWAYS_CHECKED or state.calls % _CHECK_EVERY == 0:
@@ -152,44 +159,39 @@ class ResponseOnlyMixin:
         state.calls += 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: object) -> None:
-        trainer: Any = self
-        mode = "train" if trainer.model.training else "eval"
+        mode = "train" if self.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(trainer.accelerator)
+        read = self._sft_mask.meters[mode].read(self.accelerator)
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     # data
 
     def get_train_dataloader(self) -> object:
-        trainer: Any = self
-        if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
-            self._check_collator(trainer.train_dataset, "train")
+        if self.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
+            self._check_collator(self.train_dataset, "train")
         if self._sft_mask.weighted:
-            refuse_with_weights(trainer)
+            refuse_with_weights(self)
         return super().get_train_dataloader()  # type: ignore[misc]
 
     def get_eval_dataloader(self, eval_dataset: object = None) -> object:
-        trainer: Any = self
-        chosen = trainer.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
-            chosen = trainer.eval_dataset[chosen]
-        if trainer.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
+            chosen = self.eval_dataset[chosen]
+        if self.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
             self._check_collator(chosen, "eval")
         return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
 
     def get_test_dataloader(self, test_dataset: Any) -> object:
-        trainer: Any = self
-        if trainer.data_collator is not self._sft_mask.collator:
+        if self.data_collator is not self._sft_mask.collator:
             self._check_collator(test_dataset, "test")
         return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
 
     def _check_collator(self, dataset: object, split: str) -> None:
-        trainer: Any = self
         state = self._sft_mask
-        check_collator(trainer, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
-        state.collator = trainer.data_collator
+        check_collator(self, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
+        state.collator = self.data_collator
 
     def _prepare_dataset(self, dataset: object, *args: object, **kwargs: object) -> object:
         if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
@@ -209,9 +211,8 @@ class ResponseOnlyMixin:
     # evaluation
 
     def evaluate(self, eval_dataset: object = None, *args: object, **kwargs: object) -> object:
-        trainer: Any = self
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        if given and trainer._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
+        if given and self._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
             if isinstance(eval_dataset, dict):
                 eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
             else:
@@ -225,10 +226,9 @@ class ResponseOnlyMixin:
 
     def evaluation_loop(self, *args: object, **kwargs: object) -> object:
         """The trainer's own loop; the mean loss over batches is replaced by the mean over tokens (or their weights)."""
-        trainer: Any = self
         self._sft_mask.eval_loss = EvalLoss()
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
-        loss = self._sft_mask.eval_loss.mean(trainer.accelerator)
+        loss = self._sft_mask.eval_loss.mean(self.accelerator)
         names = [name for name in output.metrics if name.endswith("_loss")]
         if loss is not None and len(names) == 1:
             output.metrics[names[0]] = loss
@@ -241,7 +241,7 @@ class ResponseOnlyMixin:
         return loss, logits, labels
 
 
-def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+def _weight_of_step(trainer: Any, samples: Sequence[Row]) -> Tensor:
     """The sum of the weights of an optimizer step, summed over ranks exactly where ``transformers``
     sums the number of tokens (``_get_num_items_in_batch``).
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.read import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class Meter:
     tokens: Tensor | None = None
     since: float = 0.0
 
-    def count(self, inputs: Mapping[str, Any], weights: Tensor | None = None) -> None:
+    def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
+from sft_mask.data.read import Row
 from sft_mask.data.read.columns import is_json, is_list
 from sft_mask.errors import DataError, NothingToTrainError
 
@@ -134,7 +135,7 @@ def _kinds_of_table(table: Any) -> dict[str, str]:
     return {name: key for name, key in kinds.items() if key}
 
 
-def _kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _kinds_of_rows(rows: Iterable[Row]) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for row in rows:
         for name in ("conversations", "messages", *_PAIR):

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import read_tools, read_variables
 from sft_mask.errors import DataError
 
@@ -113,7 +114,7 @@ def _check_pair(row: Mapping[str, object]) -> bool:
     return True
 
 
-def _mixed(row: Mapping[str, Any], text: str) -> DataError:
+def _mixed(row: Row, text: str) -> DataError:
     (other,) = (name for name in PAIR if name != text)
     if not isinstance(row[other], (list, tuple)):
         return _no_text(other, row[other])
@@ -239,7 +240,7 @@ def _loaded(text: str, *, is_python: bool = False) -> object:
     return read if isinstance(first, Mapping) and first.keys() & {"role", "from"} else None
 
 
-def messages_as_text(row: Mapping[str, Any]) -> DataError | None:
+def messages_as_text(row: Row) -> DataError | None:
     """The error for a row whose text, or whose prompt and completion, are messages as JSON; ``None`` for others."""
     columns = PAIR if row.keys() >= {*PAIR} else ("text",)
     if not all(isinstance(row.get(name), str) for name in columns):
