@@ -64,7 +64,7 @@ def test_commands_run_without_torch_and_trl(outcomes: dict[str, Any], command: s
     [
         ("functional", "sft_mask.functional needs torch: pip install 'sft-mask[train]'"),
         ("trainer", "A trainer needs trl: pip install 'sft-mask[train]'"),
-        ("doctor", "A trainer needs trl: pip install 'sft-mask[train]'"),
+        ("doctor", "The doctor needs torch: pip install 'sft-mask[train]'"),
     ],
 )
 def test_one_sentence_names_the_extra(outcomes: dict[str, Any], feature: str, sentence: str) -> None:

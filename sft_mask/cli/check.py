@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sft_mask.report import MaskReport
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: object) -> None:
     """Adds the command."""
     parser = add_command(
         commands,

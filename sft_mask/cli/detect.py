@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sft_mask.cli.options import add_command, add_json, add_model, add_template, template_of
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sft_mask.core.markers import Markers
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: object) -> None:
     """Adds the command."""
     parser = add_command(
         commands,
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generation_prompt(tokenizer: Any, chat_template: str | None) -> str:
+def _generation_prompt(tokenizer: object, chat_template: str | None) -> str:
     """What the template adds after a user's words to prompt an answer."""
     from sft_mask.data.setup import read_tokenizer
     from sft_mask.templates.probes import try_render, two_turns

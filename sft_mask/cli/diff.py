@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
 from sft_mask.errors import DataError
@@ -12,7 +11,7 @@ _OTHERS = ("model", "instruction_part", "response_part", "chat_template", "turns
 _LINES = 12
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: object) -> None:
     """Adds the command."""
     parser = add_command(
         commands,

@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str) -> object:
     """Loads the tokenizer of a folder or of a name on the Hub.
 
     Raises:
@@ -50,7 +50,7 @@ def load_tokenizer(model: str) -> Any:
         raise DataError(f"No tokenizer can be loaded from {model}: {_first_line(error)}") from error
 
 
-def load_data(args: argparse.Namespace) -> Any:
+def load_data(args: argparse.Namespace) -> object:
     """Loads the dataset that DATA names; of several splits the one asked for, else ``train``, or the only one.
 
     Raises:
@@ -75,7 +75,7 @@ def load_data(args: argparse.Namespace) -> Any:
     return _one_split(data, split, name)
 
 
-def _read(path: Path, subset: str | None) -> Any:
+def _read(path: Path, subset: str | None) -> object:
     from datasets import load_dataset, load_from_disk
 
     if path.is_file():
@@ -93,7 +93,7 @@ def _kind_of(path: Path) -> str | None:
     return _KINDS.get(endings[-1].lower()) if endings else None
 
 
-def _one_split(data: Any, split: str | None, name: str) -> Any:
+def _one_split(data: Any, split: str | None, name: str) -> object:
     if not isinstance(data, dict):
         if split not in (None, str(data.split)):
             raise DataError(f"{name} has no splits, so there is no split {split!r}. Leave --split out.")
@@ -105,7 +105,7 @@ def _one_split(data: Any, split: str | None, name: str) -> Any:
     return data[chosen]
 
 
-def first_rows(data: Any, count: int | None) -> Any:
+def first_rows(data: Any, count: int | None) -> object:
     """The first ``count`` rows, or all."""
     return data if count is None else data.select(range(min(max(count, 0), len(data))))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_command(
-    commands: Any, name: str, run: Any, *, summary: str, about: str = "", examples: str = ""
+    commands: Any, name: str, run: object, *, summary: str, about: str = "", examples: str = ""
 ) -> argparse.ArgumentParser:
     """Adds a command with its help: ``summary`` in the list of commands, ``about`` and ``examples`` on its own page."""
     parser: argparse.ArgumentParser = commands.add_parser(

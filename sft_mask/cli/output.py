@@ -31,7 +31,7 @@ def print_json(data: object) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def progress(rows: Any, total: int, what: str) -> Any:
+def progress(rows: object, total: int, what: str) -> Any:
     """Yields the rows with the progress bar of ``datasets``."""
     from datasets.utils import tqdm
 

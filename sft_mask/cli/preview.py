@@ -18,7 +18,7 @@ _ENOUGH = 512
 """Rows that are tokenized if only a few are shown: detection learns from the first ones."""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: object) -> None:
     """Adds the command."""
     parser = add_command(
         commands,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from sft_mask.cli.options import (
     add_command,
@@ -17,7 +16,7 @@ from sft_mask.cli.options import (
 )
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: object) -> None:
     """Adds the command and its two subcommands."""
     parser = add_command(
         commands,

@@ -64,7 +64,7 @@ def token_atom(token_id: int) -> int:
 # markers to patterns
 
 
-def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> MarkerTrie:
+def compile_patterns(markers: Markers, vocabulary: Vocabulary, tokenizer: object) -> MarkerTrie:
     """The markers as patterns of one vocabulary.
 
     Raises:

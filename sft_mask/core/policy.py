@@ -146,7 +146,7 @@ def combined(
     prompt_weight: float | None = None,
     reduction: Reduction | None = None,
 ) -> Policy:
-    """The policy with the arguments that stand for parts of it.
+    """The policy with the short arguments for parts of it.
 
     Raises:
         SftMaskError: ``policy`` is not a Policy, or ``mask_out_tokens`` are not texts.

@@ -38,7 +38,7 @@ class Labels:
         stats: sums over the rows that the dataset uses.
     """
 
-    table: Any
+    table: object
     trained: NDArray[np.bool_]
     stats: SplitStats
 

@@ -16,6 +16,7 @@ from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
+from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.read.formats import column_names, in_format_of, plain, sample_rows
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, marker_summary, masker_for, read_tokenizer
@@ -31,7 +32,7 @@ _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, Arithmet
 
 def mask_dataset(
     dataset: Any,
-    tokenizer: Any,
+    tokenizer: object,
     instruction_part: object = None,
     response_part: object = None,
     *,
@@ -88,7 +89,7 @@ def mask_dataset(
     return (answer, report) if return_report else answer
 
 
-def _refuse_other_data(splits: Mapping[str, Any]) -> None:
+def _refuse_other_data(splits: Mapping[str, object]) -> None:
     for name, split in splits.items():
         if not hasattr(split, "column_names"):
             raise DataError(
@@ -97,7 +98,7 @@ def _refuse_other_data(splits: Mapping[str, Any]) -> None:
             )
 
 
-def tokenized(dataset: Any, info: TokenizerInfo, chat_template: str | None, name: str) -> Any:
+def tokenized(dataset: object, info: TokenizerInfo, chat_template: str | None, name: str) -> object:
     """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
     if "input_ids" not in columns:
@@ -124,7 +125,7 @@ class _RefusedError(DataError):
     """The chat template refuses a conversation."""
 
 
-def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, name: str) -> Any:
+def _mapped(dataset: Any, arguments: Mapping[str, object], renamed: str | None, name: str) -> object:
     """The dataset with its rows tokenized; of a stream the first one at once."""
     try:
         made = dataset.map(tokenize_row, with_indices=True, fn_kwargs=arguments, remove_columns=renamed)
@@ -140,14 +141,16 @@ def _mapped(dataset: Any, arguments: Mapping[str, Any], renamed: str | None, nam
 
 def _render_once(dataset: Any, info: TokenizerInfo) -> None:
     """Raises for a chat template that never ends, which the tokenizer would render forever."""
-    first: Mapping[str, Any] = next(iter(dataset), {})
+    first: Mapping[str, object] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
     if info.template is not None and isinstance(conversation, list):
         with suppress(DataError):  # said with the number of the row where it is tokenized
             info.template.render(conversation)
 
 
-def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+def tokenize_row(
+    row: Mapping[str, object], number: int, tokenizer: object, chat_template: str | None
+) -> dict[str, object]:
     """``input_ids`` of one row as TRL's ``SFTTrainer`` makes them; of prompt and completion also ``labels``.
 
     ``conversations`` become ``messages``, as TRL renames them.
@@ -162,7 +165,7 @@ def tokenize_row(row: Mapping[str, Any], number: int, tokenizer: Any, chat_templ
         raise type(error)(f"Row {number}: {error}") from error
 
 
-def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+def _tokenized_row(row: Row, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     if _reads_text(row):
         return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
     example = as_chatml(row)
@@ -173,7 +176,7 @@ def _tokenized_row(row: Mapping[str, Any], tokenizer: Any, chat_template: str | 
     return {**renamed, "input_ids": _rendered(example, conversation, tokenizer, chat_template)}
 
 
-def _reads_text(row: Mapping[str, Any]) -> bool:
+def _reads_text(row: Row) -> bool:
     """Whether TRL tokenizes the text of a row: unless there are ``conversations`` of ``from`` and ``value``.
 
     >>> _reads_text({"text": "Q: Hi", "conversations": [{"role": "user", "content": "Hi"}]})
@@ -187,7 +190,7 @@ def _reads_text(row: Mapping[str, Any]) -> bool:
     return not (isinstance(first, Mapping) and "from" in first)
 
 
-def _prompt_completion(example: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
+def _prompt_completion(example: Row, tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str):
         before = tokenizer(prompt)["input_ids"]
@@ -205,7 +208,7 @@ def _with_eos(text: str, tokenizer: Any) -> str:
 
 
 def _rendered(
-    example: Mapping[str, Any],
+    example: Mapping[str, object],
     conversation: Any,
     tokenizer: Any,
     chat_template: str | None,

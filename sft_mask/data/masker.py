@@ -119,8 +119,8 @@ class Masker:
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(batch, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor = np.broadcast_to(factor, labels.shape)
-        graded = UnweightedBatch(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt)
-        weighted, prompt = weighted_labels(graded, self.policy)
+        unweighted = UnweightedBatch(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt)
+        weighted, prompt = weighted_labels(unweighted, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 

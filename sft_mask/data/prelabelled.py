@@ -27,14 +27,14 @@ _NOTE: Final = "Labels are response-only (sft_mask)."
 _ROWS_AT_ONCE = 4000
 
 
-def note_masked(dataset: Any, policy: Policy) -> Any:
+def note_masked(dataset: Any, policy: Policy) -> object:
     """The dataset, whose description now says that its labels are final, and by which policy."""
     if hasattr(dataset, "__len__") and not is_masked(dataset):
         dataset.info.description = f"{dataset.info.description}\n{_NOTE} {policy!r}".strip()
     return dataset
 
 
-def refuse_late_policy(dataset: Any, policy: Policy) -> None:
+def refuse_late_policy(dataset: object, policy: Policy) -> None:
     """Refuses a policy other than the one that made the labels; no policy, or the same one, is accepted.
 
     Raises:
@@ -83,8 +83,8 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
     for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
         labels, offsets = list_values(batch["labels"])
         weighted = weighted or has_weights(labels)
-        graded = offsets_of(labels != IGNORE_INDEX)
-        counts = np.diff(graded[offsets])
+        before = offsets_of(labels != IGNORE_INDEX)
+        counts = np.diff(before[offsets])
         trained.append(counts)
         kept = counts > 0
         lengths = batch["seq_lengths"] if "seq_lengths" in batch.column_names else None

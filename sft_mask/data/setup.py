@@ -65,7 +65,7 @@ class MaskSettings:
             raise DataError(f"on_ambiguous={self.on_ambiguous!r} is unknown. Use 'error', 'drop' or 'mask'.")
 
 
-def read_tokenizer(tokenizer: Any, chat_template: str | None = None) -> TokenizerInfo:
+def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> TokenizerInfo:
     """Reads a tokenizer once.
 
     Raises:
@@ -117,7 +117,7 @@ def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSetting
     return Masker(resolved.finder, resolved.markers, decider, settings.on_ambiguous, settings_key=(*key, _digest(info)))
 
 
-def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: Any, name: str) -> Masker:
+def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: object, name: str) -> Masker:
     """:func:`build_masker` for some rows of a dataset, with errors about the dataset where that is the cause.
 
     Args:

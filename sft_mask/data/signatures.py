@@ -1,7 +1,8 @@
 """Which conversation signatures markers can be trusted with, learnt from the rows so far.
 
-A chat template treats rows of one signature (the same sequence of roles, the same fields; :mod:`sft_mask.data.read.columns`)
-alike, so a few of them are decided by markers and by messages, and the others by markers alone if both agreed.
+A chat template treats rows of one signature (the same sequence of roles, the same fields;
+:mod:`sft_mask.data.read.columns`) alike, so a few of them are decided by markers and by messages, and the others by
+markers alone if both agreed.
 """
 
 from __future__ import annotations

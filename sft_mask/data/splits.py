@@ -40,7 +40,7 @@ class SplitMasker:
     eval_cutting: RowCutting | None = None
     weighted: bool = False
 
-    def mask(self, split: Any, name: str, *, source: Any = None) -> tuple[Any, SplitStats]:
+    def mask(self, split: object, name: str, *, source: object = None) -> tuple[object, SplitStats]:
         """Masks a split that was there at the call; labels that :func:`mask_dataset` made stay as they are.
 
         Args:
@@ -55,7 +55,7 @@ class SplitMasker:
             return self._keep(split, name, keep_all_rows=False)
         return self.label(split, name, self.cutting if name == "train" else self.eval_cutting, source=source)
 
-    def mask_later(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, SplitStats]:
+    def mask_later(self, split: object, name: str, *, keep_all_rows: bool) -> tuple[object, SplitStats]:
         """Masks a dataset that ``evaluate`` or ``predict`` was given later.
 
         With ``keep_all_rows`` (``predict``) nothing was packed or truncated, and row ``i`` stays row ``i``.
@@ -64,7 +64,7 @@ class SplitMasker:
             return self._keep(split, name, keep_all_rows=keep_all_rows)
         return self.label(split, name, None if keep_all_rows else self.eval_cutting, keep_all_rows=keep_all_rows)
 
-    def _keep(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[Any, SplitStats]:
+    def _keep(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[object, SplitStats]:
         kept, stats, weighted = keep_labels(split, keep_all_rows=keep_all_rows)
         if not stats.report.trained_tokens:
             raise NothingToTrainError(
@@ -76,13 +76,13 @@ class SplitMasker:
 
     def label(
         self,
-        split: Any,
+        split: object,
         name: str,
         cutting: RowCutting | None = None,
         *,
         keep_all_rows: bool = False,
-        source: Any = None,
-    ) -> tuple[Any, SplitStats]:
+        source: object = None,
+    ) -> tuple[object, SplitStats]:
         """Labels a split, whether it came masked or not; see :meth:`mask`."""
         if not isinstance(self.masker, Masker):
             raise self.masker
@@ -99,7 +99,7 @@ class SplitMasker:
 
 
 def _nothing(
-    dataset: Any, name: str, report: SplitReport, masker: Masker, max_length: int | None, source: Any
+    dataset: object, name: str, report: SplitReport, masker: Masker, max_length: int | None, source: object
 ) -> NothingToTrainError:
     rows = sample_rows(dataset, _SAMPLED_ROWS)
     first = rows[0] if rows else np.zeros(0, np.int64)

@@ -14,6 +14,7 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
 from sft_mask.data.batches import CONVERSATION, mask_rows
 from sft_mask.data.masker import Masker
+from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import Conversation, Decoder, mappings, read_tools, read_variables
 from sft_mask.data.read.rows import LOSS_WEIGHTS
 from sft_mask.data.stats import SplitStats
@@ -45,7 +46,7 @@ class LabelBatch:
         self._name = name
         self._counted = 0
 
-    def __call__(self, batch: Mapping[str, Any], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Row, numbers: Sequence[int] | None = None) -> dict[str, object]:
         table = batch_table(batch)
         rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
         masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
@@ -79,12 +80,12 @@ def label_stream(
     return labelled if keep_all_rows else labelled.filter(has_trained_token), stats
 
 
-def has_trained_token(row: Mapping[str, Any]) -> bool:
+def has_trained_token(row: Row) -> bool:
     """Whether any label of a row is trained."""
     return any(label != IGNORE_INDEX for label in row["labels"])
 
 
-def batch_table(batch: Mapping[str, Any]) -> pa.Table:
+def batch_table(batch: Row) -> pa.Table:
     """The columns that masking reads, as Arrow.
 
     Raises:
@@ -112,7 +113,7 @@ def batch_table(batch: Mapping[str, Any]) -> pa.Table:
     return pa.table(columns)
 
 
-def rows_of_batch(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of_batch(batch: Mapping[str, object]) -> list[dict[str, object]]:
     """The conversations of a batch, row by row, each with the key ``input_ids``."""
     there = [name for name in CONVERSATION if _is_filled(batch.get(name))]
     values = zip(*(batch[name] for name in there), strict=True)
@@ -147,15 +148,15 @@ def _is_number(kind: pa.DataType, or_float: bool) -> bool:
     return bool(whole or (or_float and pa.types.is_floating(kind)))
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
 
 
-def _dumped(value: Any) -> str:
+def _dumped(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+def _as_json(rows: Sequence[Sequence[Mapping[str, object]]]) -> pa.Array:
     """Messages with any fields, as JSON; Arrow structs would need the same fields of the same type in all of them."""
     texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
     messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
@@ -166,7 +167,7 @@ def _as_json(rows: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
 class _BatchDecoder(Decoder):
     """Conversations as they are in the batch, not converted by Arrow."""
 
-    def __init__(self, batch: Mapping[str, Any]) -> None:
+    def __init__(self, batch: Row) -> None:
         super().__init__()
         self._batch = batch
 

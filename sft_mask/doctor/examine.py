@@ -27,11 +27,11 @@ _NO_ROWS = Finding(
 
 
 def diagnose(
-    trainer: Any,
+    trainer: object,
     instruction_part: object = None,
     response_part: object = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     chat_template: str | None = None,
 ) -> Diagnosis:
     """Checks a built ``SFTTrainer``, masked by this library or not, without changing it.
@@ -54,7 +54,7 @@ def diagnose(
         MarkerError: no markers were given, and the chat template does not show them.
         DataError: there is no train dataset, or a split has no ``input_ids``.
     """
-    rows: Any = getattr(trainer, "train_dataset", None)
+    rows: object = getattr(trainer, "train_dataset", None)
     if hasattr(rows, "__len__") and not len(rows):
         return Diagnosis((_NO_ROWS,))
     masker = _masker(trainer, read_trainer(trainer, tokenizer, chat_template), instruction_part, response_part)
@@ -74,7 +74,7 @@ def diagnose(
     return Diagnosis(tuple(findings), {name: sample.measure() for name, sample in samples.items()}, policy)
 
 
-def _masker(trainer: Any, info: TrainerInfo, instruction: object, response: object) -> Masker:
+def _masker(trainer: object, info: TrainerInfo, instruction: object, response: object) -> Masker:
     state = getattr(trainer, "_sft_mask", None)
     if state is not None and state.masker is not None:
         return never_raising(state.masker)
@@ -83,7 +83,7 @@ def _masker(trainer: Any, info: TrainerInfo, instruction: object, response: obje
     return masker_for(info.tokenizer, sample_rows(train), settings, train, "the train dataset")
 
 
-def _splits(trainer: Any) -> Mapping[str, Any]:
+def _splits(trainer: Any) -> Mapping[str, object]:
     evals = trainer.eval_dataset
     named = {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}
     return {"train": trainer.train_dataset, **{name: split for name, split in named.items() if split is not None}}

@@ -15,6 +15,7 @@ from sft_mask.core.policy import Policy
 from sft_mask.core.vocabulary import Vocabulary
 from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, masked_by
+from sft_mask.data.read import Row
 from sft_mask.doctor.findings import Finding
 from sft_mask.explanations.reasons import Part, PartKind, RowExplainer
 from sft_mask.explanations.rows import InspectedRow, inspect_rows
@@ -63,7 +64,7 @@ class Sample:
 
     name: str
     rows: Sequence[SampledRow]
-    batches: Sequence[Mapping[str, Any]]
+    batches: Sequence[Row]
     trained_padding: int
     other_ids: str
     policy: Policy
@@ -121,7 +122,7 @@ class Examined:
     findings: Sequence[Finding]
 
 
-def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str) -> Sample:
+def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sample:
     """Sends some rows of a split through the trainer's dataloader.
 
     Args:
@@ -153,7 +154,7 @@ def take_sample(trainer: Any, dataset: Any, masker: Masker, name: str) -> Sample
     return Sample(name, rows, batches, padding, other_ids, masker.policy, masker.finder.vocabulary)
 
 
-def _how_ids_differ(batches: Sequence[Mapping[str, Any]], ids: Ints, number: int) -> str:
+def _how_ids_differ(batches: Sequence[Row], ids: Ints, number: int) -> str:
     """Why a row is not found in its batch."""
     for batch in batches:
         for given in batch["input_ids"].cpu().numpy():
@@ -172,7 +173,7 @@ def _some_rows(dataset: Any) -> Dataset:
     return chosen
 
 
-def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: Any) -> Dataset:
+def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: object) -> Dataset:
     """The rows to mask again: without their labels, unless those were meant as a mask.
 
     They were if this library wrote them, and in rows of prompt and completion, where TRL masks the prompt.
@@ -185,7 +186,7 @@ def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: Any) -> Dataset:
     return labelled
 
 
-def _without_padding(batches: Sequence[Mapping[str, Any]]) -> tuple[Ints, Ints, int]:
+def _without_padding(batches: Sequence[Row]) -> tuple[Ints, Ints, int]:
     """Ids and labels of all batches without padding, and how many padding tokens are trained."""
     ids: list[Ints] = []
     labels: list[Ints] = []

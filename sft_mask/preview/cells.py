@@ -50,7 +50,7 @@ class Cell:
     """A control token, not the same text typed in a message."""
 
 
-def read_cells(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[Cell, ...]]:
+def read_cells(tokenizer: object, ids: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[Cell, ...]]:
     """Returns the bytes of each token, and the cells they form.
 
     Exact where the bytes of each id are known. Where they are not (WordPiece, word level), a token's bytes are what it
@@ -64,7 +64,7 @@ def read_cells(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[bytes, ...], t
     return token_bytes, tuple(cells_of(token_bytes, [vocabulary.is_special(token) for token in ids]))
 
 
-_VOCABULARIES: WeakKeyDictionary[Any, tuple[int, Vocabulary]] = WeakKeyDictionary()
+_VOCABULARIES: WeakKeyDictionary[object, tuple[int, Vocabulary]] = WeakKeyDictionary()
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby, pairwise, repeat
-from typing import Any, SupportsInt, TypeAlias
+from typing import SupportsInt, TypeAlias
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class PreviewRow:
 
 
 def build_row(
-    tokenizer: Any,
+    tokenizer: object,
     input_ids: Iterable[int],
     labels: Iterable[int],
     *,

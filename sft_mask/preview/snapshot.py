@@ -87,8 +87,8 @@ class SnapshotCheck:
 
 def write_snapshot(
     path: str | Path,
-    data: Any,
-    tokenizer: Any = None,
+    data: object,
+    tokenizer: object = None,
     instruction_part: object = None,
     response_part: object = None,
     *,
@@ -124,7 +124,7 @@ def write_snapshot(
 
 
 def check_snapshot(
-    path: str | Path, data: Any, tokenizer: Any = None, *, chat_template: str | None = None
+    path: str | Path, data: object, tokenizer: object = None, *, chat_template: str | None = None
 ) -> SnapshotCheck:
     """Masks the rows of a snapshot again, with the settings it was written with, and compares token by token.
 
@@ -145,7 +145,9 @@ def check_snapshot(
     return SnapshotCheck(_compared(stored, masked), tuple(_upgrades(head["libraries"])))
 
 
-def verify_snapshot(path: str | Path, data: Any, tokenizer: Any = None, *, chat_template: str | None = None) -> None:
+def verify_snapshot(
+    path: str | Path, data: object, tokenizer: object = None, *, chat_template: str | None = None
+) -> None:
     """:func:`check_snapshot` for a test: raises if the mask has changed.
 
     Raises:
@@ -156,7 +158,7 @@ def verify_snapshot(path: str | Path, data: Any, tokenizer: Any = None, *, chat_
         raise MaskChangedError(f"{path}: {found}\nIf the change is intended, write the snapshot again and commit it.")
 
 
-def read_snapshot(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_snapshot(path: str | Path) -> tuple[dict[str, Any], list[dict[str, object]]]:
     """Returns the head and the rows of a snapshot.
 
     Raises:
@@ -190,7 +192,7 @@ def _compared(stored: Sequence[Mapping[str, Any]], masked: PreviewRows) -> MaskD
     return diff
 
 
-def _stored(number: int, row: PreviewRow) -> dict[str, Any]:
+def _stored(number: int, row: PreviewRow) -> dict[str, object]:
     texts = [token_bytes.decode("utf-8", "surrogateescape") for token_bytes in row.token_bytes]
     runs = []
     for weight, group in groupby(range(len(texts)), key=row.weights.__getitem__):

@@ -28,7 +28,7 @@ class PreviewRows(Sequence[PreviewRow]):
     """Rows of a dataset, each made when it is asked for: ``rows[3]``, ``rows[:20]``, ``for row in rows``."""
 
     def __init__(
-        self, dataset: Dataset, tokenizer: Any, masker: Masker, name: str, numbers: Sequence[int] | None = None
+        self, dataset: Dataset, tokenizer: object, masker: Masker, name: str, numbers: Sequence[int] | None = None
     ) -> None:
         self._masker = masker
         self._dataset, self._tokenizer, self._name = dataset, tokenizer, name
@@ -72,8 +72,8 @@ class PreviewRows(Sequence[PreviewRow]):
 
 
 def preview_rows(
-    data: Any,
-    tokenizer: Any = None,
+    data: object,
+    tokenizer: object = None,
     instruction_part: object = None,
     response_part: object = None,
     *,
@@ -136,7 +136,7 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
     return PreviewRows(dataset, tokenizer, never_raising(state.masker), name)
 
 
-def _chosen_split(data: Any, split: str | None) -> tuple[str, Any]:
+def _chosen_split(data: Any, split: str | None) -> tuple[str, object]:
     if not isinstance(data, Mapping):
         if split is not None:
             raise DataError(f"split={split!r} was given, but the data has no splits. Leave it out.")
@@ -147,7 +147,7 @@ def _chosen_split(data: Any, split: str | None) -> tuple[str, Any]:
     return name, data[name]
 
 
-def _finite(data: Any) -> Dataset:
+def _finite(data: object) -> Dataset:
     """The rows as a ``Dataset``; of a stream or a list the first ones."""
     from datasets import Dataset
 

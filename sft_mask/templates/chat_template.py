@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import MarkerError
@@ -49,13 +49,13 @@ class ChatTemplate:
     """
 
     source: str
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, object] = field(default_factory=dict)
     specials: tuple[str, ...] = ()
     tool_source: str | None = None
 
     @classmethod
     def of(
-        cls, tokenizer: Any, vocabulary: Vocabulary, chat_template: str | None = None, **variables: Any
+        cls, tokenizer: object, vocabulary: Vocabulary, chat_template: str | None = None, **variables: object
     ) -> ChatTemplate | None:
         """The template of a tokenizer, or ``None`` where it has none.
 
@@ -93,17 +93,17 @@ class ChatTemplate:
             return (self,)
         return replace(self, tool_source=None), replace(self, source=self.tool_source, tool_source=None)
 
-    def source_for(self, tools: Any) -> str:
+    def source_for(self, tools: object) -> str:
         """The Jinja text that renders a conversation with these tools; ``None`` for no tools."""
         return self.source if tools is None or self.tool_source is None else self.tool_source
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
-        tools: Any = None,
+        tools: object = None,
         add_generation_prompt: bool = False,
-        variables: Mapping[str, Any] | None = None,
+        variables: Mapping[str, object] | None = None,
     ) -> Rendered:
         """Renders a conversation, with the source of each character; see :func:`sft_mask.templates.render.render`."""
         return render(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from sft_mask.core.markers import Markers, MarkerText
@@ -298,7 +298,7 @@ def _no_header(gaps: Gaps) -> str:
     )
 
 
-def detect_markers(tokenizer: Any, chat_template: str | None = None) -> Markers:
+def detect_markers(tokenizer: object, chat_template: str | None = None) -> Markers:
     """The markers of a chat template, proven in rendered and tokenized conversations.
 
     Args:
@@ -318,10 +318,10 @@ def detect_markers(tokenizer: Any, chat_template: str | None = None) -> Markers:
     return proven_markers(ChatTemplate.of(tokenizer, vocabulary, chat_template), vocabulary, tokenizer)
 
 
-_PROVEN: WeakKeyDictionary[Any, dict[tuple[object, ...], Markers]] = WeakKeyDictionary()
+_PROVEN: WeakKeyDictionary[object, dict[tuple[object, ...], Markers]] = WeakKeyDictionary()
 
 
-def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokenizer: object) -> Markers:
     """As :func:`detect_markers`; results are kept as long as the tokenizer lives and is not changed."""
     if template is None:
         raise DetectionError(
@@ -337,7 +337,7 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
 
 
 def _first_proven(
-    candidates: Sequence[Markers], template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any
+    candidates: Sequence[Markers], template: ChatTemplate, vocabulary: Vocabulary, tokenizer: object
 ) -> Markers:
     """The first candidate that is proven; raises the error of the first where none is."""
     first: DetectionError | None = None

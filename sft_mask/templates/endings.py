@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _ONE_IN = 20
 """A control token ends turns if one in so many of the answers that end with a control token end with it."""
 
 
-def learn_endings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def learn_endings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object) -> Markers:
     """The markers, with end-of-turn tokens and a separator read from the ends of the answers in some rows.
 
     A control token there is an end-of-turn token; where answers end without one, the whitespace that all of them have
@@ -63,7 +63,7 @@ def learn_endings(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary,
     )
 
 
-def with_eos_at_row_ends(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def with_eos_at_row_ends(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object) -> Markers:
     """Markers of a template that leaves the last answer open, with the EOS as an end-of-turn token if it ends rows.
 
     A row of text has one that the trainer appended. Rows that end in several of them are padded.

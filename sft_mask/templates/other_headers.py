@@ -41,12 +41,12 @@ def system_headers(template: ChatTemplate, markers: Markers) -> list[str]:
     headers: list[str] = []
     if "system" in markers.like_assistant:
         return headers
-    said = two_turns()
-    middle = try_render(template, [*said[:2], system(), *said[2:]])
+    messages = two_turns()
+    middle = try_render(template, [*messages[:2], system(), *messages[2:]])
     if middle is not None and middle.writes_all():
         found = _other_header(template, markers, _own_text_between(middle, 1, 2))
         headers.extend([found[0]] if found is not None else [])
-    first = try_render(template, [system(), *said])
+    first = try_render(template, [system(), *messages])
     if first is not None and first.writes_all():
         opening = _own_text_between(first, None, 0)
         lead = template.lead(str(markers.response[0]))

@@ -35,9 +35,9 @@ def turns_of_others(rendered: Rendered, wanted: Collection[int], eots: Sequence[
         own = np.flatnonzero(message == index)
         if not len(own):
             continue
-        start, said = int(own[0]), int(own[-1]) + 1
-        follows = [eot for eot in eots if eot[0] >= said and not rendered.text[said : eot[0]].strip()]
-        eot_start, end = follows[0] if follows else (said, said)
+        start, words_end = int(own[0]), int(own[-1]) + 1
+        follows = [eot for eot in eots if eot[0] >= words_end and not rendered.text[words_end : eot[0]].strip()]
+        eot_start, end = follows[0] if follows else (words_end, words_end)
         yield TextTurn(header=start, start=start, end=end, eot_start=eot_start, first_message=index, message=index)
 
 
@@ -47,14 +47,14 @@ def without_tool_calls(rendered: Rendered, turns: Iterable[TextTurn]) -> Iterato
     They have no end-of-turn token: what the assistant would have sampled after these words is the call.
     """
     call = _came_from(rendered, "tool_calls")
-    said = np.flatnonzero((rendered.message_of() >= 0) & ~call)
+    spoken = np.flatnonzero((rendered.message_of() >= 0) & ~call)
     calls = np.flatnonzero(call)
     for turn in turns:
         first = int(np.searchsorted(calls, turn.start))
         if first == len(calls) or calls[first] >= turn.end:
             yield turn
             continue
-        low, high = np.searchsorted(said, [turn.start, calls[first]])
+        low, high = np.searchsorted(spoken, [turn.start, calls[first]])
         if high > low:
-            end = int(said[high - 1]) + 1
+            end = int(spoken[high - 1]) + 1
             yield replace(turn, end=end, eot_start=end)

@@ -44,13 +44,13 @@ def _say(role: str, words: str, **more: object) -> dict[str, Any]:
 def two_turns(*, parts: bool = False) -> Messages:
     """A plain conversation; contents as text or as lists of parts."""
     roles = ("user", "assistant", "user", "assistant")
-    said = [_say(role, words) for role, words in zip(roles, _WORDS, strict=True)]
+    messages = [_say(role, words) for role, words in zip(roles, _WORDS, strict=True)]
     if parts:
-        said = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in said]
-    return said
+        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    return messages
 
 
-def system() -> dict[str, Any]:
+def system() -> dict[str, object]:
     """A system message."""
     return _say("system", "Answer in plain words")
 
@@ -74,10 +74,10 @@ def tool_turns(*, as_text: bool = False) -> Messages:
 
 def try_render(
     template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     *,
     add_generation_prompt: bool = False,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, object] | None = None,
 ) -> Rendered | None:
     """The rendered conversation, or ``None`` where the template refuses it both without tools and with one."""
     for tools in (None, [_TOOL]):

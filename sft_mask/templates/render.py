@@ -85,7 +85,7 @@ _ROLE = re.compile(r"[\w.-]{1,64}")
 """A role of one word counts as the template's text; anything else may hold a marker and counts as the message's."""
 
 
-def plain_data(value: Any, source: int) -> Any:
+def plain_data(value: object, source: int) -> Any:
     """A value in plain JSON types, as ``transformers`` passes them to templates; every string (keys too) is traced.
 
     Raises:
@@ -100,7 +100,7 @@ def plain_data(value: Any, source: int) -> Any:
         ) from error
 
 
-def _plain_data(value: Any, source: int) -> Any:
+def _plain_data(value: object, source: int) -> object:
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, str):
@@ -114,7 +114,7 @@ def _plain_data(value: Any, source: int) -> Any:
     return f"<{type(value).__name__}>"  # images and the like, whose presence is all that templates look at
 
 
-def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Origin]]:
+def _traced_messages(messages: Sequence[Mapping[str, object]]) -> tuple[list[dict[str, object]], list[Origin]]:
     origins: list[Origin] = []
     traced = []
     for index, message in enumerate(messages):
@@ -123,7 +123,7 @@ def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
                 f"Message {index} is {message!r:.80}, of type {type(message).__name__}. Give each message as a mapping "
                 "with a role and a content."
             )
-        copy: dict[str, Any] = {}
+        copy: dict[str, object] = {}
         for key, value in message.items():
             if value is None:
                 continue
@@ -136,7 +136,7 @@ def _traced_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
     return traced, origins
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _with_reasoning(message: dict[str, object]) -> dict[str, object]:
     """The message, with its reasoning under every name that this version of ``transformers`` offers to templates."""
     from transformers.utils import chat_template_utils
 
@@ -147,12 +147,12 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     chat_template: str,
     *,
-    tools: Any = None,
+    tools: object = None,
     add_generation_prompt: bool = False,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, object] | None = None,
 ) -> Rendered:
     """Renders a conversation as ``apply_chat_template(..., tokenize=False)`` does, with the source of each character.
 
@@ -184,7 +184,7 @@ def render(
     return Rendered(str.__str__(text), source, tuple(origins), roles)
 
 
-def _run(source: str, context: Mapping[str, Any]) -> str:
+def _run(source: str, context: Mapping[str, object]) -> str:
     from jinja2.exceptions import TemplateError
 
     try:

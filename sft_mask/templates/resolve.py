@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Given:
 
 def resolve(
     vocabulary: Vocabulary,
-    tokenizer: Any,
+    tokenizer: object,
     template: ChatTemplate | None,
     *,
     instruction: object = None,
@@ -94,7 +94,7 @@ def resolve(
 
 
 def _compiled(
-    markers: Markers, from_template: bool, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any
+    markers: Markers, from_template: bool, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object
 ) -> Resolved:
     learn = with_eos_at_row_ends if from_template else learn_endings
     markers = learn(markers, rows, vocabulary, tokenizer)
@@ -108,7 +108,7 @@ def _compiled(
     return Resolved(markers, finder, from_template)
 
 
-def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tokenizer: Any) -> Markers | None:
+def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tokenizer: object) -> Markers | None:
     try:
         return proven_markers(template, vocabulary, tokenizer)
     except DetectionError:
@@ -208,7 +208,7 @@ def _refuse_contradiction(given: Given, detected: Markers) -> None:
                 )
 
 
-def _refuse_absent_instruction(given: Given, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: Any) -> None:
+def _refuse_absent_instruction(given: Given, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object) -> None:
     """Refuses an instruction marker that opens nothing: an answer would include the user's words after it."""
     if not rows:
         return

@@ -30,7 +30,7 @@ _INSIDE_LOOPS = ("_loop_vars", "_block_vars")
 # filters
 
 
-def _filter(plain: Callable[..., Any]) -> Callable[..., Any]:
+def _filter(plain: Callable[..., object]) -> Callable[..., object]:
     """A filter that keeps sources; it asks for the context so that Jinja does not evaluate it while it compiles."""
     from jinja2 import pass_context
 
@@ -38,13 +38,13 @@ def _filter(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @pass_context
     @wraps(plain)
-    def filtered(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def filtered(context: object, value: object, *args: object, **kwargs: object) -> object:
         return sized(with_source(plain(*first(context), value, *args, **kwargs), value, args, kwargs))
 
     return filtered
 
 
-def _first_argument(plain: Callable[..., Any]) -> Callable[[Any], tuple[Any, ...]]:
+def _first_argument(plain: Callable[..., object]) -> Callable[[Any], tuple[object, ...]]:
     """What Jinja passes in front of a filter's value."""
     from jinja2.utils import _PassArg
 
@@ -81,14 +81,14 @@ def _safe_filter(value: object) -> SafeTraced:
     return SafeTraced(str.__str__(text), runs_of(text))
 
 
-def _format_filter(value: str, *args: Any, **kwargs: Any) -> str:
+def _format_filter(value: str, *args: object, **kwargs: object) -> str:
     return cast("str", _percent(str(value), kwargs or args))
 
 
 # printing and joining
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(value: object) -> object:
     """What is about to be printed: the texts inside a list or a mapping keep their source."""
     return with_source(str(value), value) if isinstance(value, (list, tuple, dict)) else value
 
@@ -106,11 +106,11 @@ def _concat(parts: Iterable[str]) -> str:
 # calls
 
 
-def _call(plain: Callable[..., Any]) -> Callable[..., Any]:
+def _call(plain: Callable[..., object]) -> Callable[..., object]:
     """Calls from a template; a method of a plain string that is given traced text works on a traced string."""
     from jinja2.runtime import LoopContext
 
-    def call(context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def call(context: object, called: Any, /, *args: Any, **kwargs: object) -> object:
         spend_rounds()
         if isinstance(called, LoopContext):  # a recursive loop
             args = (counted(args[0]), *args[1:])
@@ -125,7 +125,7 @@ def _call(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _safe_attribute(plain: Callable[..., bool]) -> Callable[..., bool]:
-    def is_safe(receiver: Any, name: str, value: Any) -> bool:
+    def is_safe(receiver: object, name: str, value: object) -> bool:
         return name not in _REFUSED_METHODS and plain(receiver, name, value)
 
     return is_safe
@@ -145,15 +145,15 @@ def _range(plain: Callable[..., range]) -> Callable[..., range]:
 # operators
 
 
-def _percent(left: Any, right: Any) -> Any:
+def _percent(left: object, right: Any) -> object:
     return sized(with_source(left % right, left, right))
 
 
-def _plus(left: Any, right: Any) -> Any:
+def _plus(left: object, right: Any) -> object:
     return sized(left + right)
 
 
-def _times(left: Any, right: Any) -> Any:
+def _times(left: object, right: Any) -> object:
     """``left * right``, whose size is checked before it is made."""
     if isinstance(left, int) and isinstance(right, int):
         check_bits(left.bit_length() + right.bit_length())
@@ -164,7 +164,7 @@ def _times(left: Any, right: Any) -> Any:
     return left * right
 
 
-def _power(left: Any, right: Any) -> Any:
+def _power(left: object, right: object) -> object:
     """``left ** right``, whose size is checked before it is made."""
     if isinstance(left, int) and isinstance(right, int):
         check_bits(left.bit_length() * right)
@@ -174,7 +174,7 @@ def _power(left: Any, right: Any) -> Any:
 _OPERATORS = {"%": _percent, "+": _plus, "*": _times, "**": _power}
 
 
-def _code_generator() -> type[Any]:
+def _code_generator() -> type[object]:
     """Jinja's compiler, with a hook for ``~``, and one that counts the rounds of loops."""
     from jinja2 import nodes
     from jinja2.compiler import CodeGenerator, Frame
@@ -226,7 +226,7 @@ def traced_template(source: str) -> Template:
     return cast("Template", _environment().from_string(source))
 
 
-def rendered_text(template: Template, variables: Mapping[str, Any]) -> str:
+def rendered_text(template: Template, variables: Mapping[str, object]) -> str:
     """What a template makes of its variables.
 
     Raises:

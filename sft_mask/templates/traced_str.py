@@ -219,7 +219,7 @@ def _escaped(text: str) -> str:
     return traced_join(parts)
 
 
-def with_source(result: Any, *inputs: object) -> Any:
+def with_source(result: object, *inputs: object) -> Any:
     """The result of a change: text without a source of its own gets the first one among the inputs."""
     if not isinstance(result, str) or isinstance(result, Traced) or not result:
         return result

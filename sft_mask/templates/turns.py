@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sft_mask.templates.render import Rendered
 
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class ConversationAligner:
         messages: Sequence[Message],
         row: Ids,
         *,
-        tools: Any = None,
-        variables: Mapping[str, Any] | None = None,
+        tools: object = None,
+        variables: Mapping[str, object] | None = None,
         others: Collection[int] = (),
         tool_calls: bool = True,
     ) -> Turns:
@@ -154,8 +154,8 @@ class _TurnReader:
         aligner: ConversationAligner,
         messages: Sequence[Message],
         rendered: Rendered,
-        tools: Any,
-        variables: Mapping[str, Any] | None,
+        tools: object,
+        variables: Mapping[str, object] | None,
     ) -> None:
         self._aligner, self._template = aligner, aligner.template
         self._messages, self._tools, self._variables = messages, tools, variables
@@ -253,7 +253,7 @@ class _TurnReader:
     def _turn(self, header: int, start: int, bound: int, closer: _Mark | None) -> TextTurn | None:
         """The turn from ``start`` on, which ends at ``bound`` at the latest: the next header or other text."""
         own = self._own_between(start, bound)
-        said = int(own[-1]) + 1 if len(own) else start
+        words_end = int(own[-1]) + 1 if len(own) else start
         first, message = (int(self._message[own[at]]) if len(own) else -1 for at in (0, -1))
 
         def ended(end: int, eot_start: int) -> TextTurn:
@@ -262,7 +262,7 @@ class _TurnReader:
             )
 
         for mark in self.eots:
-            if said <= mark.start < bound:
+            if words_end <= mark.start < bound:
                 return ended(mark.end, mark.start)
         if closer is not None and closer.ends_turn and closer.start >= start:
             opener = self._template.first_special(closer.text)
@@ -270,21 +270,21 @@ class _TurnReader:
             return ended(closer.start + length, closer.start)
         is_last = closer is None and bound == len(self._text)
         if closer is None and not is_last and len(own):
-            said = self._sampled_until(said, bound, message)
-        end = said + len(self._text[said:bound].rstrip()) if closer is not None or is_last else said
+            words_end = self._sampled_until(words_end, bound, message)
+        end = words_end + len(self._text[words_end:bound].rstrip()) if closer is not None or is_last else words_end
         end = max(end, start)
         return ended(end, end) if end > start or is_last else None  # only its row can end a last, empty answer
 
-    def _sampled_until(self, said: int, bound: int, message: int) -> int:
+    def _sampled_until(self, words_end: int, bound: int, message: int) -> int:
         """How far the template's text after an answer is the same when no message follows; whole tokens only."""
         alone = self._rendered_prefix(message + 1, prompt=False)
         shared = min(common_prefix_length(self._text, alone), bound)
-        while said < shared:
-            found = self._template.first_special(self._text[said:shared])
+        while words_end < shared:
+            found = self._template.first_special(self._text[words_end:shared])
             if found is None:
                 break
-            said += found[0] + len(found[1])
-        return said
+            words_end += found[0] + len(found[1])
+        return words_end
 
     # turns without one
 

@@ -6,7 +6,7 @@ The judge is the source of each character (:mod:`sft_mask.templates.render`), no
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sft_mask.templates.render import Rendered
 
 
-def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: Any) -> Markers:
+def prove(markers: Markers, template: ChatTemplate, vocabulary: Vocabulary, tokenizer: object) -> Markers:
     """The markers, if they hold in every probe that the template renders.
 
     Where only a conversation with tools fails, they are not ``complete``: not all headers and end-of-turn tokens are
@@ -99,7 +99,7 @@ class _Prover:
     core: str
     finder: SpanFinder
     template: ChatTemplate
-    tokenizer: Any
+    tokenizer: object
 
     def fault(self, probe: Probe) -> str | None:
         """What is wrong in one probe; ``None`` where nothing is, or the template refuses it."""
@@ -129,34 +129,34 @@ class _Prover:
             own, before = np.flatnonzero(message == index), np.flatnonzero(message == index - 1)
             if role not in ASSISTANT_ROLES or not index or not len(own) or not len(before):
                 continue
-            said = int(before[-1]) + 1
-            ends = self._prompt_end(probe, index, rendered.text, said, int(own[0]))
-            for run in _runs(raw, marked.trained(said, ends)):
+            words_end = int(before[-1]) + 1
+            ends = self._prompt_end(probe, index, rendered.text, words_end, int(own[0]))
+            for run in _runs(raw, marked.trained(words_end, ends)):
                 if run.strip():
                     return f"{_shown(run)}, which the template writes before an answer, would be trained."
         return None
 
-    def _prompt_end(self, probe: Probe, index: int, text: str, said: int, words: int) -> int:
+    def _prompt_end(self, probe: Probe, index: int, text: str, words_end: int, words: int) -> int:
         """Where the generation prompt of a message ends in the text; where its words begin, if there is no prompt."""
         given = probe.messages[:index]
         asked, silent = (try_render(self.template, given, add_generation_prompt=prompt) for prompt in (True, False))
         if asked is None:
-            return said
-        if silent is not None and silent.text == asked.text and self.core not in asked.text[said:]:
+            return words_end
+        if silent is not None and silent.text == asked.text and self.core not in asked.text[words_end:]:
             return words
-        return min(words, len(asked.text)) if text.startswith(asked.text) else said
+        return min(words, len(asked.text)) if text.startswith(asked.text) else words_end
 
     def _untrained_eot(self, marked: _Marked) -> str | None:
         """What is wrong where the control token right after the last answer opens no turn and would not be trained."""
         text = marked.rendered.text
-        said = int(np.flatnonzero(marked.rendered.message_of() >= 0).max(initial=-1)) + 1
-        found = self.template.first_special(text[said:]) if said else None
-        if found is None or text[said : said + found[0]].strip():
+        words_end = int(np.flatnonzero(marked.rendered.message_of() >= 0).max(initial=-1)) + 1
+        found = self.template.first_special(text[words_end:]) if words_end else None
+        if found is None or text[words_end : words_end + found[0]].strip():
             return None
         patterns = self.finder.trie.patterns
         if any(_opens(pattern.text, found[1]) for pattern in patterns if pattern.kind is not Kind.EOT):
             return None
-        at = len(text[: said + found[0]].encode())
+        at = len(text[: words_end + found[0]].encode())
         is_trained = marked.trained(0, len(text))[at]
         return None if is_trained else f"{found[1]!r} ends the last answer and would not be trained."
 

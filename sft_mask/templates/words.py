@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sft_mask.core.markers import Markers
     from sft_mask.core.spans import SpanFinder
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 _PLAIN = frozenset({"role", "content", "name", "train", "weight"})
 """Fields of a message that add no words of their own to a row."""
 

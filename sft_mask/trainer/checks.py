@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.read import Row
 from sft_mask.errors import LabelsChangedError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _COLLATED_ROWS = 4
 _WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
 
 
-def check_collator(trainer: Any, dataset: Any, split: str, *, may_train_all: bool = True) -> None:
+def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: bool = True) -> None:
     """Runs a few rows of a split through the trainer's collator: the trained labels must come out as they went in.
 
     A collator may shorten rows; it may not train a token more, nor drop all labels. Without ``may_train_all``, rows
@@ -99,7 +100,7 @@ def _arrives(batch: np.ndarray[Any, Any], wanted: Sequence[list[int]]) -> bool:
     return all(row in (full[: len(row)], full[len(full) - len(row) :]) for row, full in zip(rows, wanted, strict=True))
 
 
-def check_labels(inputs: Mapping[str, Any]) -> None:
+def check_labels(inputs: Row) -> None:
     """Checks a batch at the loss: it has labels, and each trained label is its own token.
 
     Args:

@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 def train_on_responses_only(
-    trainer: Any = None,
+    trainer: object = None,
     instruction_part: object = None,
     response_part: object = None,
     force_match: bool = True,
-    tokenizer: Any = None,
+    tokenizer: object = None,
     return_function: bool = False,
     num_proc: int | None = None,
     last_response_only: bool = False,
@@ -140,7 +140,9 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
             logger.warning(warning)
 
 
-def _label_function(trainer: Any, tokenizer: Any, chat_template: str | None, settings: MaskSettings) -> LabelFunction:
+def _label_function(
+    trainer: object, tokenizer: object, chat_template: str | None, settings: MaskSettings
+) -> LabelFunction:
     tokenizer = tokenizer or getattr(trainer, "processing_class", None)
     if tokenizer is None:
         raise UnsupportedError("return_function=True needs a tokenizer: give tokenizer=, or a trainer that has one.")
@@ -153,18 +155,18 @@ class LabelFunction:
     Without a chat template the markers are completed from the first batch.
     """
 
-    def __init__(self, tokenizer: Any, chat_template: str | None, settings: MaskSettings) -> None:
+    def __init__(self, tokenizer: object, chat_template: str | None, settings: MaskSettings) -> None:
         self._given = (tokenizer, chat_template, settings)
         self._info = read_tokenizer(tokenizer, chat_template)
         build_masker(self._info, [], settings)  # refuses bad markers now, not at the first batch
         self._label: LabelBatch | None = None
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, object]) -> dict[str, object]:
         if self._label is None:
             rows = readable(row for row in batch_table(batch)["input_ids"].to_pylist() if row)
             self._label = LabelBatch(masker_for(self._info, rows, self._given[2], rows_of_batch(batch), "the batch"))
         return self._label(batch)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """What was given, without what was learnt since: ``datasets`` hashes the same function before and after."""
         return LabelFunction, self._given

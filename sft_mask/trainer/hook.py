@@ -17,6 +17,7 @@ import torch
 from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.masker import Masker
+from sft_mask.data.read import Row
 from sft_mask.data.setup import marker_summary
 from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stats import SplitStats
@@ -53,9 +54,9 @@ class MaskState:
 
     splits: SplitMasker
     stats: Mapping[str, SplitStats]
-    originals: Sequence[tuple[Any, Any]]
-    collator: Any = None
-    masked: WeakValueDictionary[int, Any] = field(default_factory=WeakValueDictionary)
+    originals: Sequence[tuple[object, object]]
+    collator: object = None
+    masked: WeakValueDictionary[int, object] = field(default_factory=WeakValueDictionary)
     calls: int = 0
     step_weight: Tensor | None = None
     meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
@@ -79,15 +80,15 @@ class MaskState:
             return MaskReport(reports)
         return MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
 
-    def is_ours(self, dataset: Any) -> bool:
+    def is_ours(self, dataset: object) -> bool:
         """Whether this very dataset was masked here already."""
         return self.masked.get(id(dataset)) is dataset or any(dataset is split for split, _ in self.originals)
 
-    def original(self, split: Any) -> Any:
+    def original(self, split: object) -> object:
         """What a split was before it was masked; itself where it is not one of ours."""
         return next((before for masked, before in self.originals if masked is split), split)
 
-    def mask_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+    def mask_later(self, dataset: object, name: str, *, keep_all_rows: bool = False) -> object:
         """Masks a dataset that is not one of the trainer's own."""
         masked, _ = self.splits.mask_later(dataset, name, keep_all_rows=keep_all_rows)
         self.masked[id(masked)] = masked
@@ -98,6 +99,13 @@ class ResponseOnlyMixin:
     """Goes in front of a trainer class; see :func:`hooked_class`."""
 
     _sft_mask: MaskState
+    args: Any
+    model: Any
+    accelerator: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: object
+    _skip_prepare_dataset: bool
 
     @property
     def mask_report(self) -> MaskReport:
@@ -106,7 +114,7 @@ class ResponseOnlyMixin:
 
     # the loss
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, *args: object, **kwargs: object) -> object:
         samples, num_items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         if self._sft_mask.weighted:
             self._sft_mask.step_weight = _weight_of_step(self, samples)
@@ -114,12 +122,11 @@ class ResponseOnlyMixin:
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        trainer: Any = self
+    ) -> object:
         state = self._sft_mask
-        training = bool(trainer.model.training)
+        training = bool(self.model.training)
         if not training:
-            inputs = without_repeats(inputs, trainer.accelerator)
+            inputs = without_repeats(inputs, self.accelerator)
         weights = None
         if state.weighted and inputs.get("labels") is not None:
             ids, weights = split_labels(inputs["labels"])
@@ -131,7 +138,7 @@ class ResponseOnlyMixin:
         if weights is not None:
             called = WeightedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
         is_sum = (
-            getattr(trainer.args, "loss_type", "nll") == "nll"
+            getattr(self.args, "loss_type", "nll") == "nll"
         )  # and not the sum of something else of the log-probabilities
         with supervised_positions_only(model, labels, weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
@@ -144,61 +151,56 @@ class ResponseOnlyMixin:
             state.eval_loss.add(loss, _weight_of_batch(labels, weights))
         return result
 
-    def _check(self, inputs: Mapping[str, Any]) -> None:
+    def _check(self, inputs: Row) -> None:
         state, labels = self._sft_mask, inputs.get("labels")
         on_cpu = labels is None or labels.device.type == "cpu"
         if on_cpu or state.calls < _ALWAYS_CHECKED or state.calls % _CHECK_EVERY == 0:
             check_labels(inputs)
         state.calls += 1
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        trainer: Any = self
-        mode = "train" if trainer.model.training else "eval"
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: object) -> None:
+        mode = "train" if self.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(trainer.accelerator)
+        read = self._sft_mask.meters[mode].read(self.accelerator)
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     # data
 
-    def get_train_dataloader(self) -> Any:
-        trainer: Any = self
-        if trainer.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
-            self._check_collator(trainer.train_dataset, "train")
+    def get_train_dataloader(self) -> object:
+        if self.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
+            self._check_collator(self.train_dataset, "train")
         if self._sft_mask.weighted:
-            refuse_with_weights(trainer)
+            refuse_with_weights(self)
         return super().get_train_dataloader()  # type: ignore[misc]
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        trainer: Any = self
-        chosen = trainer.eval_dataset if eval_dataset is None else eval_dataset
+    def get_eval_dataloader(self, eval_dataset: object = None) -> object:
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
-            chosen = trainer.eval_dataset[chosen]
-        if trainer.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
+            chosen = self.eval_dataset[chosen]
+        if self.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
             self._check_collator(chosen, "eval")
         return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
 
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        trainer: Any = self
-        if trainer.data_collator is not self._sft_mask.collator:
+    def get_test_dataloader(self, test_dataset: Any) -> object:
+        if self.data_collator is not self._sft_mask.collator:
             self._check_collator(test_dataset, "test")
         return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
 
-    def _check_collator(self, dataset: Any, split: str) -> None:
-        trainer: Any = self
+    def _check_collator(self, dataset: object, split: str) -> None:
         state = self._sft_mask
-        check_collator(trainer, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
-        state.collator = trainer.data_collator
+        check_collator(self, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
+        state.collator = self.data_collator
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_dataset(self, dataset: object, *args: object, **kwargs: object) -> object:
         if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
             return dataset
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
         name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")
         return self._masked_later(prepared, str(name))
 
-    def _masked_later(self, dataset: Any, name: str, *, keep_all_rows: bool = False) -> Any:
+    def _masked_later(self, dataset: object, name: str, *, keep_all_rows: bool = False) -> object:
         if self._sft_mask.is_ours(dataset):
             return dataset
         masked = self._sft_mask.mask_later(dataset, name, keep_all_rows=keep_all_rows)
@@ -208,40 +210,38 @@ class ResponseOnlyMixin:
 
     # evaluation
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
-        trainer: Any = self
+    def evaluate(self, eval_dataset: object = None, *args: object, **kwargs: object) -> object:
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        if given and trainer._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
+        if given and self._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
             if isinstance(eval_dataset, dict):
                 eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
             else:
                 eval_dataset = self._masked_later(eval_dataset, "eval")
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: object, *args: object, **kwargs: object) -> object:
         # prediction i belongs to row i, so rows that train nothing stay
         masked = self._masked_later(test_dataset, "test", keep_all_rows=True)
         return super().predict(masked, *args, **kwargs)  # type: ignore[misc]
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: object, **kwargs: object) -> object:
         """The trainer's own loop; the mean loss over batches is replaced by the mean over tokens (or their weights)."""
-        trainer: Any = self
         self._sft_mask.eval_loss = EvalLoss()
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
-        loss = self._sft_mask.eval_loss.mean(trainer.accelerator)
+        loss = self._sft_mask.eval_loss.mean(self.accelerator)
         names = [name for name in output.metrics if name.endswith("_loss")]
         if loss is not None and len(names) == 1:
             output.metrics[names[0]] = loss
         return output
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(self, *args: object, **kwargs: object) -> object:
         loss, logits, labels = super().prediction_step(*args, **kwargs)  # type: ignore[misc]
         if labels is not None and self._sft_mask.weighted:
             labels = split_labels(labels)[0]
         return loss, logits, labels
 
 
-def _weight_of_step(trainer: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+def _weight_of_step(trainer: Any, samples: Sequence[Row]) -> Tensor:
     """The sum of the weights of an optimizer step, summed over ranks exactly where ``transformers``
     sums the number of tokens (``_get_num_items_in_batch``).
     """
@@ -259,7 +259,7 @@ def _weight_of_batch(labels: Tensor, weights: Tensor | None) -> Tensor:
     return (labels[..., 1:] != IGNORE_INDEX).sum() if weights is None else weights[..., 1:].sum()
 
 
-def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, Any]:
+def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, object]:
     """A batch without labels for the rows that ``accelerate`` repeats to give every rank the same number.
 
     Rows of a padding-free batch cannot be told apart; they stay, as they do in TRL.
@@ -278,8 +278,8 @@ class _BeforeTrls:
     """Comes directly before TRL's class and after those that override ``compute_loss``: sees what they pass on."""
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: object, inputs: dict[str, object], return_outputs: bool = False, num_items_in_batch: object = None
+    ) -> object:
         if isinstance(model, WeightedModel):
             model.check_items(num_items_in_batch, type(self).__name__)
         return super().compute_loss(  # type: ignore[misc]

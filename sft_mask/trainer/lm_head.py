@@ -40,7 +40,7 @@ _ROUNDING = 1e-6
 
 @contextmanager
 def supervised_positions_only(
-    model: Any, labels: Tensor | None, weights: Tensor | None, *, proportional: bool
+    model: object, labels: Tensor | None, weights: Tensor | None, *, proportional: bool
 ) -> Iterator[None]:
     """Has TRL's loss score supervised positions only while the block runs.
 
@@ -66,7 +66,7 @@ def supervised_positions_only(
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """Stands where TRL has its autograd function, with the same arguments and results."""
+    """Replaces TRL's autograd function; the same arguments and results."""
 
     theirs: ChunkedHead
     weights: Tensor | None
@@ -152,7 +152,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, of_entropy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, of_entropy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         sums, ctx.sums = ctx.sums, None  # handed out below, where they may become a parameter's own gradient
         made = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.read import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +29,12 @@ class Meter:
     tokens: Tensor | None = None
     since: float = 0.0
 
-    def count(self, inputs: Mapping[str, Any], weights: Tensor | None = None) -> None:
+    def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
-        graded = labels != IGNORE_INDEX if weights is None else weights > 0
-        counts = torch.stack([graded[..., 1:].sum(), total.to(labels.device)])
+        trained = labels != IGNORE_INDEX if weights is None else weights > 0
+        counts = torch.stack([trained[..., 1:].sum(), total.to(labels.device)])
         self.since = self.since or time.monotonic()
         self.tokens = counts if self.tokens is None else self.tokens + counts
         self.batches += 1
@@ -48,11 +48,11 @@ class Meter:
         if self.tokens is None:
             return {}
         seconds = time.monotonic() - self.since
-        graded, seen = accelerator.reduce(self.tokens, "sum").tolist()
+        trained, seen = accelerator.reduce(self.tokens, "sum").tolist()
         read = {
-            "supervised_tokens": graded / self.batches,
-            "supervised_share": graded / max(seen, 1),
-            "supervised_tokens_per_second": graded / seconds if seconds else 0.0,
+            "supervised_tokens": trained / self.batches,
+            "supervised_share": trained / max(seen, 1),
+            "supervised_tokens_per_second": trained / seconds if seconds else 0.0,
         }
         self.batches, self.tokens, self.since = 0, None, 0.0
         return read

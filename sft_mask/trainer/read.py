@@ -27,14 +27,14 @@ class TrainerInfo:
     """
 
     tokenizer: TokenizerInfo
-    splits: Mapping[str, Any]
+    splits: Mapping[str, object]
     max_length: int | None
     cutting: RowCutting | None
     eval_cutting: RowCutting | None
     prompt_answers: bool
 
 
-def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> TrainerInfo:
+def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) -> TrainerInfo:
     """Reads a built trainer. What an earlier call masked is taken as it was before that call.
 
     Raises:
@@ -66,7 +66,7 @@ def read_trainer(trainer: Any, tokenizer: Any, chat_template: str | None) -> Tra
     return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
 
 
-def _splits(trainer: Any) -> dict[str, Any]:
+def _splits(trainer: Any) -> dict[str, object]:
     """The splits by name, as they were before an earlier call."""
     evals, state = trainer.eval_dataset, getattr(trainer, "_sft_mask", None)
     given = {"train": trainer.train_dataset}

@@ -50,14 +50,14 @@ class WeightedModel:
         step_weight: sum of the weights of the step; ``None`` for that of the batch.
     """
 
-    def __init__(self, model: Any, weights: Tensor, num_items: Any, step_weight: Tensor | None) -> None:
+    def __init__(self, model: Any, weights: Tensor, num_items: object, step_weight: Tensor | None) -> None:
         self._model = model
         self._weights = weights[..., 1:]
         self._num_items = num_items
         self._step_weight = step_weight
         self.log_probs: Tensor | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         outputs = self._model(*args, **kwargs)
         log_probs = getattr(outputs, "log_probs", None)
         if log_probs is None:
@@ -78,7 +78,7 @@ class WeightedModel:
         outputs.log_probs = log_probs * (weights * self._scale(outputs.label_mask))
         return outputs
 
-    def check_items(self, num_items: Any, trainer: str) -> None:
+    def check_items(self, num_items: object, trainer: str) -> None:
         """Raises if TRL's loss was not given the number of tokens that it should divide by."""
         if num_items is None and self._num_items is not None:
             raise UnsupportedError(
@@ -112,5 +112,5 @@ class WeightedModel:
         virtual = self.log_probs.shape[-1] - values.shape[-1]
         return torch.nn.functional.pad(values, (virtual, 0)) if virtual else values
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)

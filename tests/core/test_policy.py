@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,21 @@ def test_an_unknown_value_is_refused_with_the_known_ones(name: str, value: objec
 def test_the_model_is_the_assistant_under_its_other_name() -> None:
     messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "model")]
     assert Policy(roles={"model": 0.5}).message_weights(messages) == [0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt_weight": -0.1},
+        {"tool_calls": "no"},
+        {"prompt_weight": float("nan")},
+        {"prompt_weight": "0.1"},
+        {"roles": {"assistant": -1}},
+        {"roles": {"assistant": 0}},
+        {"reduction": "mean"},
+        {"prompt_weight": 0.1, "reduction": "turn"},
+    ],
+)
+def test_a_policy_without_meaning_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(SftMaskError):
+        Policy(**values)

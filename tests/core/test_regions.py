@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from datasets import Dataset
 from support.tiny_tokenizers import byte_level
-from support.trained_texts import trained_texts
 from transformers import PreTrainedTokenizerBase
 
-from sft_mask import Policy, Region, mask_dataset
-from sft_mask.core.regions import in_regions
+from sft_mask.core.policy import Policy
+from sft_mask.core.regions import Region, in_regions
 from sft_mask.core.spans import Turns
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import MarkerError, SftMaskError
@@ -21,10 +21,14 @@ def tokenizer(smollm2: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return smollm2
 
 
-def trained_text(tokenizer: PreTrainedTokenizerBase, answer: str, *regions: Region) -> str:
-    chat = [{"role": "user", "content": "<think>no</think> go"}, {"role": "assistant", "content": answer}]
-    masked = mask_dataset(Dataset.from_list([{"messages": chat}]), tokenizer, policy=Policy(regions=regions))
-    return "".join(*trained_texts(masked, tokenizer))
+def trained_text(tokenizer: PreTrainedTokenizerBase, answer: str, *regions: Region, header: str = "") -> str:
+    """The text of an answer and its end-of-turn token without what lies in the regions."""
+    before, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (header, answer))
+    ids = np.array([*before, *said, tokenizer.convert_tokens_to_ids("<|im_end|>")])
+    one, start, end = np.array([True]), np.array([len(before)]), np.array([len(ids)])
+    turn = Turns.of_assistant(start, end, one, ~one, np.array([0]), np.array([0]), end - 1)
+    factor = in_regions(ids, turn, read_vocabulary(tokenizer), regions)
+    return str(tokenizer.decode(ids[len(before) :][factor[len(before) :] == 1]))
 
 
 def test_reasoning_between_tags_is_masked_and_the_answer_and_its_stop_are_not(
@@ -58,16 +62,8 @@ def test_places_that_touch_are_one(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_a_region_that_the_header_opened_runs_from_the_answer_s_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n{% endif %}"
-        "{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-    )
-    chat = [{"role": "user", "content": "<think> hi"}, {"role": "assistant", "content": "secret </think> Yes."}]
-    policy = Policy(regions=[Region("<think>", "</think>")])
-    data = Dataset.from_list([{"messages": chat}])
-    masked = mask_dataset(data, tokenizer, policy=policy, chat_template=template)
-    assert trained_texts(masked, tokenizer) == [[" Yes.<|im_end|>"]]
+    thinking, header = Region("<think>", "</think>"), "<|im_start|>assistant\n<think>\n"
+    assert trained_text(tokenizer, "secret </think> Yes.", thinking, header=header) == " Yes.<|im_end|>"
 
 
 @pytest.mark.parametrize("text", [1, None, b"x"])
@@ -99,3 +95,9 @@ def test_weights_of_regions_that_overlap_are_multiplied() -> None:
     regions = [Region(pattern="abc", weight=0.5), Region(pattern="bcd", weight=0.25)]
     factor = in_regions(np.array([*b"abcd"]), answer, vocabulary, regions)
     assert factor.tolist() == [0.5, 0.125, 0.125, 0.25]
+
+
+@pytest.mark.parametrize("weight", [-1, float("inf"), "x", True])
+def test_a_region_without_meaning_is_refused(weight: Any) -> None:
+    with pytest.raises(MarkerError, match="a weight must be a finite number"):
+        Region(text="x", weight=weight)

@@ -550,9 +550,7 @@ def compiled(markers: Markers, vocabulary: Vocabulary) -> MarkerTrie | None:
         return None
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(cases())
-def test_the_finder_equals_the_slow_reference(case: tuple[Vocabulary, Markers, list[list[int]], int | None]):
+def check_against_reference(case: tuple[Vocabulary, Markers, list[list[int]], int | None]) -> None:
     vocabulary, markers, rows, pad = case
     trie = compiled(markers, vocabulary)
     assume(trie is not None)
@@ -568,6 +566,21 @@ def test_the_finder_equals_the_slow_reference(case: tuple[Vocabulary, Markers, l
         {name: getattr(found, name)[index].item() for name in Turns.__slots__} for index in range(len(found))
     ] == expected
     assert all(first[1] <= second[0] for first, second in pairwise(spans(found)))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases())
+def test_the_finder_equals_the_slow_reference(case: tuple[Vocabulary, Markers, list[list[int]], int | None]):
+    check_against_reference(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases())
+def test_the_finder_equals_the_slow_reference_on_many_cases(
+    case: tuple[Vocabulary, Markers, list[list[int]], int | None],
+):
+    check_against_reference(case)
 
 
 def test_a_marker_that_begins_exactly_where_an_earlier_one_ends_is_seen():

@@ -191,7 +191,7 @@ def test_a_template_that_writes_everyone_but_the_user_as_the_assistant_is_report
     masked = mask_dataset(Dataset.from_list([{"messages": said}]), tokenizer)
     assert trained_texts(masked, tokenizer) == [["Hello<|im_end|>"]]
     _, report = mask_dataset(masked.select_columns("input_ids"), tokenizer, return_report=True)
-    assert any("writes system and tool messages just as it writes the model" in each for each in report.warnings)
+    assert any("writes system and tool messages exactly as it writes the assistant" in each for each in report.warnings)
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSED.items())

@@ -684,7 +684,7 @@ def test_every_row_masked_is_refused_and_says_that_truncation_did_it() -> None:
     refused(
         trainer,
         NothingToTrainError,
-        r"All 20 rows of the eval dataset.*100 tokens long.*truncation removed",
+        r"All 20 rows of the eval dataset.*100 tokens long.*truncation removed the answers",
     )
 
 

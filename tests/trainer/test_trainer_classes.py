@@ -322,7 +322,7 @@ def test_weights_are_exact_where_the_loss_is_trls_own_or_is_handed_on_to_it(
 @pytest.mark.newest
 def test_weights_wait_for_the_word_that_the_number_of_tokens_is_handed_on() -> None:
     trainer = made(Delegates, "ignores")
-    match = "this Delegates: trainer.model_accepts_loss_kwargs is False, .* If yours hands num_items_in_batch on"
+    match = "this Delegates: trainer.model_accepts_loss_kwargs is False, .* If yours passes num_items_in_batch on"
     refused(trainer, UnsupportedError, match, prompt_weight=PROMPT)
     trainer.model_accepts_loss_kwargs = True
     Run(train_on_responses_only(trainer, prompt_weight=PROMPT)).agrees(*plain(WHOLE, "prompt"))
@@ -390,7 +390,7 @@ class Drops(SFTTrainer):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        (Sometimes, "was called for a loss of its own .* it must always call super"),
+        (Sometimes, "computed its own loss .* it must always call super"),
         (WithoutLabels, "compute_loss of WithoutLabels did not go through that of TRL's SFTTrainer"),
         (AnotherModel, "compute_loss of AnotherModel did not go through that of TRL's SFTTrainer with the model"),
         (Drops, "compute_loss of Drops calls super.* without the num_items_in_batch"),

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
+from sft_mask.data.read import Row
 from sft_mask.data.read.columns import is_json, is_list
 from sft_mask.errors import DataError, NothingToTrainError
 
@@ -60,7 +61,7 @@ class _Speakers:
             self.answers |= any(role in ASSISTANT_ROLES for role in roles)
 
 
-def without_answers(data: Any, where: str) -> NothingToTrainError | None:
+def without_answers(data: object, where: str) -> NothingToTrainError | None:
     """The error for a dataset without an assistant message; ``None`` if there is one, or no message at all.
 
     Args:
@@ -83,11 +84,11 @@ def without_answers(data: Any, where: str) -> NothingToTrainError | None:
 
 def no_rows(dataset: Any, where: str) -> DataError:
     """The error for a dataset without rows; it says whether a filter removed them, and which roles they had."""
-    behind = dataset._data.num_rows
-    if not behind:
+    removed = dataset._data.num_rows
+    if not removed:
         return DataError(f"There are no rows in {where}. Give it rows, or leave this split out.")
     taken = (
-        f"There are no rows left in {where}: all {behind} of them were removed. SFTTrainer removes rows that have "
+        f"There are no rows left in {where}: all {removed} of them were removed. SFTTrainer removes rows that have "
         "no token to train."
     )
     found = without_answers(dataset, where)
@@ -134,7 +135,7 @@ def _kinds_of_table(table: Any) -> dict[str, str]:
     return {name: key for name, key in kinds.items() if key}
 
 
-def _kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _kinds_of_rows(rows: Iterable[Row]) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for row in rows:
         for name in ("conversations", "messages", *_PAIR):
@@ -143,18 +144,18 @@ def _kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {name: key for name, key in kinds.items() if key}
 
 
-def _key_of(messages: Iterable[Any]) -> str:
+def _key_of(messages: Iterable[object]) -> str:
     there = {key for message in messages if isinstance(message, Mapping) for key in message}
     return next((key for key in _KEYS if key in there), "")
 
 
-def _role(message: Any) -> Role:
+def _role(message: object) -> Role:
     fields = message if isinstance(message, Mapping) else {}
     role = next((fields[key] for key in _KEYS if fields.get(key) is not None), None)
     return role if role is None or isinstance(role, (str, int)) else repr(role)
 
 
-def _of_rows(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[tuple[Counter[Role], list[Role], int]]:
+def _of_rows(rows: Iterable[Mapping[str, object]], name: str) -> Iterator[tuple[Counter[Role], list[Role], int]]:
     for row in rows:
         messages = row.get(name)
         if isinstance(messages, (list, tuple)):
@@ -173,13 +174,13 @@ def _of_dataset(dataset: Any, name: str) -> Iterator[tuple[Counter[Role], list[R
         yield _counted(column), last, len(column) - column.null_count
 
 
-def _first(column: pa.ChunkedArray) -> list[list[Any]]:
+def _first(column: pa.ChunkedArray) -> list[list[object]]:
     """The first conversations of a column that hold messages."""
     rows = [row for row in column.slice(0, _LOOKED_AT).to_pylist() if row]
     return [[_read(message) for message in row] for row in rows] if is_json(column.type.value_type) else rows
 
 
-def _read(text: str | None) -> Any:
+def _read(text: str | None) -> object:
     return None if text is None else json.loads(text)
 
 
@@ -209,13 +210,13 @@ def _spelled(role: Role) -> str:
     return "null" if role is None else repr(role[:_LONGEST] if isinstance(role, str) else role)
 
 
-def _columns_of(data: Any) -> dict[str, Any]:
+def _columns_of(data: Any) -> dict[str, object]:
     """The columns, with the features of those that have any."""
     features = getattr(data, "features", None)
     return dict(features) if features is not None else dict.fromkeys(next(iter(data), {}))
 
 
-def _way_out(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
+def _way_out(speakers: _Speakers, columns: Mapping[str, object]) -> str:
     renaming, is_guessed = _renaming(speakers)
     if not renaming:
         return _without_assistant(speakers, columns)
@@ -290,7 +291,7 @@ def _of_prepared(speakers: _Speakers) -> list[str]:
     ]
 
 
-def _without_assistant(speakers: _Speakers, columns: Mapping[str, Any]) -> str:
+def _without_assistant(speakers: _Speakers, columns: Mapping[str, object]) -> str:
     """What to do if only users (and systems, and tools) have messages."""
     name = speakers.columns[-1]
     others = [other for other, kind in columns.items() if getattr(kind, "dtype", None) == "string"]

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import read_tools, read_variables
 from sft_mask.errors import DataError
 
@@ -24,7 +25,7 @@ _SHOWN = 80
 _SHOWN_TEXT = "{} messages as text, {!r}. The text is {}, not a list of messages; read it first:"
 
 
-def check_row(row: Mapping[str, Any]) -> None:
+def check_row(row: Mapping[str, object]) -> None:
     """Refuses a row that is not one conversation or one text.
 
     Raises:
@@ -46,7 +47,7 @@ def check_row(row: Mapping[str, Any]) -> None:
         _check_variables(read_variables(row.get("chat_template_kwargs")))
 
 
-def oddities(messages: Sequence[Mapping[str, Any]]) -> str:
+def oddities(messages: Sequence[Mapping[str, object]]) -> str:
     """What a template may rightly refuse in a conversation: content that is null or a mapping."""
     found = []
     for at, message in enumerate(messages):
@@ -58,11 +59,11 @@ def oddities(messages: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(found[:3])
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else f"{reprlib.repr(value)[:_SHOWN]}, of type {type(value).__name__}"
 
 
-def _nothing(row: Mapping[str, Any]) -> DataError:
+def _nothing(row: Mapping[str, object]) -> DataError:
     null = [name for name in _COLUMNS if name in row]
     if not null:
         there = ", ".join(row) or "no columns"
@@ -82,7 +83,7 @@ def _is_null(*columns: str) -> DataError:
     )
 
 
-def _no_text(column: str, value: Any) -> DataError:
+def _no_text(column: str, value: object) -> DataError:
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
         return DataError(
             f"{column} is a list of {len(value)} messages, not text. Call the column messages: "
@@ -98,7 +99,7 @@ def _no_text(column: str, value: Any) -> DataError:
 # prompt and completion
 
 
-def _check_pair(row: Mapping[str, Any]) -> bool:
+def _check_pair(row: Mapping[str, object]) -> bool:
     """Whether prompt and completion are messages; they are both, or both text."""
     for name in PAIR:
         if row[name] is None:
@@ -113,7 +114,7 @@ def _check_pair(row: Mapping[str, Any]) -> bool:
     return True
 
 
-def _mixed(row: Mapping[str, Any], text: str) -> DataError:
+def _mixed(row: Row, text: str) -> DataError:
     (other,) = (name for name in PAIR if name != text)
     if not isinstance(row[other], (list, tuple)):
         return _no_text(other, row[other])
@@ -128,7 +129,7 @@ def _mixed(row: Mapping[str, Any], text: str) -> DataError:
 # messages
 
 
-def _check_messages(column: str, messages: Any, may_be_empty: bool = False) -> None:
+def _check_messages(column: str, messages: object, may_be_empty: bool = False) -> None:
     if isinstance(messages, str):
         raise _is_text(column, messages)
     if isinstance(messages, Mapping):
@@ -144,7 +145,7 @@ def _check_messages(column: str, messages: Any, may_be_empty: bool = False) -> N
         _check_message(column, at, message)
 
 
-def _check_message(column: str, at: int, message: Any) -> None:
+def _check_message(column: str, at: int, message: object) -> None:
     where = f"Message {at} of {column}"
     if not isinstance(message, Mapping):
         raise _no_mapping(column, where, message)
@@ -166,7 +167,7 @@ def _check_message(column: str, at: int, message: Any) -> None:
         _check_content(column, where, key, message.get(key))
 
 
-def _check_content(column: str, where: str, key: str, content: Any) -> None:
+def _check_content(column: str, where: str, key: str, content: object) -> None:
     if content is None or isinstance(content, (str, Mapping)):
         return
     if not isinstance(content, (list, tuple)):
@@ -187,12 +188,12 @@ def _check_content(column: str, where: str, key: str, content: Any) -> None:
             )
 
 
-def _is_part_without_text(part: Mapping[str, Any]) -> bool:
+def _is_part_without_text(part: Mapping[str, object]) -> bool:
     strings = [name for name, value in part.items() if isinstance(value, str) and name != "type"]
     return part.get("type") == "text" and "text" in part and not strings
 
 
-def _no_mapping(column: str, where: str, message: Any) -> DataError:
+def _no_mapping(column: str, where: str, message: object) -> DataError:
     if message is None:
         made = f'{{"{column}": [message for message in row["{column}"] if message is not None]}}'
         return DataError(f"{where} is null. Repair it, or take nulls out: dataset = dataset.map(lambda row: {made})")
@@ -212,7 +213,7 @@ def _no_mapping(column: str, where: str, message: Any) -> DataError:
     )
 
 
-def _is_mapping(column: str, messages: Mapping[str, Any]) -> DataError:
+def _is_mapping(column: str, messages: Mapping[str, object]) -> DataError:
     if messages and all(isinstance(values, (list, tuple)) for values in messages.values()):
         made = f'[dict(zip(row["{column}"], fields)) for fields in zip(*row["{column}"].values())]'
         seen = f"one list for each of {', '.join(map(str, messages))}, not a list of messages"
@@ -227,7 +228,7 @@ def _is_mapping(column: str, messages: Mapping[str, Any]) -> DataError:
 # messages as text
 
 
-def _loaded(text: str, *, is_python: bool = False) -> Any:
+def _loaded(text: str, *, is_python: bool = False) -> object:
     """The messages, or the message, that a text holds as JSON (or as Python prints it); ``None`` where it does not."""
     if len(text) > _READABLE or text.lstrip()[:1] not in ("[", "{"):
         return None
@@ -239,7 +240,7 @@ def _loaded(text: str, *, is_python: bool = False) -> Any:
     return read if isinstance(first, Mapping) and first.keys() & {"role", "from"} else None
 
 
-def messages_as_text(row: Mapping[str, Any]) -> DataError | None:
+def messages_as_text(row: Row) -> DataError | None:
     """The error for a row whose text, or whose prompt and completion, are messages as JSON; ``None`` for others."""
     columns = PAIR if row.keys() >= {*PAIR} else ("text",)
     if not all(isinstance(row.get(name), str) for name in columns):
@@ -300,7 +301,7 @@ def _check_tools(tools: Any) -> None:
             raise DataError(f"Tool {at} of tools is {_kind(tool)}, not a mapping. Give each tool as its JSON schema.")
 
 
-def _check_variables(variables: Mapping[str, Any] | None) -> None:
+def _check_variables(variables: Mapping[str, object] | None) -> None:
     taken = [name for name in _RESERVED if name in (variables or ())]
     if taken:
         raise DataError(

@@ -66,7 +66,7 @@ def is_json(kind: pa.DataType) -> bool:
     return getattr(kind, "extension_name", "") == "arrow.json"
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """Every string inside a JSON value, keys too."""
     if isinstance(value, str):
         yield value
@@ -79,7 +79,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _spoken(content: Any) -> str:
+def _spoken(content: object) -> str:
     """The strings of a content; the texts of its parts also joined, as a template joins them."""
     parts = content if isinstance(content, list) else []
     texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]

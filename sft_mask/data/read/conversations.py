@@ -34,9 +34,9 @@ class Conversation:
         prompt: how many of the messages are the prompt's; they are never trained.
     """
 
-    messages: Sequence[Mapping[str, Any]]
-    tools: Any = None
-    variables: Mapping[str, Any] | None = None
+    messages: Sequence[Mapping[str, object]]
+    tools: object = None
+    variables: Mapping[str, object] | None = None
     prompt: int = 0
 
 
@@ -116,7 +116,7 @@ class Decoder:
         return Conversation(messages, read_tools(values.get("tools")), variables, prompt)
 
 
-def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
+def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, object]]:
     """The messages of a row, each of which must be a mapping.
 
     Raises:
@@ -131,7 +131,7 @@ def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[st
     return messages or ()
 
 
-def read_tools(tools: Any) -> Any:
+def read_tools(tools: object) -> object:
     """Tool definitions as TRL gives them to a template: JSON text is read, and an empty list stays one.
 
     >>> read_tools('[{"name": "clock"}]'), read_tools([]), read_tools("")
@@ -145,7 +145,7 @@ def read_tools(tools: Any) -> Any:
     )
 
 
-def _tools_of_text(text: str) -> Any:
+def _tools_of_text(text: str) -> object:
     if not text.strip():
         return None
     try:
@@ -156,7 +156,7 @@ def _tools_of_text(text: str) -> Any:
         ) from error
 
 
-def read_variables(variables: Any) -> Mapping[str, Any] | None:
+def read_variables(variables: object) -> Mapping[str, object] | None:
     """Variables of a template, as a row gives them.
 
     Raises:
@@ -172,7 +172,7 @@ def read_variables(variables: Any) -> Mapping[str, Any] | None:
     )
 
 
-def as_chatml(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_chatml(row: Mapping[str, object]) -> dict[str, object]:
     """The row with ``messages`` of ``role`` and ``content``, as TRL's ``maybe_convert_to_chatml`` makes them.
 
     >>> as_chatml({"conversations": [{"from": "user", "value": "Hi"}], "id": 1})
@@ -184,12 +184,12 @@ def as_chatml(row: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _role_and_content(messages: Any) -> Any:
+def _role_and_content(messages: object) -> object:
     if not isinstance(messages, list):
         return messages
     return [_renamed_keys(message) if isinstance(message, dict) else message for message in messages]
 
 
-def _renamed_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed_keys(message: Mapping[str, object]) -> dict[str, object]:
     renamed = {new: message[old] for old, new in (("from", "role"), ("value", "content")) if old in message}
     return {key: value for key, value in message.items() if key not in ("from", "value")} | renamed

@@ -28,13 +28,13 @@ def sample_rows(dataset: Any, count: int = _SAMPLED_ROWS) -> list[Ids]:
     return readable(rows)
 
 
-def _numbers(row: pa.Scalar) -> Any:
+def _numbers(row: pa.Scalar) -> object:
     """A row of a column; numbers in a list without a Python object for each."""
     kind = getattr(row.type, "value_type", None)
     return row.values.to_numpy(zero_copy_only=False) if kind is not None and pa.types.is_integer(kind) else row.as_py()
 
 
-def readable(rows: Iterable[Any]) -> list[Ids]:
+def readable(rows: Iterable[object]) -> list[Ids]:
     """The rows that are token ids; errors about the others, with their numbers, are raised where rows are masked."""
     read: list[Ids] = []
     for row in rows:
@@ -62,7 +62,7 @@ def _format_of(dataset: Any) -> str | None:
     return "python" if kind is None and {*shown["columns"]} != {*dataset.column_names} else kind
 
 
-def in_format_of(dataset: Any, made: Any) -> Any:
+def in_format_of(dataset: Any, made: Any) -> object:
     """What was made of a plain dataset, in its format; columns that were added are shown."""
     kind = _format_of(dataset)
     if kind in (None, "custom"):

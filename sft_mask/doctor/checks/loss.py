@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
-import torch
-
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Examined
-from sft_mask.errors import LabelsChangedError
-from sft_mask.functional import compute_sft_loss
-from sft_mask.trainer.metrics import Meter
-from sft_mask.trainer.weighted_loss import split_labels
+from sft_mask.errors import LabelsChangedError, extra
+
+with extra("train", "The doctor"):
+    import torch
+
+    from sft_mask.functional import compute_sft_loss
+    from sft_mask.trainer.metrics import Meter
+    from sft_mask.trainer.weighted_loss import split_labels
 
 _CLOSE = 2e-3
 """Relative difference that half precision and another order of summation can make."""
@@ -59,7 +61,7 @@ def _metrics_kept(trainer: Any) -> Iterator[None]:
             trainer._sft_mask = counted
 
 
-def _compare(trainer: Any, batch: dict[str, Any]) -> Iterator[Finding]:
+def _compare(trainer: object, batch: dict[str, object]) -> Iterator[Finding]:
     loss = _loss(trainer, batch)
     reference = _reference(trainer, batch)
     if abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
@@ -76,11 +78,11 @@ def _compare(trainer: Any, batch: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(symptoms.BROKEN, "the loss changes with a masked token that nothing trained follows.", _METHOD)
 
 
-def _loss(trainer: Any, batch: dict[str, Any]) -> float:
+def _loss(trainer: Any, batch: dict[str, object]) -> float:
     return float(trainer.compute_loss(trainer.model, dict(batch)))
 
 
-def _ignores_labels(trainer: Any, other: dict[str, Any], loss: float) -> bool:
+def _ignores_labels(trainer: object, other: dict[str, object], loss: float) -> bool:
     """Whether another label changes nothing; an error of this library about it is a change."""
     try:
         return _loss(trainer, other) == loss
@@ -107,7 +109,7 @@ def _with_other_trained_token(batch: dict[str, Any]) -> dict[str, Any] | None:
     return {**batch, "labels": labels}
 
 
-def _with_other_last_token(batch: dict[str, Any]) -> dict[str, Any] | None:
+def _with_other_last_token(batch: dict[str, Any]) -> dict[str, object] | None:
     """The batch with the last token of a row exchanged, if it is masked and not padding: no other token sees it."""
     labels, ids, mask = batch["labels"], batch["input_ids"].clone(), batch.get("attention_mask")
     for row in range(len(labels)):
