@@ -17,7 +17,7 @@ from sft_mask.data.outcome import MaskedBatch
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
-"""Columns that decide labels; no other is looked at."""
+"""Columns that decide labels; no other column is read."""
 
 
 def mask_rows(

@@ -67,7 +67,7 @@ def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], sta
 
 
 def stored(path: Path, rows: int) -> Labels | None:
-    """Labels that were written before; ``None`` where there are none, or not of so many rows, or a damaged file."""
+    """Labels that were written before; ``None`` if there are none, for another number of rows, or if damaged."""
     try:
         labels = _load(path)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):

@@ -82,7 +82,7 @@ def check_columns(dataset: Dataset, name: str) -> None:
 
 
 def _check_loss_weights(schema: pa.Schema, where: str) -> None:
-    """Refuses a column of weights that holds something else than one list of numbers a row."""
+    """Refuses a column of weights that holds something other than one list of numbers a row."""
     if LOSS_WEIGHTS not in schema.names:
         return
     kind = schema.field(LOSS_WEIGHTS).type
@@ -108,7 +108,7 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
     known = labelfile.stored(path, rows) if path is not None else None
     if known is not None:
         return known
-    from datasets.utils import tqdm  # which people can switch off
+    from datasets.utils import tqdm  # disable_progress_bars() switches it off
 
     stats = SplitStats()
     with tqdm(total=rows, desc=f"Masking {name}", unit=" rows") as bar:
@@ -122,8 +122,8 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
 def _cache_folder(dataset: Dataset) -> Path | None:
     """Where the labels are kept.
 
-    Beside the dataset's own files, where ``dataset.cleanup_cache_files()`` finds what is there; in a folder that goes
-    with this process where caching is off or nothing may be written there; ``None`` for a dataset in memory.
+    Beside the dataset's own files, where ``dataset.cleanup_cache_files()`` finds what is there; in a temporary
+    folder of this process if caching is off or the folder is not writable; ``None`` for a dataset in memory.
     """
     import datasets
     from datasets.fingerprint import get_temporary_cache_files_directory

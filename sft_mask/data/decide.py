@@ -1,4 +1,4 @@
-"""Which turns a row has: by markers, and by messages where markers cannot know.
+"""Which turns a row has: by markers, and by messages where markers are not enough.
 
 Every row that still has its messages is checked. It is decided by them if the number of turns is not the number of
 assistant messages, if any message quotes part of a marker, or if its conversation signature has not been verified: the

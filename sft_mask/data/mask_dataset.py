@@ -27,7 +27,7 @@ from sft_mask.report import MaskReport
 logger = logging.getLogger(__name__)
 
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template's own mistakes raise, in addition to the errors of Jinja."""
+"""What bugs in a template raise, in addition to the errors of Jinja."""
 
 
 def mask_dataset(
@@ -144,7 +144,7 @@ def _render_once(dataset: Any, info: TokenizerInfo) -> None:
     first: Mapping[str, object] = next(iter(dataset), {})
     conversation = first.get("messages") or first.get("conversations")
     if info.template is not None and isinstance(conversation, list):
-        with suppress(DataError):  # said with the number of the row where it is tokenized
+        with suppress(DataError):  # raised again, with the row's number, when the row is tokenized
             info.template.render(conversation)
 
 

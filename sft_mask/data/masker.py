@@ -36,11 +36,11 @@ class Masker:
 
     Attributes:
         finder: the marker search.
-        markers: its texts.
-        decider: decides the turns of each row; it learns while rows are masked.
+        markers: the markers it searches for.
+        decider: decides the turns of each row; it remembers what earlier rows showed.
         on_ambiguous: what happens to a row that cannot be decided.
         cutting: how the trainer cut the rows, if it may have cut inside a conversation.
-        settings_key: what all this was made from, for fingerprints.
+        settings_key: the settings that this masker was built from, for fingerprints.
     """
 
     finder: SpanFinder

@@ -1,4 +1,4 @@
-"""A batch of rows on its way: its ids, how each row was decided, and the labels that came out."""
+"""A batch of rows while it is masked: its ids, how each row was decided, and the labels that came out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Why a row could not be decided; ``lost`` if the chat template leaves out the words of an answer."""
+    """Why a row could not be decided; ``lost`` if the chat template leaves out the text of an answer."""
 
     why: str
     lost: bool = False

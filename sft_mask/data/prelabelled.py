@@ -51,8 +51,8 @@ def refuse_late_policy(dataset: object, policy: Policy) -> None:
 def is_masked(dataset: Any) -> bool:
     """Whether the labels of a dataset are final.
 
-    A dataset can say so although it was given other labels since (by tokenizing it again, for example): labels that a
-    trainer makes are int64 and carry no weights.
+    The description can outlive the labels (if the dataset is tokenized again, for example): labels made by a trainer
+    are int64 and carry no weights.
     """
     if _NOTE not in (dataset.info.description or "") or "labels" not in (dataset.column_names or ()):
         return False

@@ -129,7 +129,7 @@ def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings,
 
     Raises:
         NothingToTrainError: no message of the dataset is the assistant's, so its marker is in no row.
-        DataError: the text of the rows is messages as JSON.
+        DataError: the text column holds messages as JSON.
     """
     try:
         return build_masker(info, rows, settings)
@@ -143,7 +143,7 @@ def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings,
 
 
 def _are_the_templates(info: TokenizerInfo, settings: MaskSettings) -> bool:
-    """Whether the markers are those of the chat template, so that they would be found if the assistant spoke."""
+    """Whether the markers are those of the chat template, so that every rendered answer would hold them."""
     try:
         return build_masker(info, [], settings).decider.from_template
     except MarkerError:

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ints
 
-PROOFS = 3
+ROWS_TO_VERIFY = 3
 """Rows of a signature on which markers and messages must agree before markers are trusted with the rest."""
 
 
@@ -29,7 +29,7 @@ class SignatureCache:
 
     def trusts(self, signature: int) -> bool:
         """Whether markers alone may decide rows of this signature."""
-        return self._agreed[signature] >= PROOFS and signature not in self._disagreed
+        return self._agreed[signature] >= ROWS_TO_VERIFY and signature not in self._disagreed
 
     def trusted(self, signatures: Ints) -> Bools:
         """``(rows,)`` whether markers alone may decide each row."""
@@ -48,7 +48,7 @@ class SignatureCache:
 
     def is_unmatched(self, signature: int) -> bool:
         """Whether so many rows of this signature did not match that no further one is tried."""
-        return self._unmatched[signature] >= PROOFS
+        return self._unmatched[signature] >= ROWS_TO_VERIFY
 
     def copy(self) -> SignatureCache:
         """A copy, for :meth:`restore`."""

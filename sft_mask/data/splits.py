@@ -27,7 +27,7 @@ class SplitMasker:
     """Masks the splits of one call alike, and knows whether their labels carry weights.
 
     Attributes:
-        masker: decides labels; the error that it could not be made with, where no split has needed it yet.
+        masker: decides labels; or the error that kept it from being built, if no split has needed it yet.
         max_length: where the trainer truncated the rows, for errors.
         cutting: how the trainer cut the train rows.
         eval_cutting: how it cut the others.

@@ -37,12 +37,12 @@ class Trained:
     Attributes:
         rows: ``(rows,)`` trained tokens of each row.
         turns: ``(n,)`` whether anything of each turn is trained.
-        stops: trained tokens that end a turn.
+        eots: trained end-of-turn tokens.
     """
 
     rows: Ints
     turns: Bools
-    stops: int
+    eots: int
 
     @classmethod
     def of_turns(cls, turns: Turns, offsets: Ints) -> Trained:
@@ -56,8 +56,8 @@ class Trained:
         """For turns of which parts may be masked, as ``labels`` say."""
         before = offsets_of(labels != IGNORE_INDEX)
         ends = turns.end[turns.has_eot]
-        stops = int((before[ends] - before[ends - 1]).sum())
-        return cls(np.diff(before[offsets]), before[turns.end] > before[turns.start], stops)
+        eots = int((before[ends] - before[ends - 1]).sum())
+        return cls(np.diff(before[offsets]), before[turns.end] > before[turns.start], eots)
 
 
 def count_batch(
@@ -98,7 +98,7 @@ def count_batch(
         turns=int(counts.sum()),
         turns_trained=int(trained.turns.sum()),
         turns_with_stop=int((turns.has_eot & counts).sum()),
-        stops_trained=trained.stops,
+        stops_trained=trained.eots,
         turns_cut=int((turns.cut & counts).sum()),
         rows_cut=len(np.unique(row_of_turn[turns.cut & counts])),
         rows_dropped=int((~kept).sum()),

@@ -47,7 +47,7 @@ def train_on_responses_only(
 
     Labels of ``train_dataset`` and ``eval_dataset`` become response-only: the token itself where the model has to
     sample it at inference (the answer and the end-of-turn token after it), ``IGNORE_INDEX`` everywhere else. A label
-    that was ``IGNORE_INDEX`` before stays so. Rows that would train nothing are dropped and counted. Datasets given to
+    that is already ``IGNORE_INDEX`` is kept. Rows that would train nothing are dropped and counted. Datasets given to
     ``evaluate`` and ``predict`` later are masked the same way, and ``compute_loss`` checks that the mask arrives. A
     second call starts from the data as it was before the first, so calling it twice is the same as calling it once.
 
@@ -59,7 +59,7 @@ def train_on_responses_only(
         force_match: accepted for compatibility with other functions of this name; matching is always exact.
         tokenizer: the tokenizer, if it is not the trainer's ``processing_class``.
         return_function: return a function from a batch (``{"input_ids": rows}``) to ``{"labels": rows}`` instead.
-        num_proc: accepted and not needed: labelling is one vectorised pass over Arrow buffers.
+        num_proc: accepted for compatibility, unused: labelling is one vectorised pass over Arrow buffers.
         last_response_only: train only the last answer of each conversation; short for ``Policy(turns="last")``.
         mask_out_tokens: texts that are never trained, wherever they occur in an answer (``["</think>"]``); short for
             ``Policy(regions=[Region(text=...)])``.

@@ -169,7 +169,7 @@ class ResponseOnlyMixin:
     # data
 
     def get_train_dataloader(self) -> object:
-        if self.train_dataset is not None:  # the collator or the dataset may have been exchanged since the call
+        if self.train_dataset is not None:  # the collator or the dataset may have been replaced since the call
             self._check_collator(self.train_dataset, "train")
         if self._sft_mask.weighted:
             refuse_with_weights(self)
@@ -194,7 +194,7 @@ class ResponseOnlyMixin:
         state.collator = self.data_collator
 
     def _prepare_dataset(self, dataset: object, *args: object, **kwargs: object) -> object:
-        if self._sft_mask.is_ours(dataset):  # evaluate of a dict comes by again with each of its sets
+        if self._sft_mask.is_ours(dataset):  # evaluate of a dict calls this again for each of its sets
             return dataset
         prepared = super()._prepare_dataset(dataset, *args, **kwargs)  # type: ignore[misc]
         name = kwargs.get("dataset_name") or (args[-1] if args and isinstance(args[-1], str) else "eval")

@@ -41,8 +41,8 @@ def refuse_with_weights(trainer: Any) -> None:
 def _refuse_class(trainer: Any, path: LossPath) -> None:
     name = type(trainer).__name__
     if path.trls is None:
-        owners = ", then ".join(f"that of {kind.__name__}" for kind in path.before)
-        place = "one set on the trainer itself" if "compute_loss" in vars(trainer) else owners
+        overriding = ", then ".join(f"that of {kind.__name__}" for kind in path.before)
+        place = "one set on the trainer itself" if "compute_loss" in vars(trainer) else overriding
         raise UnsupportedError(
             f"Token weights do not work with this {name}: its compute_loss ({place}) does not call that of TRL's "
             "SFTTrainer, in which weights are applied, so they would be ignored. Let it call super().compute_loss(...) "

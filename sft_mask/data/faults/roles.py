@@ -33,7 +33,7 @@ _OTHERS = {"system", "developer", "tool", "function", "ipython", "observation", 
 
 
 @dataclass
-class _Speakers:
+class _RoleCounts:
     """The roles in the conversations of some rows.
 
     Attributes:
@@ -104,13 +104,13 @@ def no_rows(dataset: Any, where: str) -> DataError:
 # the roles
 
 
-def _speakers(data: Any) -> _Speakers | None:
+def _speakers(data: Any) -> _RoleCounts | None:
     rows = None if hasattr(data, "_data") else list(islice(data, _OF_A_STREAM))
     kinds = _kinds_of_rows(rows) if rows is not None else _kinds_of_table(data._data)
     columns = next((names for names in (("conversations",), ("messages",), _PAIR) if kinds.keys() >= {*names}), None)
     if columns is None:
         return None
-    found = _Speakers(columns, kinds[columns[-1]])
+    found = _RoleCounts(columns, kinds[columns[-1]])
     for name in columns:
         parts = _of_rows(rows, name) if rows is not None else _of_dataset(data, name)
         for roles, last, count in parts:
@@ -216,7 +216,7 @@ def _columns_of(data: Any) -> dict[str, object]:
     return dict(features) if features is not None else dict.fromkeys(next(iter(data), {}))
 
 
-def _way_out(speakers: _Speakers, columns: Mapping[str, object]) -> str:
+def _way_out(speakers: _RoleCounts, columns: Mapping[str, object]) -> str:
     renaming, is_guessed = _renaming(speakers)
     if not renaming:
         return _without_assistant(speakers, columns)
@@ -228,7 +228,7 @@ def _way_out(speakers: _Speakers, columns: Mapping[str, object]) -> str:
     return f"Rename the roles of your dataset{before}{guessed}:\n\n    {lines}"
 
 
-def _renaming(speakers: _Speakers) -> tuple[dict[Role, str], bool]:
+def _renaming(speakers: _RoleCounts) -> tuple[dict[Role, str], bool]:
     """New names for roles, and whether they are guessed; empty if no role can be the assistant's."""
     roles = [role for role in speakers.counts if role is not None and len(str(role)) <= _LONGEST]
     targets = {role: _target(str(role)) for role in roles}
@@ -263,7 +263,7 @@ def _renamed(key: str) -> str:
     return '{**message, "role": roles.get(message["role"], message["role"])}'
 
 
-def _of_given(speakers: _Speakers) -> list[str]:
+def _of_given(speakers: _RoleCounts) -> list[str]:
     """Lines that rename the roles of the dataset as it was given."""
     name, renamed = speakers.columns[-1], _renamed(speakers.key)
     if speakers.columns == _PAIR:
@@ -274,7 +274,7 @@ def _of_given(speakers: _Speakers) -> list[str]:
     return ["dataset = dataset.map(", f"    lambda row: {made},", *removed, ")"]
 
 
-def _of_prepared(speakers: _Speakers) -> list[str]:
+def _of_prepared(speakers: _RoleCounts) -> list[str]:
     """Lines that rename the roles of the dataset that this one was made from.
 
     The trainer calls ``conversations`` ``messages``, and their ``from`` and ``value`` ``role`` and ``content``.
@@ -291,7 +291,7 @@ def _of_prepared(speakers: _Speakers) -> list[str]:
     ]
 
 
-def _without_assistant(speakers: _Speakers, columns: Mapping[str, object]) -> str:
+def _without_assistant(speakers: _RoleCounts, columns: Mapping[str, object]) -> str:
     """What to do if only users (and systems, and tools) have messages."""
     name = speakers.columns[-1]
     others = [other for other, kind in columns.items() if getattr(kind, "dtype", None) == "string"]

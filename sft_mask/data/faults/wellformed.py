@@ -1,4 +1,4 @@
-"""Errors about a row that no chat template could render: nulls, other types, text that holds messages.
+"""Errors about a row that no chat template could render: nulls, wrong types, messages stored as text.
 
 Every error names the column and the message, what was found there, and a way out; the caller adds the row's number.
 """
@@ -17,7 +17,7 @@ from sft_mask.errors import DataError
 
 PAIR: Final = ("prompt", "completion")
 _COLUMNS = ("conversations", "messages", "text")
-_SPEAKERS = {"system", "developer", "user", "assistant", "model", "human", "gpt"}
+_TEXT_ROLES = {"system", "developer", "user", "assistant", "model", "human", "gpt"}
 """Roles whose content a template writes unchanged; a tool's may be any JSON."""
 _RESERVED = ("tools", "tokenize", "return_dict", "chat_template", "add_generation_prompt", "conversation")
 _READABLE = 1_000_000
@@ -162,7 +162,7 @@ def _check_message(column: str, at: int, message: object) -> None:
             f"The role of {where[0].lower()}{where[1:]} is {_kind(role)}, not text. Give the name of who speaks: "
             "'system', 'user', 'assistant' or 'tool'."
         )
-    if role in _SPEAKERS:
+    if role in _TEXT_ROLES:
         key = "value" if "value" in message else "content"
         _check_content(column, where, key, message.get(key))
 
