@@ -645,7 +645,7 @@ def turns_of(*documents: str, markers: Markers = FORMAT) -> list[tuple[int, int,
     return list(zip(found.start.tolist(), found.end.tolist(), found.cut.tolist(), strict=True))
 
 
-def test_eight_newlines_may_follow_the_last_end_of_turn_token_and_nine_show_that_it_was_quoted() -> None:
+def test_eight_newlines_may_follow_the_last_end_of_turn_token_and_nine_show_it_was_quoted() -> None:
     assert turns_of("<a>x<e>" + "\n" * 8) == [(1, 3, False)]
     assert turns_of("<a>x<e>" + "\n" * 9) == [(1, 12, True)]
 

@@ -83,7 +83,7 @@ def test_split_documents_are_masked_up_to_their_first_header_and_exact_after_it(
     assert any("begin inside a turn" in warning for warning in report.warnings)
 
 
-def test_the_end_of_text_is_masked_up_to_its_first_header_and_messages_decide_where_they_are_there() -> None:
+def test_the_end_of_text_is_masked_up_to_its_first_header_and_messages_decide_if_there() -> None:
     data = Dataset.from_list([{"text": text(messages), "n": n} for n, messages in enumerate(CHATS)])
     trainer = train_on_responses_only(build("out", data, max_length=30, truncation_mode="keep_end"))
     for row in trainer.train_dataset:
