@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.label_codec import encode_labels, has_weights, label_ids, label_weights
+from sft_mask.core.label_codec import PLAIN_BELOW, encode_labels, has_weights, label_ids, label_weights
 from sft_mask.errors import DataError
 
 entries = st.tuples(
@@ -40,3 +40,13 @@ def test_a_weight_of_one_is_the_plain_id(ids: list[int]) -> None:
 def test_a_weight_that_float32_cannot_hold_is_refused() -> None:
     with pytest.raises(DataError, match="which float32 cannot hold"):
         encode_labels(np.array([5]), np.array([1e39]))
+
+
+def test_an_ignored_label_stays_ignored_whatever_its_weight() -> None:
+    assert encode_labels(np.array([IGNORE_INDEX, 7]), np.array([0.5, 1.0])).tolist() == [IGNORE_INDEX, 7]
+
+
+def test_labels_carry_weights_from_the_first_number_that_is_not_a_plain_id() -> None:
+    assert has_weights(np.array([IGNORE_INDEX, PLAIN_BELOW]))
+    assert not has_weights(np.array([IGNORE_INDEX, PLAIN_BELOW - 1]))
+    assert not has_weights(np.zeros(0, np.int32))

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_mask.core.labels import make_labels, trained_mask
+from sft_mask.constants import IGNORE_INDEX
+from sft_mask.core.labels import make_labels, over_turns, trained_mask
 from sft_mask.core.spans import Turns
+from sft_mask.errors import DataError
 
 
 def turns_at(*spans: tuple[int, int]) -> Turns:
@@ -64,3 +66,16 @@ def test_masking_twice_is_masking_once():
     ids = np.arange(6)
     once = make_labels(ids, turns_at((2, 5)))
     assert make_labels(ids, turns_at((2, 5)), once).tolist() == once.tolist()
+
+
+@pytest.mark.parametrize("strange", [-1, 2**31, 2**40])
+def test_a_number_that_is_not_a_token_id_is_refused_inside_an_answer_only(strange: int):
+    ids = np.array([0, 2**31 - 1, strange], np.int64)
+    assert make_labels(ids, turns_at((0, 2))).tolist() == [0, 2**31 - 1, IGNORE_INDEX]
+    with pytest.raises(DataError, match=f"input_ids holds {strange} inside an answer"):
+        make_labels(ids, turns_at((1, 3)))
+
+
+def test_values_of_turns_keep_their_type():
+    spread = over_turns(turns_at((1, 2)), np.array([0.5], np.float32), 3)
+    assert (spread.tolist(), spread.dtype) == ([0.0, 0.5, 0.0], np.float32)
