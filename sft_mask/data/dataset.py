@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_mask.core.arrays import Ints, Labels, offsets_of
-from sft_mask.data import cache as labelfile
+from sft_mask.data import cache
 from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.faults.roles import no_rows
 from sft_mask.data.masker import Masker
@@ -101,22 +101,22 @@ def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:
     return str(Hasher.hash((dataset._fingerprint, *map(repr, key))))
 
 
-def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: str, name: str) -> labelfile.Labels:
+def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: str, name: str) -> cache.Labels:
     folder = _cache_folder(dataset)
     path = folder / f"cache-sft-mask-{fingerprint}.arrow" if folder is not None else None
     rows = dataset._data.num_rows
-    known = labelfile.stored(path, rows) if path is not None else None
+    known = cache.stored(path, rows) if path is not None else None
     if known is not None:
         return known
     from datasets.utils import tqdm  # disable_progress_bars() switches it off
 
     stats = SplitStats()
     with tqdm(total=rows, desc=f"Masking {name}", unit=" rows") as bar:
-        columns = labelfile.schema(masker.carries_weights(dataset._data.column_names))
+        columns = cache.schema(masker.carries_weights(dataset._data.column_names))
         batches = _label_batches(dataset, masker, used, stats, name, bar.update)
         if path is None:
-            return labelfile.in_memory(columns, batches, stats)
-        return labelfile.store(path, columns, batches, stats)
+            return cache.in_memory(columns, batches, stats)
+        return cache.store(path, columns, batches, stats)
 
 
 def _cache_folder(dataset: Dataset) -> Path | None:
@@ -272,7 +272,7 @@ def _spread(masked: MaskedBatch, places: Ints, rows: int) -> pa.RecordBatch:
 def _record(labels: Labels, lengths: Ints, trained: Ints) -> pa.RecordBatch:
     offsets = offsets_of(lengths).astype(np.int32)
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels))
-    columns = labelfile.schema(weighted=labels.dtype == np.int64)
+    columns = cache.schema(weighted=labels.dtype == np.int64)
     return pa.record_batch([column, pa.array(trained.astype(np.int32))], schema=columns)
 
 

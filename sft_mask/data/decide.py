@@ -87,7 +87,8 @@ class RowDecider:
             if not is_doubtful and self.signatures.trusts(signature):
                 continue  # an earlier row of this batch was the last that was needed
             decided.checked[row] = False
-            exact = self._by_messages(decode.row(table, row), batch.row(row), signature, doubtful=is_doubtful)
+            needed = is_doubtful or not self.signatures.is_unmatched(signature)
+            exact = self._by_messages(table, decode, row, batch.row(row)) if needed else Undecided(_NOT_IN_ROW)
             if isinstance(exact, Undecided):
                 self._note(decided, row, exact, signature, doubtful=is_doubtful)
                 continue
@@ -128,11 +129,8 @@ class RowDecider:
 
     # one row by its messages
 
-    def _by_messages(
-        self, conversation: Conversation, ids: Ids, signature: int, *, doubtful: bool
-    ) -> Turns | Undecided:
-        if not doubtful and self.signatures.is_unmatched(signature):
-            return Undecided(_NOT_IN_ROW)
+    def _by_messages(self, table: pa.Table, decode: Decoder, row: int, ids: Ids) -> Turns | Undecided:
+        conversation = decode.row(table, row)
         policy, roles = self.policy, [str(message.get("role")) for message in conversation.messages]
         weights = policy.message_weights(conversation.messages)
         given = 0 if self.prompt_answers else conversation.prompt
@@ -169,7 +167,7 @@ class RowDecider:
         try:
             return self.words.turns(conversation.messages, ids)
         except DataError as error:
-            return Undecided(str(error), lost=isinstance(error, LostWordsError))
+            return Undecided(str(error))
 
     def _note(self, decided: Decided, row: int, undecided: Undecided, signature: int, *, doubtful: bool) -> None:
         """Notes a row that its messages do not decide: ambiguous, or by markers if nothing contradicts them."""

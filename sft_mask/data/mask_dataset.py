@@ -19,10 +19,9 @@ from sft_mask.data.prelabelled import note_masked
 from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.read.formats import column_names, in_format_of, plain, sample_rows
-from sft_mask.data.setup import MaskSettings, TokenizerInfo, marker_summary, masker_for, read_tokenizer
+from sft_mask.data.setup import MaskSettings, TokenizerInfo, masker_for, read_tokenizer
 from sft_mask.data.splits import SplitMasker
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.report import MaskReport
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +74,7 @@ def mask_dataset(
     masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
     split_masker = SplitMasker(masker)
     masked = {name: split_masker.label(split, name, source=splits[name]) for name, split in ready.items()}
-    reports = {name: stats.report for name, (_, stats) in masked.items()}
-    report = MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
+    report = split_masker.report({name: stats for name, (_, stats) in masked.items()})
     weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
     if weighted and is_main_process():
         logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels
 from sft_mask.data.read.formats import column_names, sample_rows
+from sft_mask.data.setup import marker_summary
 from sft_mask.data.stats import SplitStats
 from sft_mask.data.stream import label_stream
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError
-from sft_mask.report import SplitReport
+from sft_mask.report import MaskReport, SplitReport
 
 _SAMPLED_ROWS = 64
 
@@ -40,20 +42,18 @@ class SplitMasker:
     eval_cutting: RowCutting | None = None
     weighted: bool = False
 
-    def mask(self, split: object, name: str, *, source: object = None) -> tuple[object, SplitStats]:
-        """Masks a split that was there at the call; labels that :func:`mask_dataset` made stay as they are.
+    def report(self, stats: Mapping[str, SplitStats]) -> MaskReport:
+        """What the splits train, as far as they have been read."""
+        reports = {name: counts.report for name, counts in stats.items()}
+        if not isinstance(self.masker, Masker):
+            return MaskReport(reports)
+        return MaskReport(reports, marker_summary(self.masker), stops_expected=self.masker.policy.every_turn_stops)
 
-        Args:
-            split: has ``input_ids``.
-            name: of the split.
-            source: the dataset that it was made from, where that is another one: errors name its columns.
-
-        Raises:
-            NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
-        """
+    def mask(self, split: object, name: str) -> tuple[object, SplitStats]:
+        """Masks a split that was there at the call; labels that :func:`mask_dataset` made stay as they are."""
         if is_masked(split):
             return self._keep(split, name, keep_all_rows=False)
-        return self.label(split, name, self.cutting if name == "train" else self.eval_cutting, source=source)
+        return self.label(split, name, self.cutting if name == "train" else self.eval_cutting)
 
     def mask_later(self, split: object, name: str, *, keep_all_rows: bool) -> tuple[object, SplitStats]:
         """Masks a dataset that ``evaluate`` or ``predict`` was given later.
@@ -83,7 +83,18 @@ class SplitMasker:
         keep_all_rows: bool = False,
         source: object = None,
     ) -> tuple[object, SplitStats]:
-        """Labels a split, whether it came masked or not; see :meth:`mask`."""
+        """Labels a split, whether it came masked or not.
+
+        Args:
+            split: has ``input_ids``.
+            name: of the split.
+            cutting: how a trainer cut its rows.
+            keep_all_rows: keep rows that train nothing too.
+            source: the dataset that it was made from, where that is another one: errors name its columns.
+
+        Raises:
+            NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
+        """
         if not isinstance(self.masker, Masker):
             raise self.masker
         masker = self.masker.for_rows_cut(cutting)

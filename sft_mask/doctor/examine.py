@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.core.policy import Policy
-from sft_mask.data.read.formats import sample_rows
+from sft_mask.data.read.formats import named_splits, sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for
 from sft_mask.doctor.checks import SPLIT_CHECKS, TRAINER_CHECKS
 from sft_mask.doctor.findings import Diagnosis, Finding
@@ -60,7 +59,7 @@ def diagnose(
     masker = _masker(trainer, read_trainer(trainer, tokenizer, chat_template), instruction_part, response_part)
     findings: list[Finding] = []
     samples: dict[str, Sample] = {}
-    for name, split in _splits(trainer).items():
+    for name, split in named_splits(trainer).items():
         try:
             samples[name] = take_sample(trainer, split, masker, name)
         except (LabelsChangedError, KeyError, ValueError) as error:
@@ -81,12 +80,6 @@ def _masker(trainer: object, info: TrainerInfo, instruction: object, response: o
     train = info.splits["train"]
     settings = MaskSettings(instruction, response, on_ambiguous="drop", max_length=info.max_length)
     return masker_for(info.tokenizer, sample_rows(train), settings, train, "the train dataset")
-
-
-def _splits(trainer: Any) -> Mapping[str, object]:
-    evals = trainer.eval_dataset
-    named = {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}
-    return {"train": trainer.train_dataset, **{name: split for name, split in named.items() if split is not None}}
 
 
 def _no_labels(error: Exception, split: str) -> Finding:

@@ -100,8 +100,7 @@ class SegmentReader:
 
     def _headers(self, row: InspectedRow) -> Iterator[tuple[int, int, Kind, str]]:
         """(first token, first token after it, kind, text) of each header, also of one that the row's end cut."""
-        size = self._vocabulary.size
-        ids = np.where((row.ids < 0) | (row.ids >= size), size, row.ids)
+        ids = self._masker.finder.in_vocabulary(row.ids)
         bounds = offsets_of(row.documents)
         for found in self._search.find(ids, bounds, bounds[1:]):
             for start, end, number in zip(found.start, found.end, found.pattern.tolist(), strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
 from sft_mask.data.mask_dataset import tokenized
-from sft_mask.data.read.formats import sample_rows
+from sft_mask.data.read.formats import named_splits, sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer
@@ -127,10 +127,7 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
             "This trainer was not masked, so it trains on every label as it is. Call train_on_responses_only(trainer) "
             "first."
         )
-    evals = trainer.eval_dataset
-    named = {f"eval:{name}": data for name, data in evals.items()} if isinstance(evals, dict) else {"eval": evals}
-    splits = {"train": trainer.train_dataset, **{name: data for name, data in named.items() if data is not None}}
-    name, masked = _chosen_split(splits, split)
+    name, masked = _chosen_split(named_splits(trainer), split)
     dataset = _finite(state.original(masked))
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     return PreviewRows(dataset, tokenizer, never_raising(state.masker), name)

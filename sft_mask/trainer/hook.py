@@ -18,7 +18,6 @@ from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.masker import Masker
 from sft_mask.data.read import Row
-from sft_mask.data.setup import marker_summary
 from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stats import SplitStats
 from sft_mask.report import MaskReport
@@ -74,11 +73,7 @@ class MaskState:
 
     def report(self) -> MaskReport:
         """What the splits train, as far as they have been read."""
-        reports = {name: stats.report for name, stats in self.stats.items()}
-        masker = self.masker
-        if masker is None:
-            return MaskReport(reports)
-        return MaskReport(reports, marker_summary(masker), stops_expected=masker.policy.every_turn_stops)
+        return self.splits.report(self.stats)
 
     def is_ours(self, dataset: object) -> bool:
         """Whether this very dataset was masked here already."""
@@ -137,9 +132,8 @@ class ResponseOnlyMixin:
         called = model
         if weights is not None:
             called = WeightedModel(model, weights, num_items_in_batch, state.step_weight if training else None)
-        is_sum = (
-            getattr(self.args, "loss_type", "nll") == "nll"
-        )  # and not the sum of something else of the log-probabilities
+        # Only then is the loss a multiple of the weighted sum of the log-probabilities.
+        is_sum = getattr(self.args, "loss_type", "nll") == "nll"
         with supervised_positions_only(model, labels, weights, proportional=is_sum):
             result = super().compute_loss(  # type: ignore[misc]
                 called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch

@@ -9,6 +9,7 @@ from typing import Any
 from sft_mask._compat import is_sft_trainer
 from sft_mask.core.packing import RowCutting
 from sft_mask.data.dataset import check_columns
+from sft_mask.data.read.formats import named_splits
 from sft_mask.data.setup import TokenizerInfo, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 
@@ -68,12 +69,7 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
 
 def _splits(trainer: Any) -> dict[str, object]:
     """The splits by name, as they were before an earlier call."""
-    evals, state = trainer.eval_dataset, getattr(trainer, "_sft_mask", None)
-    given = {"train": trainer.train_dataset}
-    if isinstance(evals, dict):
-        given |= {f"eval:{name}": split for name, split in evals.items()}
-    elif evals is not None:
-        given["eval"] = evals
+    state, given = getattr(trainer, "_sft_mask", None), named_splits(trainer)
     return given if state is None else {name: state.original(split) for name, split in given.items()}
 
 

@@ -78,3 +78,10 @@ def in_format_of(dataset: Any, made: Any) -> object:
 def column_names(dataset: Any) -> list[str]:
     """Columns of a dataset; of a stream that does not know them, those of its first row."""
     return list(dataset.column_names or next(iter(dataset), {}))
+
+
+def named_splits(trainer: Any) -> dict[str, Any]:
+    """The datasets of a trainer by name: ``train``, and ``eval`` or one ``eval:NAME`` for each of a dict."""
+    evals = trainer.eval_dataset
+    named = {f"eval:{name}": split for name, split in evals.items()} if isinstance(evals, dict) else {"eval": evals}
+    return {"train": trainer.train_dataset, **{name: split for name, split in named.items() if split is not None}}
