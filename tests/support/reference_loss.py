@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    TrainerCallback,
 )
 
 from sft_mask import Policy
@@ -95,15 +96,37 @@ def weights(messages: list[dict[str, Any]], arm: str) -> list[float]:
     return made
 
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+PLAIN_SGD: dict[str, Any] = {
+    "max_grad_norm": 0.0,
+    "optim": "sgd",
+    "learning_rate": RATE,
+    "lr_scheduler_type": "constant",
+}
+"""What the reference does in two lines."""
+
+
+class Gradients(TrainerCallback):
+    """Collects the gradients of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.steps.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+
+
 def llama() -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer()),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            **SMALL,
             max_position_embeddings=1024,
         )
     )
@@ -114,11 +137,7 @@ def gemma() -> PreTrainedModel:
     return Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=len(tokenizer()),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            **SMALL,
             head_dim=16,
             max_position_embeddings=1024,
             final_logit_softcapping=5.0,
@@ -131,12 +150,8 @@ def experts() -> PreTrainedModel:
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=len(tokenizer()),
-            hidden_size=32,
-            intermediate_size=48,
+            **SMALL,
             moe_intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
             head_dim=16,
             num_experts=4,
             num_experts_per_tok=2,

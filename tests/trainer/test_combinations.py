@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from support.marks import slow_but
+from support.reference_loss import Gradients
 from support.tiny import build, chats, expected, model, tokenized
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
 import sft_mask.data.dataset
@@ -34,14 +35,6 @@ SPLITS = {"1x8": (8, 1), "4x2": (2, 4), "8x1": (1, 8)}
 
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-
-
-class Gradients(TrainerCallback):
-    def __init__(self) -> None:
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        self.steps.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
 
 
 def weights(chat: list[dict[str, str]], arm: str) -> torch.Tensor:

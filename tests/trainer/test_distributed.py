@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
 from support.marks import slow_but
 from support.reference_loss import CHATS as FLAGGED
-from support.reference_loss import MODELS, POLICIES, RATE, distance, network, reference, weights
+from support.reference_loss import MODELS, PLAIN_SGD, POLICIES, distance, network, reference, weights
 from support.tiny import build, chats, expected, tokenized
 from transformers import TrainerCallback
 
@@ -98,10 +98,7 @@ def weighed_run(
         per_device_train_batch_size=size,
         per_device_eval_batch_size=size,
         gradient_accumulation_steps=accumulation,
-        max_grad_norm=0.0,
-        optim="sgd",
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
+        **PLAIN_SGD,
         **options,
     )
     gradients = Gradients()

@@ -11,25 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from support.reference_loss import CHATS, MODELS, POLICIES, RATE, STEPS, distance, network, reference
-from support.tiny import build, tokenizer
-from transformers import (
-    TrainerCallback,
+from support.reference_loss import (
+    CHATS,
+    MODELS,
+    PLAIN_SGD,
+    POLICIES,
+    STEPS,
+    Gradients,
+    distance,
+    network,
+    reference,
 )
+from support.tiny import build, tokenizer
 
 from sft_mask import mask_dataset, train_on_responses_only
 from sft_mask.errors import UnsupportedError
-
-
-class Gradients(TrainerCallback):
-    def __init__(self) -> None:
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        self.steps.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
-
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "1x8": {"per_device_train_batch_size": 8},
@@ -49,10 +46,7 @@ def train(name: str, arm: str, layout: str, folder: Path, *, before: bool = Fals
         mask_dataset(data, tokenizer(), policy=policy) if before else data,
         network=copy.deepcopy(network(name)),
         max_steps=STEPS,
-        max_grad_norm=0.0,
-        optim="sgd",
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
+        **PLAIN_SGD,
         **LAYOUTS[layout],
     )
     gradients = Gradients()
