@@ -1,9 +1,9 @@
 """Renders a chat template, with the source of every character.
 
-A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.tracing.sandbox`), on
-strings that carry their source (:mod:`sft_mask.templates.tracing.traced_str`). The text is exactly what ``apply_chat_template``
-gives. The source of a character is the message field that it came from, or the template itself, so a marker that a user
-typed can never be taken for one that the template wrote.
+A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.tracing.sandbox`),
+on strings that carry their source (:mod:`sft_mask.templates.tracing.traced_str`). The text is exactly what
+``apply_chat_template`` gives. The source of a character is the message field that it came from, or the template itself,
+so a marker that a user typed can never be taken for one that the template wrote.
 """
 
 from __future__ import annotations
