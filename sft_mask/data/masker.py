@@ -41,6 +41,7 @@ class Masker:
         on_ambiguous: what happens to a row that cannot be decided.
         cutting: how the trainer cut the rows, if it may have cut inside a conversation.
         settings_key: the settings that this masker was built from, for fingerprints.
+        max_length: where the trainer truncated the rows.
     """
 
     finder: SpanFinder
@@ -49,6 +50,7 @@ class Masker:
     on_ambiguous: OnAmbiguous = "error"
     cutting: RowCutting | None = None
     settings_key: tuple[object, ...] = ()
+    max_length: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -114,7 +116,7 @@ class Masker:
             trained = Trained.of_turns(turns, offsets)
         else:
             trained = Trained.of_labels(labels, turns, offsets)
-        report = count_batch(decided, turns, trained, batch, reasons)
+        report = count_batch(decided, turns, trained, batch, reasons, first_row=first_row, max_length=self.max_length)
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(batch, existing) & np.repeat(trained.rows > 0, np.diff(offsets))

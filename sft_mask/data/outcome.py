@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ids, Ints, Labels
     from sft_mask.core.spans import Turns
+    from sft_mask.data.accounts import Account
     from sft_mask.report import SplitReport
 
 
@@ -53,6 +54,8 @@ class Decided:
         ambiguous: rows that could not be decided.
         mid_turn: number of rows that begin inside a turn; what comes before their first header is masked.
         unread_flags: number of rows whose messages have flags that the policy does not read.
+        account: what became of the fields of the messages; ``None`` if the rows have none, or no template to render
+            them.
     """
 
     turns: Turns
@@ -62,6 +65,7 @@ class Decided:
     ambiguous: dict[int, Undecided] = field(default_factory=dict)
     mid_turn: int = 0
     unread_flags: int = 0
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sft_mask.data.setup import marker_summary
 from sft_mask.data.stats import SplitStats
 from sft_mask.data.stream import label_stream
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError
-from sft_mask.report import MaskReport, SplitReport
+from sft_mask.report import MaskReport, SplitReport, spelled_losses
 
 _SAMPLED_ROWS = 64
 
@@ -132,6 +132,8 @@ def _nothing(
             f"{report.rows_ambiguous} of them are ambiguous, and on_ambiguous={masker.on_ambiguous!r} leaves them out. "
             "Call again with on_ambiguous='error' to read why."
         )
+        if report.not_rendered:
+            why += f" The chat template leaves out words: not rendered: {spelled_losses(report)}."
     else:
         why = (
             "No row holds an answer that is not masked already (labels that were IGNORE_INDEX stay so). Compare the "

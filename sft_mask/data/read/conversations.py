@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS
+from sft_mask.data.read.census import Census, census
 from sft_mask.data.read.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
 from sft_mask.errors import DataError
 
@@ -97,6 +98,11 @@ class Decoder:
                 key = key * np.int64(31) + filled + has_items(table[extra])
         answered_before = parts[0].answers > 0 if len(parts) > 1 else np.zeros(table.num_rows, np.bool_)
         return Signatures(answers, quotes, key, answered_before)
+
+    def census(self, table: pa.Table) -> Census:
+        """The fields of the rows' messages; see :func:`sft_mask.data.read.census.census`."""
+        tools = table["tools"] if "tools" in table.column_names else None
+        return census([table[name] for name in self.columns(table)], tools, table.num_rows)
 
     def row(self, table: pa.Table, row: int) -> Conversation:
         """The conversation of one row, decoded.
