@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 
 from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.batches import READ, list_column, mask_rows
 from sft_mask.data.faults.roles import no_rows
 from sft_mask.data.masker import Masker
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.read.conversations import Decoder
 from sft_mask.data.read.rows import LOSS_WEIGHTS
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:

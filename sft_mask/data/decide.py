@@ -20,10 +20,10 @@ import pyarrow as pa
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import SpanFinder, Turns
-from sft_mask.data.accounts import Account, Accountant, answers_without_words
+from sft_mask.data.accounting.accountant import Account, Accountant, answers_without_words
+from sft_mask.data.accounting.signatures import SignatureCache
 from sft_mask.data.outcome import Batch, Decided, Undecided
 from sft_mask.data.read.conversations import Conversation, Decoder
-from sft_mask.data.signatures import SignatureCache
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.templates.turns import ConversationAligner, Reading
 from sft_mask.templates.words import WordAligner

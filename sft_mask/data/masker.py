@@ -17,11 +17,11 @@ from sft_mask.core.policy import Policy
 from sft_mask.core.regions import in_regions
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
+from sft_mask.data.accounting.stats import Trained, count_batch
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.outcome import Batch, Decided, MaskedBatch
 from sft_mask.data.read.conversations import Decoder
 from sft_mask.data.read.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
-from sft_mask.data.stats import Trained, count_batch
 from sft_mask.errors import UnsupportedError
 
 if TYPE_CHECKING:

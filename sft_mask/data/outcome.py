@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ids, Ints, Labels
     from sft_mask.core.spans import Turns
-    from sft_mask.data.accounts import Account
+    from sft_mask.data.accounting.accountant import Account
     from sft_mask.report import SplitReport
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from sft_mask._compat import main_process_first
 from sft_mask.core.packing import RowCutting
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.dataset import label_dataset
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels
 from sft_mask.data.read.formats import column_names, sample_rows
 from sft_mask.data.setup import marker_summary
-from sft_mask.data.stats import SplitStats
 from sft_mask.data.stream import label_stream
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError
 from sft_mask.report import MaskReport, SplitReport, spelled_losses

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.batches import CONVERSATION, mask_rows
 from sft_mask.data.masker import Masker
 from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import Conversation, Decoder, mappings, read_tools, read_variables
 from sft_mask.data.read.rows import LOSS_WEIGHTS
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:

@@ -71,7 +71,8 @@ def _prompt_lines(split: SplitReport) -> Iterator[str]:
         rest = [f"{plain:,} after the plain one"] if plain else []
         yield f"  prompt: {', '.join([f'{first[1]:,} answers after the prompt of {first[0]}', *more, *rest])}"
     if split.turns_after_no_prompt:
-        yield f"  prompt: {counted(split.turns_after_no_prompt, 'answer')} after none of the template's generation prompts"
+        answers = counted(split.turns_after_no_prompt, "answer")
+        yield f"  prompt: {answers} after none of the template's generation prompts"
 
 
 def loss_warnings(split: SplitReport) -> Iterator[str]:
@@ -107,8 +108,8 @@ def account_warnings(split: SplitReport) -> Iterator[str]:
         )
     if split.turns_after_no_prompt:
         yield (
-            f"{counted(split.turns_after_no_prompt, 'trained turn')} of {split.turns_compared:,} come after none of the "
-            "template's generation prompts: they are in another thinking mode than any prompt asks for. Give "
+            f"{counted(split.turns_after_no_prompt, 'trained turn')} of {split.turns_compared:,} come after none of "
+            "the template's generation prompts: they are in another thinking mode than any prompt asks for. Give "
             "chat_template_kwargs that the data were made for, or a template whose prompt is a beginning of its own "
             "finished answer."
         )

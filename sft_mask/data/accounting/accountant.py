@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.data.accounting.signatures import SignatureCache
 from sft_mask.data.read.census import ANSWER, Census
-from sft_mask.data.signatures import SignatureCache
 from sft_mask.errors import DataError
 from sft_mask.templates.fields import Field, FieldKind, WrittenFields, fields_of
 from sft_mask.templates.forms import Form, InferenceForms

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
-from sft_mask.data.accounts import CUT, UNKNOWN, UNWRITTEN, WRITTEN, Account
+from sft_mask.data.accounting.accountant import CUT, UNKNOWN, UNWRITTEN, WRITTEN, Account
 from sft_mask.data.read.census import ANSWER
 from sft_mask.report import SplitReport
 from sft_mask.templates.fields import FieldKind

@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import Bools, Ints, Labels, offsets_of
-from sft_mask.data.fields import count_fields
+from sft_mask.data.accounting.totals import count_fields
 from sft_mask.data.read.rows import rows_of
 from sft_mask.report import SplitReport
 
