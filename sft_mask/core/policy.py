@@ -133,10 +133,17 @@ class Policy:
             return weights
         return [_flagged(message, weight) for message, weight in zip(messages, weights, strict=True)]
 
-    def apply(self, turns: Turns) -> Turns:
-        """The turns to train, without their end-of-turn tokens if these are not trained."""
+    def apply(self, turns: Turns, is_whole: Bools | None = None) -> Turns:
+        """The turns to train, without their end-of-turn tokens if these are not trained.
+
+        Args:
+            turns: all turns of some documents.
+            is_whole: ``(documents,)`` whether a conversation ends with the document; by default each does.
+        """
         turns = turns.select(turns.weight > 0)
         last = is_last_of_document(turns)
+        if is_whole is not None:
+            last = last & is_whole[turns.document]
         keep = last if self.turns == "last" else np.ones(len(turns), np.bool_)
         if self.cut_answers == "mask":
             keep = keep & ~turns.cut

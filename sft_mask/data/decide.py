@@ -23,7 +23,7 @@ from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.data.accounting.accountant import Account, Accountant, answers_without_words
 from sft_mask.data.accounting.signatures import SignatureCache
 from sft_mask.data.outcome import Batch, Decided, Undecided
-from sft_mask.data.read.conversations import Conversation, Decoder
+from sft_mask.data.read.conversations import EXPANSION, Conversation, Decoder
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.templates.turns import ConversationAligner, Reading
 from sft_mask.templates.words import WordAligner
@@ -72,7 +72,7 @@ class RowDecider:
             return Decided(turns, none, none.copy(), dict.fromkeys(range(len(batch)) if has_messages else (), "packed"))
         known, flagged = ~decode.unknown(table), decode.flagged(table)
         seen = decode.signatures(table, self.quotable)
-        doubtful = self._doubtful(seen, turns, flagged)
+        doubtful = self._doubtful(seen, turns, flagged) | (EXPANSION in table.column_names)
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
         if self.policy.turns != "flagged":
@@ -118,6 +118,10 @@ class RowDecider:
                 f"Row {row} has an answer without its words: {why} Or leave such rows out (on_ambiguous='drop' or "
                 "'mask')."
             )
+        if undecided.refused:
+            return AmbiguousRowError(
+                f"Row {row} cannot be expanded: {why} Or leave such conversations out (on_ambiguous='drop' or 'mask')."
+            )
         if not self.from_template:
             return AmbiguousRowError(
                 f"Row {row} cannot be decided: {why} A message of it quotes a marker, or the number of its markers is "
@@ -152,6 +156,10 @@ class RowDecider:
         weights = policy.message_weights(conversation.messages)
         given = 0 if self.prompt_answers else conversation.prompt
         weights[:given] = [0.0] * given
+        if conversation.trained is not None:
+            weights = [weight if at in conversation.trained else 0.0 for at, weight in enumerate(weights)]
+        if conversation.refused is not None:
+            return Undecided(conversation.refused, refused=True)
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in ASSISTANT_ROLES]
         reading = self._read(conversation, ids, others)
         if isinstance(reading, Undecided):

@@ -36,10 +36,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Why a row could not be decided; ``lost`` if the chat template leaves out the text of an answer."""
+    """Why a row could not be decided.
+
+    Attributes:
+        why: in a sentence.
+        lost: whether the chat template leaves out the words of an answer.
+        refused: whether it is a conversation that could not be expanded.
+    """
 
     why: str
     lost: bool = False
+    refused: bool = False
 
 
 @dataclass(slots=True)

@@ -82,6 +82,7 @@ class SplitMasker:
         *,
         keep_all_rows: bool = False,
         source: object = None,
+        expand: bool = False,
     ) -> tuple[object, SplitStats]:
         """Labels a split, whether it came masked or not.
 
@@ -91,6 +92,7 @@ class SplitMasker:
             cutting: how a trainer cut its rows.
             keep_all_rows: keep rows that train nothing too.
             source: the dataset that it was made from, where that is another one: errors name its columns.
+            expand: expand the conversations of a stream; those of a dataset were expanded before.
 
         Raises:
             NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
@@ -103,7 +105,7 @@ class SplitMasker:
             with main_process_first():  # the other processes of a node read what it wrote
                 labelled, stats = label_dataset(split, masker, name=name, keep_all_rows=keep_all_rows)
         else:
-            labelled, stats = label_stream(split, masker, name, keep_all_rows=keep_all_rows)
+            labelled, stats = label_stream(split, masker, name, keep_all_rows=keep_all_rows, expand=expand)
         if not stats.report.trained_tokens:
             raise _nothing(split, name, stats.report, masker, self.max_length, split if source is None else source)
         return labelled, stats
