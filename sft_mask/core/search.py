@@ -316,18 +316,18 @@ class MarkerSearch:
             last = int(np.searchsorted(whole.start, start)) - 1
             first = int(offsets[np.searchsorted(offsets, start >> _BITS, side="right") - 1]) << _BITS
             if last >= 0 and whole.start[last] >= first and self._is_eot[whole.pattern[last]]:
-                sure[index] = not self._text(ids, int(whole.end[last]), start).strip()
+                sure[index] = self._is_whitespace(ids, int(whole.end[last]), start)
         cut.pattern[cut.pattern < 0] = -1 - cut.pattern[cut.pattern < 0]
         return sure
 
-    def _text(self, ids: Ids, start: int, end: int) -> bytes:
-        """The bytes between two positions; ``b"-"`` if a control token is among them."""
-        tokens = [int(token) for token in ids[start >> _BITS : (end >> _BITS) + 1]]
-        if not tokens or any(map(self.trie.vocabulary.is_special, tokens[:-1])):
-            return b"-" if tokens else b""
-        before, last = self.trie.vocabulary.bytes_of(tokens[:-1]), self.trie.vocabulary.token_bytes(tokens[-1])
-        low, high = start & ((1 << _BITS) - 1), end & ((1 << _BITS) - 1)
-        return (before + last[:high])[low:]
+    def _is_whitespace(self, ids: Ids, start: int, end: int) -> bool:
+        """Whether nothing but whitespace is between two positions, no control token either."""
+        before, last = ids[start >> _BITS : end >> _BITS].tolist(), int(ids[end >> _BITS])
+        vocabulary, offset = self.trie.vocabulary, (1 << _BITS) - 1
+        if any(map(vocabulary.is_special, before)):
+            return False
+        text = vocabulary.bytes_of(before) + vocabulary.token_bytes(last)[: end & offset]
+        return not text[start & offset :].strip()
 
 
 def _without_overlaps(found: Found) -> Found:
