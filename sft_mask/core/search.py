@@ -138,8 +138,6 @@ def _start_offsets(trie: MarkerTrie) -> list[_StartOffsets]:
         ids.update(vocabulary.ids_holding(trie.first_bytes))
     found: list[_StartOffsets] = []
     for token_id in sorted(ids):
-        if not 0 <= token_id < vocabulary.size:
-            continue
         steps = ((skip, trie.step(0, token_id, skip)) for skip in _offsets_to_try(trie, token_id))
         alive = [(skip, step) for skip, step in steps if step.node >= 0 or step.pattern >= 0]
         found.extend(_StartOffsets(vocabulary.size + 1) for _ in range(len(found), len(alive)))
@@ -181,7 +179,7 @@ class _Pairs:
             for atom in trie.nodes[node].edges:
                 if atom < NO_BYTE:
                     of_byte[atom] |= bit
-                elif atom - NO_BYTE < vocabulary.size:
+                else:
                     self.second[atom - NO_BYTE] |= bit
         self.second |= of_byte[vocabulary.first_bytes]
 

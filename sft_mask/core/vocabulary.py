@@ -64,7 +64,7 @@ class Vocabulary:
         size: number of ids; ids outside ``[0, size)`` have no text.
         tokens: the tokenizer's own spelling of each id, ``None`` where the vocabulary has a hole.
         kind: ``"opaque"`` where ids cannot be mapped to exact bytes.
-        added: added tokens by id.
+        added: added tokens by id; each of these ids is below ``size``.
         name: of the tokenizer, for errors.
     """
 
@@ -140,7 +140,7 @@ class Vocabulary:
         byte_of[alphabet] = list(self._alphabet.values())
         flat = byte_of[np.minimum(characters, len(byte_of) - 1)]
         # Few tokens are spelled otherwise; these are read one by one.
-        others = np.union1d(owner[flat < 0], [token_id for token_id in self.added if token_id < self.size])
+        others = np.union1d(owner[flat < 0], [*self.added])
         regular = np.isin(owner, others, invert=True)
         other_bytes, other_owner = self._spelled_bytes(others.astype(np.int64))
         owner = np.append(owner[regular], other_owner)
@@ -173,9 +173,8 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     size = len(tokens)
     added = _added_tokens(tokenizer)
     for token_id, token in added.items():
-        if token_id < size:
-            tokens[token_id] = token.content
-    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        tokens[token_id] = token.content
+    name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
     if vocabulary.kind != "opaque" and not _spells_probe(vocabulary, tokenizer):
         return Vocabulary(size, tokens, "opaque", added, name)
