@@ -45,6 +45,8 @@ def test_by_default_every_turn_is_trained_with_its_stop():
 def test_the_last_turn_is_the_last_of_each_document():
     assert spans(Policy(turns="last").apply(turns())) == [(8, 11), (14, 17), (20, 21)]
     assert is_last_of_document(turns()).tolist() == [False, True, True, True]
+    assert is_last_of_document(replace(turns(), document=np.array([0, 1, 1, 2]))).tolist() == [True, False, True, True]
+    assert is_last_of_document(Turns.empty()).tolist() == []
 
 
 def test_stops_are_taken_off_whole_and_a_turn_that_was_only_a_stop_goes():
