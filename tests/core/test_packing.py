@@ -78,3 +78,4 @@ def test_only_the_last_part_of_an_answer_without_an_end_is_cut() -> None:
     yes, no = np.array([True]), np.array([False])
     turn = Turns.of_assistant(np.array([2]), np.array([12]), no, yes, np.array([0]), np.array([0]), np.array([12]))
     assert cut_at(turn, np.array([0, 8, 16])).cut.tolist() == [False, True]
+    assert cut_at(turn, np.array([0, 8, 12])).cut.tolist() == [False, True]

@@ -112,21 +112,27 @@ def test_the_model_is_the_assistant_under_its_other_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "complaint"),
     [
-        {"prompt_weight": -0.1},
-        {"tool_calls": "no"},
-        {"prompt_weight": float("nan")},
-        {"prompt_weight": "0.1"},
-        {"roles": {"assistant": -1}},
-        {"roles": {"assistant": 0}},
-        {"reduction": "mean"},
-        {"prompt_weight": 0.1, "reduction": "turn"},
+        ({"prompt_weight": -0.1}, r"Policy\(prompt_weight=...\) is -0.1: a weight must be a finite number, 0 or more"),
+        ({"prompt_weight": float("nan")}, r"Policy\(prompt_weight=...\) is nan"),
+        ({"prompt_weight": "0.1"}, r"Policy\(prompt_weight=...\) is '0.1'"),
+        ({"roles": {"assistant": -1}}, r"Policy\(roles=...\) of 'assistant' is -1"),
+        ({"roles": {"assistant": 0}}, r"Policy\(roles={'assistant': 0}\) trains no role"),
+        ({"tool_calls": "no"}, r"Policy\(tool_calls='no'\) is neither True nor False"),
+        ({"reduction": "mean"}, r"Policy\(reduction='mean'\) is unknown. Use one of token, turn, sequence"),
+        ({"prompt_weight": 0.1, "reduction": "turn"}, "the prompt belongs to none of the assistant's turns"),
+        ({"regions": 5}, r"Policy\(regions=5\) holds something other than a Region"),
+        ({"regions": "<think>"}, r"Policy\(regions='<think>'\) holds something other than a Region"),
     ],
 )
-def test_a_policy_without_meaning_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(SftMaskError):
+def test_a_policy_without_meaning_is_refused(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SftMaskError, match=complaint):
         Policy(**values)
+
+
+def test_one_region_needs_no_list() -> None:
+    assert Policy(regions=Region(text="x")) == Policy(regions=[Region(text="x")])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
