@@ -163,7 +163,7 @@ class _Pairs:
 
     def __init__(self, trie: MarkerTrie, offsets: Sequence[_StartOffsets]) -> None:
         size = trie.vocabulary.size + 1
-        self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE, np.uint64)
+        self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE)
         nodes = np.unique(np.concatenate([each.node for each in offsets]))
         bits = {int(node): np.uint64(1 << min(number, 62)) for number, node in enumerate(nodes[nodes >= 0])}
         for each in offsets:

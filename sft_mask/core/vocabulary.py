@@ -188,7 +188,7 @@ def _spellings(tokenizer: Any) -> list[str | None]:
     if None not in tokens:  # as many ids as tokens: none is larger
         return tokens
     vocab = tokenizer.get_vocab()
-    tokens = [None] * (max(vocab.values(), default=-1) + 1)
+    tokens = [None] * (max(vocab.values()) + 1)
     for token, token_id in vocab.items():
         tokens[token_id] = token
     return tokens

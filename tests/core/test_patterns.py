@@ -123,6 +123,14 @@ def test_the_first_token_of_a_header_stops_where_that_is_said_or_where_it_is_a_s
     assert stopping == {f"{STOP}\nU", f"{STOP}S"}, "half a header in plain text stops nothing"
 
 
+def test_a_header_ends_a_turn_by_its_first_token_if_that_is_an_added_token_or_its_id() -> None:
+    tokenizer = byte_level(added=["[INST]"])
+    ids = [tuple(encode(tokenizer, text)) for text in (f"{STOP}V", "VV")]
+    headers = ("[INST]U", "x[INST]", f"{STOP}U", "U", *ids)
+    patterns = compiled(tokenizer, Markers(("A",), headers, eot_headers=headers)).patterns
+    assert [pattern.text for pattern in patterns if pattern.first_token_ends_turn] == ["[INST]U", f"{STOP}U", ids[0]]
+
+
 def test_a_separator_stands_before_every_header_that_is_text():
     trie = compiled(byte_level(), Markers(("A",), ("U", (5, 6)), separator="\n"))
     assert [pattern.text for pattern in trie.patterns] == ["A", "\nA", "U", (5, 6), "\nU"]
@@ -170,6 +178,8 @@ def test_the_first_id_may_be_a_control_token_that_swallows_whitespace() -> None:
     trie = compile_patterns(Markers(("\n<c>A",), ("U",)), vocabulary, no_normalizer)
     control = token_atom(0)
     assert [pattern.atoms for pattern in trie.patterns] == [(10, control, 65), (control, 65), (85,)]
+    ends = compile_patterns(Markers(("A",), ("<c>U",), eot_headers=("<c>U",)), vocabulary, no_normalizer)
+    assert [pattern.first_token_ends_turn for pattern in ends.patterns] == [False, True]
 
 
 # reading tokens

@@ -383,6 +383,11 @@ def some_turns(start: int) -> Turns:
     return replace(turns, message=np.array([1, 3]), role=np.array([2, 3]), weight=np.array([1.0, 0.5]))
 
 
+def test_no_turns_have_columns_of_the_same_types() -> None:
+    for name in Turns.__slots__:
+        assert getattr(Turns.empty(), name).dtype == getattr(some_turns(5), name).dtype, name
+
+
 def test_moved_turns_begin_and_end_further_on_and_are_otherwise_the_same() -> None:
     moved, wanted = some_turns(5).moved(10), some_turns(15)
     assert [getattr(moved, name).tolist() for name in Turns.__slots__] == [
@@ -689,6 +694,13 @@ def test_an_answer_that_ends_its_document_is_cut_though_the_next_begins_with_a_h
 def test_words_after_a_quoted_end_of_turn_token_are_the_answers_where_headers_may_be_unknown() -> None:
     unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
     assert turns_of("<a>x<e>y<e><q>z", markers=unknown) == [(1, 5, False)]
+    assert turns_of("<a>x<e>\ny<e><q>z", markers=unknown) == [(1, 6, False)]
+
+
+def test_a_control_token_of_whitespace_is_a_control_token() -> None:
+    tokenizer = byte_level(specials=("<q>", "<a>", "<e>", "\n\n"))
+    unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
+    assert trained(tokenizer, unknown, "<a>x<e>\n\ntool<e><q>z") == ["x|<e>"]
 
 
 def test_half_a_header_at_the_end_of_a_row_is_not_an_answer_and_less_of_it_is() -> None:

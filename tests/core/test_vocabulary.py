@@ -64,6 +64,16 @@ def test_a_vocabulary_whose_bytes_are_not_those_of_a_text_is_opaque_and_else_the
     assert read_vocabulary(lossy) == replace(read_vocabulary(exact), kind="opaque")
 
 
+def test_the_pre_tokenizer_alone_shows_how_ids_are_spelled() -> None:
+    bytes_only, spaces_only = byte_level(), sentencepiece(legacy=False)
+    for tokenizer in (bytes_only, spaces_only):
+        tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    assert [read_vocabulary(tokenizer).kind for tokenizer in (bytes_only, spaces_only)] == [
+        "byte-level",
+        "sentencepiece",
+    ]
+
+
 def test_a_word_level_tokenizer_that_cannot_read_every_text_is_opaque() -> None:
     backend = Tokenizer(models.WordLevel({"user": 0, "[UNK]": 1}, unk_token="[OTHER]"))
     assert read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend)).kind == "opaque"
