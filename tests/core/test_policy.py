@@ -71,6 +71,13 @@ def test_a_cut_last_answer_does_not_make_an_earlier_one_the_last():
     assert spans(Policy(turns="last", cut_answers="mask").apply(cut)) == []
 
 
+def test_a_conversation_that_goes_on_in_another_document_has_no_last_turn_in_this_one() -> None:
+    is_whole = np.array([False, True, True, True])
+    assert spans(Policy(turns="last").apply(turns(), is_whole)) == [(14, 17), (20, 21)]
+    assert spans(Policy(stop="last").apply(turns(), is_whole)) == [(2, 4), (8, 9), (14, 17), (20, 21)]
+    assert spans(Policy().apply(turns(), is_whole)) == [(2, 5), (8, 11), (14, 17), (20, 21)]
+
+
 def test_a_turn_of_weight_0_is_not_trained_and_not_the_last() -> None:
     weighted = replace(turns(), weight=np.array([0.5, 0.0, 2.0, 1.0]))
     assert spans(Policy().apply(weighted)) == [(2, 5), (14, 17), (20, 21)]

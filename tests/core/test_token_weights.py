@@ -74,6 +74,17 @@ def test_the_first_token_of_each_document_takes_no_share_of_its_unit(reduction: 
     assert label_weights(labels).tolist() == [0, 0.5, 0.5, 0, 0, 0.5, 0.5]
 
 
+def test_documents_of_one_conversation_share_the_weight_of_a_sequence() -> None:
+    start, end, no = np.array([1, 4, 7]), np.array([3, 6, 9]), np.zeros(3, np.bool_)
+    turns = Turns.of_assistant(start, end, no, no, np.array([0, 1, 2]), start - 1, end)
+    ids, ones = np.arange(10, 19), np.ones(9)
+    batch = UnweightedBatch(
+        ids, make_labels(ids, turns), turns, turns, np.array([0, 3, 6, 9]), ones, ones > 0, units=np.array([5, 7, 5])
+    )
+    labels, _ = weighted_labels(batch, Policy(reduction="sequence"))
+    assert label_weights(labels).tolist() == [0, 0.25, 0.25, 0, 0.5, 0.5, 0, 0.25, 0.25]
+
+
 def test_a_batch_without_tokens_has_no_labels() -> None:
     none = np.zeros(0, np.int64)
     turns = Turns.empty()
