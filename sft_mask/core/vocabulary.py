@@ -134,7 +134,7 @@ class Vocabulary:
             return self._spelled_bytes(np.arange(self.size))
         tokens = [token or "" for token in self.tokens]
         characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
-        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64, self.size))
+        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64))
         alphabet = np.array([*map(ord, self._alphabet)])
         byte_of = np.full(alphabet.max() + 2, -1, np.int64)
         byte_of[alphabet] = list(self._alphabet.values())
@@ -149,7 +149,7 @@ class Vocabulary:
 
     def _spelled_bytes(self, token_ids: Ints) -> tuple[NDArray[np.uint8], Ints]:
         spelled = list(map(self.token_bytes, token_ids.tolist()))
-        lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
+        lengths = np.fromiter(map(len, spelled), np.int64)
         return np.frombuffer(b"".join(spelled), np.uint8), np.repeat(token_ids, lengths)
 
     def is_special(self, token_id: int) -> bool:

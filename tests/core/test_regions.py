@@ -86,6 +86,10 @@ def test_what_a_header_opened_and_did_not_close_is_a_region_from_the_answer_s_fi
     assert list(Region("<think>", "</think>").find_after(header, answer)) == places
 
 
+def test_what_ends_before_a_region_opens_does_not_close_it() -> None:
+    assert list(Region("<reasoning>", "]").find_after(b"some words [x] <reasoning>", b"a]b")) == [(0, 2)]
+
+
 @pytest.mark.parametrize("region", [Region(text="ab"), Region(pattern="a.")])
 def test_a_header_opens_no_region_of_a_text_or_a_pattern(region: Region) -> None:
     assert list(region.find_after(b"xab", b"xabab")) == [(1, 3), (3, 5)]

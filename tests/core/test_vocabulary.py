@@ -153,7 +153,14 @@ def test_spellings_are_those_of_the_vocabulary_with_and_without_holes():
 
 
 def test_a_hole_in_the_vocabulary_has_no_bytes():
-    assert Vocabulary(2, ["a", None], "byte-level", {}).token_bytes(1) == b""
+    vocabulary = Vocabulary(2, ["a", None], "byte-level", {})
+    assert [vocabulary.token_bytes(token) for token in (0, 1, 2)] == [b"a", b"", b""]
+
+
+@pytest.mark.parametrize("word", ["▁hello", "<0x0A0>", "<0x0A.", "a0x0A>"])
+def test_only_a_byte_in_angle_brackets_is_a_byte(word: str) -> None:
+    vocabulary = Vocabulary(1, [word], "sentencepiece", {})
+    assert vocabulary.token_bytes(0) == word.replace("▁", " ").encode()
 
 
 def test_text_shows_broken_characters_as_such():
