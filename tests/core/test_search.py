@@ -56,6 +56,12 @@ def test_a_marker_may_begin_at_several_places_of_one_token() -> None:
     assert search(markers, ["aabaab", "Q"]) == ([(0, 0, 0, 3, "aab"), (0, 3, 1, 0, "aab"), (1, 0, 2, 0, "Q")], [])
 
 
+def test_a_control_token_continues_a_marker_that_text_began() -> None:
+    markers = Markers(("A", "B<e>C"), ("Q",))
+    assert search(markers, ["xB", "<e>", "Cy"]) == ([(0, 1, 2, 1, "B<e>C")], [])
+    assert search(markers, ["A", "<e>", "x"]) == ([(0, 0, 1, 0, "A")], [])
+
+
 @pytest.mark.parametrize(
     "after_eot",
     [
