@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask._compat import is_sft_trainer
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.read import Row
 from sft_mask.errors import LabelsChangedError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 _COLLATED_ROWS = 4
 _WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
+_PLAIN_WAY_OUT = (
+    "Use one that pads the dataset's labels: trainer.data_collator = "
+    "transformers.DataCollatorForSeq2Seq(trainer.processing_class)."
+)
 
 
 def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: bool = True) -> None:
@@ -28,7 +33,8 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     Raises:
         LabelsChangedError: the collator drops or rebuilds labels, or the rows have none, or train every token.
     """
-    name = type(trainer.data_collator).__name__
+    name, way_out = type(trainer.data_collator).__name__, collator_way_out(trainer)
+    _check_signature(trainer)
     rows = _rows(trainer, dataset)
     if any("labels" not in row for row in rows):
         raise LabelsChangedError(
@@ -43,14 +49,14 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     wanted = [_trained(row["labels"], row.get("seq_lengths")) for row in rows]
     try:
         given = trainer.data_collator([dict(row) for row in rows])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) cannot collate rows that have labels: {error} {_WAY_OUT}"
+            f"The trainer's data collator ({name}) cannot collate rows that have labels: {_first_sentence(error)} {way_out}"
         ) from error
     labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
     if labels is None:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. {_WAY_OUT}"
+            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. {way_out}"
         )
     batch = np.asarray(labels)
     if _arrives(batch, wanted) or _arrives(batch, [_trained(row["labels"], None, first=True) for row in rows]):
@@ -58,8 +64,27 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     went_in, came_out = sum(map(len, wanted)), int((batch != IGNORE_INDEX).sum())
     raise LabelsChangedError(
         f"The trainer's data collator ({name}) changes labels: {went_in} trained tokens went in, {came_out} came out. "
-        f"One that rebuilds them from input_ids trains the prompts. {_WAY_OUT}"
+        f"One that rebuilds them from input_ids trains the prompts. {way_out}"
     )
+
+
+def collator_way_out(trainer: object) -> str:
+    """What to do where a collator does not let labels through."""
+    return _WAY_OUT if is_sft_trainer(trainer) else _PLAIN_WAY_OUT
+
+
+def _first_sentence(error: Exception) -> str:
+    return f"{str(error).strip().partition('. ')[0].partition(chr(10))[0].rstrip('.')}."
+
+
+def _check_signature(trainer: Any) -> None:
+    """Refuses a model for which the trainer would take the labels out of the rows."""
+    if trainer.args.remove_unused_columns and "labels" not in _signature_columns(trainer):
+        raise LabelsChangedError(
+            f"The forward of the trainer's {type(trainer.model).__name__} takes no labels, so the trainer removes them "
+            "from the rows and the loss would not see the mask. Let forward take labels, or set "
+            "trainer.args.remove_unused_columns = False if compute_loss reads them from the batch."
+        )
 
 
 def _rows(trainer: Any, dataset: Any) -> list[dict[str, Any]]:
