@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _COLLATED_ROWS = 4
-_WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
-_PLAIN_WAY_OUT = (
-    "Use one that pads the dataset's labels: trainer.data_collator = "
-    "transformers.DataCollatorForSeq2Seq(trainer.processing_class)."
-)
 
 
 def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: bool = True) -> None:
@@ -51,7 +47,7 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
         given = trainer.data_collator([dict(row) for row in rows])
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) cannot collate rows that have labels: {_first_sentence(error)} {way_out}"
+            f"The trainer's data collator ({name}) cannot collate rows that have labels ({type(error).__name__}: {_first_line(error)}). {way_out}"
         ) from error
     labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
     if labels is None:
@@ -68,13 +64,17 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     )
 
 
-def collator_way_out(trainer: object) -> str:
+def collator_way_out(trainer: Any) -> str:
     """What to do where a collator does not let labels through."""
-    return _WAY_OUT if is_sft_trainer(trainer) else _PLAIN_WAY_OUT
+    if is_sft_trainer(trainer):
+        return "Use TRL's default collator, or one that pads the dataset's labels."
+    tokenizer = "tokenizer" if trainer.processing_class is None else "trainer.processing_class"
+    collator = f"transformers.DataCollatorForSeq2Seq({tokenizer})"
+    return f"Use a collator that pads the dataset's labels: trainer.data_collator = {collator}."
 
 
-def _first_sentence(error: Exception) -> str:
-    return f"{str(error).strip().partition('. ')[0].partition(chr(10))[0].rstrip('.')}."
+def _first_line(error: Exception) -> str:
+    return shorten(str(error).strip().partition("\n")[0], 120, placeholder=" …")
 
 
 def _check_signature(trainer: Any) -> None:
