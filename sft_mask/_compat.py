@@ -77,7 +77,9 @@ def is_sft_trainer(trainer: object) -> bool:
 
 def is_hf_trainer(trainer: object) -> bool:
     """Whether a trainer is a ``transformers.Trainer`` or of a class made from it."""
-    return any((kind.__module__, kind.__name__) == ("transformers.trainer", "Trainer") for kind in type(trainer).__mro__)
+    return any(
+        (kind.__module__, kind.__name__) == ("transformers.trainer", "Trainer") for kind in type(trainer).__mro__
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def cures_of(trainer: Any, split: str, rows: Dataset) -> Cures:
     return Cures(
         mask=f"{call} between building the trainer and .train().",
         afresh=(
-            "Labels that are masked already are kept, so remove them first, if they were not meant (Policy says what is): "
+            "Labels that are masked already are kept, so if they were not meant (Policy says what is), remove them: "
             f'{attribute} = {attribute}.remove_columns("labels"). {call}.'
         ),
         collator=collator,
@@ -55,7 +55,9 @@ def cures_of(trainer: Any, split: str, rows: Dataset) -> Cures:
 def _keeps_masks(trainer: Any, rows: Dataset) -> bool:
     """Whether the collator would let labels through that mask the first half of each row."""
     bare = rows.remove_columns("labels") if "labels" in rows.column_names else rows
-    labels = [[IGNORE_INDEX] * (len(ids) // 2) + list(ids[len(ids) // 2 :]) for ids in rows.with_format(None)["input_ids"]]
+    labels = [
+        [IGNORE_INDEX] * (len(ids) // 2) + list(ids[len(ids) // 2 :]) for ids in rows.with_format(None)["input_ids"]
+    ]
     try:
         check_collator(trainer, bare.add_column("labels", labels), "train")
     except LabelsChangedError:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _NO_ROWS = Finding(
     symptoms.NOTHING,
     "the train dataset has no rows left: TRL drops rows whose labels are all ignored.",
-    "Build the trainer with a larger max_length if it cut the answers off, or without the labels column if it masks them.",
+    "Build the trainer with a larger max_length if it cut the answers off, or without the labels column if it masks "
+    "them.",
 )
 
 
@@ -80,7 +81,7 @@ def diagnose(
 
 
 def _of_split(sample: Sample) -> Sequence[Finding]:
-    """What the checks find; where the collator changes what the dataset holds, only that: the rest may follow from it."""
+    """What the checks find; only that the collator changes what the dataset holds if so, since the rest may follow."""
     changed = list(check_collator(sample))
     return changed or [finding for check in SPLIT_CHECKS for finding in check(sample)]
 

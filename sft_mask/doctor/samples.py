@@ -74,6 +74,7 @@ class Sample:
         rows: each with its labels in the batch; none if the batches hold other tokens than the dataset.
         batches: as the dataloader makes them.
         trained_padding: number of padding tokens that are trained.
+        stored_padding: number of those that the dataset trains, in rows that were padded before.
         other_ids: how the batches' tokens differ from the dataset's, else ``""``.
         policy: what should be trained.
         vocabulary: of the tokenizer.
@@ -84,6 +85,7 @@ class Sample:
     rows: Sequence[SampledRow]
     batches: Sequence[Row]
     trained_padding: int
+    stored_padding: int
     other_ids: str
     policy: Policy
     vocabulary: Vocabulary
@@ -182,7 +184,8 @@ def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sam
         trained = label_weights(given[number]) > 0
         rows.append(SampledRow(row, explainer.parts(row), stored[number] != IGNORE_INDEX, trained, wrong_ids))
     cures = cures_of(trainer, name, chosen)
-    return Sample(name, rows, batches, padding, other_ids, masker.policy, masker.finder.vocabulary, cures)
+    padded = sum(int((row[~kept] != IGNORE_INDEX).sum()) for row, kept in zip(stored, real, strict=True))
+    return Sample(name, rows, batches, padding, padded, other_ids, masker.policy, masker.finder.vocabulary, cures)
 
 
 def _column(rows: Dataset, name: str) -> list[Ints]:

@@ -47,7 +47,8 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
         given = trainer.data_collator([dict(row) for row in rows])
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) cannot collate rows that have labels ({type(error).__name__}: {_first_line(error)}). {way_out}"
+            f"The trainer's data collator ({name}) cannot collate rows that have labels ({type(error).__name__}: "
+            f"{_first_line(error)}). {way_out}"
         ) from error
     labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
     if labels is None:

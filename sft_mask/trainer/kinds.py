@@ -26,8 +26,8 @@ _SCORES = (
 _OTHERS = {
     **dict.fromkeys(("DPOTrainer", "CPOTrainer", "TPOTrainer"), _PAIRS),
     "ORPOTrainer": (
-        "compares a chosen with a rejected answer and adds cross-entropy over the whole chosen row, prompt included, as "
-        "ORPO is defined; it makes its own labels. Call its train() as it is, or use an SFTTrainer."
+        "compares a chosen with a rejected answer and adds cross-entropy over the whole chosen row, prompt included, "
+        "as ORPO is defined; it makes its own labels. Call its train() as it is, or use an SFTTrainer."
     ),
     **dict.fromkeys(
         ("KTOTrainer", "BCOTrainer"),
@@ -100,8 +100,8 @@ def _check_model(trainer: Any, verb: str) -> None:
     else:
         return
     raise UnsupportedError(
-        f"{verb} is for models that continue a text (AutoModelForCausalLM). The trainer's {type(base).__name__} {does}. "
-        "There is nothing to mask; train it as it is."
+        f"{verb} is for models that continue a text (AutoModelForCausalLM). The trainer's {type(base).__name__} "
+        f"{does}. There is nothing to mask; train it as it is."
     )
 
 
@@ -117,6 +117,6 @@ def check_rows(split: object, name: str, owner: str) -> None:
     if hasattr(split, "column_names"):
         return
     raise DataError(
-        f"The {name} dataset is a {type(split).__name__}, whose labels cannot be replaced: it is not a datasets.Dataset. "
+        f"The {name} dataset is a {type(split).__name__}, not a datasets.Dataset, so its labels cannot be replaced. "
         f"Make it one: {owner} = datasets.Dataset.from_list([dict(row) for row in {owner}])"
     )

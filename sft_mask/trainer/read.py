@@ -61,7 +61,9 @@ def read_trainer(
         raise DataError(f"The trainer has no train_dataset. Give it one before {verb}.")
     tokenizer = tokenizer or built.processing_class
     if tokenizer is None:
-        raise UnsupportedError(f"The trainer has no processing_class. Give its tokenizer: {verb}(trainer, tokenizer=...).")
+        raise UnsupportedError(
+            f"The trainer has no processing_class. Give its tokenizer: {verb}(trainer, tokenizer=...)."
+        )
     info = read_tokenizer(tokenizer, chat_template or getattr(built, "chat_template", None))
     splits = _splits(built)
     for name, split in splits.items():

@@ -14,15 +14,15 @@ def refuse_with_weights(trainer: Any) -> None:
     """Refuses what cannot train with weights.
 
     Raises:
-        UnsupportedError: a trainer that is not an ``SFTTrainer``, label smoothing, ``compute_loss_func``, ``loss_type="dft"``, context or sequence parallelism,
-            Liger, a TRL without the fused LM head, or a class whose ``compute_loss`` does not call TRL's, or not with
-            the number of tokens of the step.
+        UnsupportedError: a trainer that is not an ``SFTTrainer``, label smoothing, ``compute_loss_func``,
+            ``loss_type="dft"``, context or sequence parallelism, Liger, a TRL without the fused LM head, or a class
+            whose ``compute_loss`` does not call TRL's, or not with the number of tokens of the step.
     """
     if not is_sft_trainer(trainer):
         raise UnsupportedError(
-            f"Token weights do not work with a {type(trainer).__name__}: it trains with the loss that the model computes "
-            "from its labels, in which every trained token counts the same, so the weights would be ignored. Use "
-            f"trl.SFTTrainer, or {_WITHOUT}"
+            f"Token weights do not work with a {type(trainer).__name__}: it trains with the loss that the model "
+            "computes from its labels, in which every trained token counts the same, so the weights would be ignored. "
+            f"Use trl.SFTTrainer, or {_WITHOUT}"
         )
     args = trainer.args
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)

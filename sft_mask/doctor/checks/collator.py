@@ -31,7 +31,7 @@ def check_padding(sample: Sample) -> Iterator[Finding]:
         yield Finding(
             symptoms.ENDLESS,
             f"{sample.trained_padding} padding tokens are trained.",
-            sample.cures.collator,
+            sample.cure if sample.stored_padding else sample.cures.collator,
             sample.name,
         )
 
