@@ -20,6 +20,7 @@ from sft_mask.doctor.cures import Cures, cures_of
 from sft_mask.doctor.findings import Finding
 from sft_mask.explanations.reasons import Part, PartKind, RowExplainer
 from sft_mask.explanations.rows import InspectedRow, inspect_rows
+from sft_mask.trainer.checks import collator_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -163,29 +164,70 @@ def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sam
         KeyError, ValueError: the batches have no labels, or not one per token.
     """
     chosen = some_rows(dataset)
-    batches = [dict(batch) for batch in trainer.get_eval_dataloader(chosen)]
-    if any(batch.get("labels") is None for batch in batches):
-        raise KeyError("labels")
-    ids, labels, padding = _without_padding(batches)
-    real = _real(chosen, padded=any(batch.get("attention_mask") is not None for batch in batches))
-    ends = np.cumsum([int(each.sum()) for each in real])[:-1]
-    given = [_spread(part, each) for part, each in zip(np.split(labels, ends), real, strict=True)]
-    stored = [label_ids(row) for row in (_column(chosen, "labels") if "labels" in chosen.column_names else given)]
+    seen = _batched(trainer, chosen)
+    labelled = "labels" in chosen.column_names
+    stored = [label_ids(row) for row in (_column(chosen, "labels") if labelled else seen.labels)]
     explainer = RowExplainer(masker)
     rows: list[SampledRow] = []
     other_ids = ""
     expected = inspect_rows(_to_mask(chosen, stored, trainer, masker.policy), masker, range(len(chosen)), name)
-    for number, (row, in_batch) in enumerate(zip(expected, np.split(ids, ends), strict=True)):
-        if not np.array_equal(in_batch, row.ids[real[number]]):
-            rows, other_ids = [], _how_ids_differ(batches, row.ids, number)
+    for row, ids, given, real in zip(expected, seen.ids, seen.labels, seen.real, strict=True):
+        if not np.array_equal(ids, row.ids[real]):
+            rows, other_ids = [], _how_ids_differ(seen.batches, row.ids, row.number)
             break
-        given_ids = label_ids(given[number])
+        given_ids = label_ids(given)
         wrong_ids = int(np.sum((given_ids != IGNORE_INDEX) & (given_ids != row.ids)))
-        trained = label_weights(given[number]) > 0
-        rows.append(SampledRow(row, explainer.parts(row), stored[number] != IGNORE_INDEX, trained, wrong_ids))
-    cures = cures_of(trainer, name, chosen)
-    padded = sum(int((row[~kept] != IGNORE_INDEX).sum()) for row, kept in zip(stored, real, strict=True))
-    return Sample(name, rows, batches, padding, padded, other_ids, masker.policy, masker.finder.vocabulary, cures)
+        kept = stored[row.number] != IGNORE_INDEX
+        rows.append(SampledRow(row, explainer.parts(row), kept, label_weights(given) > 0, wrong_ids))
+    padded = sum(int((row[~real] != IGNORE_INDEX).sum()) for row, real in zip(stored, seen.real, strict=True))
+    vocabulary, cures = masker.finder.vocabulary, cures_of(trainer, name, chosen)
+    return Sample(name, rows, seen.batches, seen.padding, padded, other_ids, masker.policy, vocabulary, cures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batched:
+    """Batches, read as the rows that they were made of.
+
+    Attributes:
+        batches: as they were made.
+        real: ``(tokens,)`` of each row of the dataset, what is not padding.
+        ids: of each row, the tokens in the batches that are not padding.
+        labels: ``(tokens,)`` of each row of the dataset, as in the batches; padding is ignored.
+        padding: number of padding tokens that are trained.
+    """
+
+    batches: Sequence[Row]
+    real: Sequence[Bools]
+    ids: Sequence[Ints]
+    labels: Sequence[Ints]
+    padding: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Row], chosen: Dataset) -> _Batched:
+        """Batches that hold the rows in their order."""
+        if any(batch.get("labels") is None for batch in batches):
+            raise KeyError("labels")
+        ids, labels, padding = _without_padding(batches)
+        real = _real(chosen, padded=any(batch.get("attention_mask") is not None for batch in batches))
+        ends = np.cumsum([int(each.sum()) for each in real])[:-1]
+        spread = [_spread(part, each) for part, each in zip(np.split(labels, ends), real, strict=True)]
+        return cls(batches, real, np.split(ids, ends), spread, padding)
+
+    def holds(self, chosen: Dataset) -> bool:
+        """Whether the tokens are those of the rows."""
+        rows = zip(_column(chosen, "input_ids"), self.real, self.ids, strict=True)
+        return all(np.array_equal(row[real], ids) for row, real, ids in rows)
+
+
+def _batched(trainer: Any, chosen: Dataset) -> _Batched:
+    """The batches of the dataloader; those of the collator alone where the dataloader puts rows in another order."""
+    seen = _Batched.of([dict(batch) for batch in trainer.get_eval_dataloader(chosen)], chosen)
+    if seen.holds(chosen):
+        return seen
+    rows, size = collator_rows(trainer, chosen, len(chosen)), trainer.args.eval_batch_size
+    batches = [dict(trainer.data_collator(rows[at : at + size])) for at in range(0, len(rows), size)]
+    alone = _Batched.of(batches, chosen)
+    return alone if alone.holds(chosen) else seen
 
 
 def _column(rows: Dataset, name: str) -> list[Ints]:

@@ -31,7 +31,7 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     """
     name, way_out = type(trainer.data_collator).__name__, collator_way_out(trainer)
     _check_signature(trainer)
-    rows = _rows(trainer, dataset)
+    rows = collator_rows(trainer, dataset)
     if any("labels" not in row for row in rows):
         raise LabelsChangedError(
             f"The rows of the {split} dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
@@ -88,12 +88,12 @@ def _check_signature(trainer: Any) -> None:
         )
 
 
-def _rows(trainer: Any, dataset: Any) -> list[dict[str, Any]]:
+def collator_rows(trainer: Any, dataset: Any, count: int = _COLLATED_ROWS) -> list[dict[str, Any]]:
     """The first rows as the trainer's dataloader hands them to the collator."""
     if hasattr(dataset, "__len__"):
-        rows = [dataset[at] for at in range(min(_COLLATED_ROWS, len(dataset)))]
+        rows = [dataset[at] for at in range(min(count, len(dataset)))]
     else:
-        rows = list(islice(dataset, _COLLATED_ROWS))
+        rows = list(islice(dataset, count))
     if not trainer.args.remove_unused_columns:
         return [dict(row) for row in rows]
     names = _signature_columns(trainer)

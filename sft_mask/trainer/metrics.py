@@ -32,7 +32,8 @@ class Meter:
     def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
-        total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
+        is_mask = mask is not None and mask.shape == labels.shape  # some packers number the documents in it
+        total = (mask != 0).sum() if is_mask else labels.new_tensor(labels.numel())
         trained = labels != IGNORE_INDEX if weights is None else weights > 0
         counts = torch.stack([trained[..., 1:].sum(), total.to(labels.device)])
         self.since = self.since or time.monotonic()

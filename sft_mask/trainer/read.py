@@ -59,7 +59,7 @@ def read_trainer(
         )
     if built.train_dataset is None:
         raise DataError(f"The trainer has no train_dataset. Give it one before {verb}.")
-    tokenizer = tokenizer or built.processing_class
+    tokenizer = tokenizer or built.processing_class or getattr(getattr(built, "_sft_mask", None), "tokenizer", None)
     if tokenizer is None:
         raise UnsupportedError(
             f"The trainer has no processing_class. Give its tokenizer: {verb}(trainer, tokenizer=...)."
