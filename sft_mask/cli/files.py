@@ -154,14 +154,30 @@ def _raise_if_broken(path: Path, name: str, error: Exception) -> None:
 def _broken_line(path: Path) -> str:
     """What is wrong with the first line that is not a JSON object; ``""`` if all are."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip()), b"")
+        first = next((line for line in file if line.strip()), b"").decode("utf-8-sig").strip()
         file.seek(0)
-        if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-            return _broken_array(file.read().decode("utf-8-sig"))
+        if first.startswith("[") or _wrong_json(first):  # one value, or values over several lines
+            return _broken_values(file.read().decode("utf-8-sig"))
         for number, line in enumerate(file, 1):
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             if text and (wrong := _wrong_object(text)):
                 return f"line {number} {wrong}: {_excerpt(text)}. Give one object a line; repair or remove this one."
+    return ""
+
+
+def _broken_values(text: str) -> str:
+    decoder, at = json.JSONDecoder(), 0
+    while rest := text[at:].lstrip():
+        at = len(text) - len(rest)
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            lines = text.splitlines()
+            line = lines[min(error.lineno, len(lines)) - 1].strip()
+            return f"line {error.lineno} {_not_json(error.colno, error.msg)}: {_excerpt(line)}. Repair it."
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            if not isinstance(item, dict):
+                return f"item {number} of the list is {_JSON_NAMES[type(item)]}, not an object. Give a list of objects."
     return ""
 
 
@@ -177,8 +193,12 @@ def _wrong_json(text: str) -> str:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        return f"is not JSON (character {error.pos + 1}: {error.msg.removesuffix(' at').lower()})"
+        return _not_json(error.pos + 1, error.msg)
     return ""
+
+
+def _not_json(character: int, why: str) -> str:
+    return f"is not JSON (character {character}: {why.removesuffix(' at').lower()})"
 
 
 _JSON_NAMES = {
@@ -189,19 +209,6 @@ _JSON_NAMES = {
     bool: "a boolean",
     type(None): "null",
 }
-
-
-def _broken_array(text: str) -> str:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text else ""
-        where = f"line {error.lineno} is not JSON (character {error.colno}: {error.msg.removesuffix(' at').lower()})"
-        return f"{where}: {_excerpt(line.strip())}. Repair it, or give one object a line."
-    for number, value in enumerate(values):
-        if not isinstance(value, dict):
-            return f"item {number} of the list is {_JSON_NAMES[type(value)]}, not an object. Give a list of objects."
-    return ""
 
 
 def _excerpt(text: str) -> str:

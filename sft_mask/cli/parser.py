@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 WRONG_USE = 2
 
@@ -20,10 +20,16 @@ class Parser(argparse.ArgumentParser):
         sys.stderr.write(f"sft-mask: {self._explained(message)} See `{self.prog} --help`.\n")
         sys.exit(WRONG_USE)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Lets a closed pipe be noticed, where argparse ignores it."""
+        (file or sys.stderr).write(message)
+
     def _explained(self, message: str) -> str:
+        names = list(self.commands())
+        if names and "required: COMMAND" in message:
+            return f"Give a command: {', '.join(names)}."
         mistyped = re.search(r"argument COMMAND: invalid choice: '(.*)' \(", message)
         if mistyped:
-            names = list(self.commands())
             return (
                 f"There is no command {mistyped[1]}. {_meant(mistyped[1], names)}The commands are {', '.join(names)}."
             )

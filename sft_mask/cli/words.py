@@ -25,7 +25,10 @@ _PHRASES = (
     (r"AutoTokenizer\.from_pretrained\(\.\.\.\), or pass it as tokenizer=", "a tokenizer.json in MODEL"),
     (r"let mask_dataset tokenize the messages", "leave input_ids out of the data, so that the messages are tokenized"),
     (r"A dataset needs its tokenizer: preview_rows\(dataset, tokenizer\)", "Give MODEL"),
-    (r"Region\('<think>', '</think>'\)", "--mask-region '<think>' '</think>'"),
+    (
+        r"Region\(start=('.*?'), end=('.*?'), .*: give both .*",
+        r"--mask-region \1 \2: give two texts that are not empty.",
+    ),
     (r":(\s+)((?:[^\n]*\n)?[^\n]*dataset = dataset\.map)", r" in the file. In Python:\1\2"),
 )
 _ARGUMENT = re.compile(rf"(?<![\w.'\"-])({_NAMES})=((?:'[^']*'(?: or '[^']*')*)|\.\.\.|\[[^\]]*\]|[\w.-]*\w|)")
@@ -43,7 +46,7 @@ def in_shell_words(text: str) -> str:
     """
     for pattern, words in _PHRASES:
         text = re.sub(pattern, words, text)
-    text = _POLICY.sub(lambda found: found[1].replace(", ", " "), text)
+    text = _POLICY.sub(lambda found: re.sub(rf", (?=({_SETTINGS})=)", " ", found[1]), text)
     text = _ARGUMENT.sub(lambda found: f"{_option(found[1])} {_value(found[2])}".rstrip(), text)
     return _NAME.sub(lambda found: _option(found[1]), text)
 
