@@ -78,6 +78,7 @@ class Sample:
         stored_padding: number of those that the dataset trains, in rows that were padded before.
         other_ids: how the batches' tokens differ from the dataset's, else ``""``.
         policy: what should be trained.
+        is_final: whether ``mask_dataset`` made the labels by another policy.
         vocabulary: of the tokenizer.
         cures: what to do about this split.
     """
@@ -89,6 +90,7 @@ class Sample:
     stored_padding: int
     other_ids: str
     policy: Policy
+    is_final: bool
     vocabulary: Vocabulary
     cures: Cures
 
@@ -180,8 +182,18 @@ def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sam
         kept = stored[row.number] != IGNORE_INDEX
         rows.append(SampledRow(row, explainer.parts(row), kept, label_weights(given) > 0, wrong_ids))
     padded = sum(int((row[~real] != IGNORE_INDEX).sum()) for row, real in zip(stored, seen.real, strict=True))
-    vocabulary, cures = masker.finder.vocabulary, cures_of(trainer, name, chosen)
-    return Sample(name, rows, seen.batches, seen.padding, padded, other_ids, masker.policy, vocabulary, cures)
+    return Sample(
+        name=name,
+        rows=rows,
+        batches=seen.batches,
+        trained_padding=seen.padding,
+        stored_padding=padded,
+        other_ids=other_ids,
+        policy=masker.policy,
+        is_final=_is_final(chosen, masker.policy),
+        vocabulary=masker.finder.vocabulary,
+        cures=cures_of(trainer, name, chosen),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +280,11 @@ def some_rows(dataset: Any) -> Dataset:
     return chosen
 
 
+def _is_final(chosen: Dataset, policy: Policy) -> bool:
+    """Whether ``mask_dataset`` made the labels by another policy, which is not known here."""
+    return is_masked(chosen) and masked_by(chosen) != repr(policy)
+
+
 def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: object, policy: Policy) -> Dataset:
     """The rows to mask again: without their labels, so that what the rows show decides.
 
@@ -275,12 +292,15 @@ def _to_mask(chosen: Dataset, stored: Sequence[Ids], trainer: object, policy: Po
     prompt ends.
     """
     labels: Sequence[Ids] | None = None
-    if is_masked(chosen) and masked_by(chosen) != repr(policy):
+    of_completions = "completion" in chosen.column_names
+    if _is_final(chosen, policy):
         labels = stored
-    elif "completion" in chosen.column_names or getattr(trainer, "completion_only_loss", False):
-        lengths = chosen["seq_lengths"] if "seq_lengths" in chosen.column_names else [[len(row)] for row in stored]
-        ids = _column(chosen, "input_ids")
-        labels = [_without_prompts(row, *kept) for row, *kept in zip(ids, stored, lengths, strict=True)]
+    elif of_completions or getattr(trainer, "completion_only_loss", False):
+        packed = "seq_lengths" in chosen.column_names
+        lengths = chosen["seq_lengths"] if packed else [[len(row)] for row in stored]
+        rows = zip(_column(chosen, "input_ids"), stored, lengths, strict=True)
+        # wrapped packing leaves neither columns nor lengths: only the labels know where prompts end
+        labels = [_without_prompts(*row) for row in rows] if of_completions or packed else stored
     bare = chosen.remove_columns("labels") if "labels" in chosen.column_names else chosen
     if labels is None:
         return bare

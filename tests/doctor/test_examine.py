@@ -157,6 +157,9 @@ HEALTHY: dict[str, Callable[[], Any]] = {
     "masked before": lambda: train_on_responses_only(
         build("out", mask_dataset(messages_dataset(24), tokenizer()), packing=True, max_length=200)
     ),
+    "masked before with weights": lambda: train_on_responses_only(
+        build("out", mask_dataset(messages_dataset(24), tokenizer(), policy=Policy(prompt_weight=0.1)))
+    ),
     "weighted": lambda: train_on_responses_only(build("out"), prompt_weight=0.1, reduction="sequence"),
     "last turn": lambda: train_on_responses_only(build("out"), policy=Policy(turns="last")),
     "no stops, as asked": lambda: train_on_responses_only(build("out"), policy=Policy(stop="never")),

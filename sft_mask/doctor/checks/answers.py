@@ -47,8 +47,8 @@ def check_eots(sample: Sample) -> Iterator[Finding]:
     count = sample.counts("eot")
     if not sample.trained_tokens or count.trained >= FEW * count.wanted:
         return
-    some = f"only {count.trained}" if count.trained else "none"
-    why = f"{some} of the {count.wanted} end-of-turn tokens is trained, although the loss looks healthy"
+    some, verb = (f"only {count.trained}", "are") if count.trained else ("none", "is")
+    why = f"{some} of the {count.wanted} end-of-turn tokens {verb} trained, although the loss looks healthy"
     in_dataset = count.stored >= FEW * count.wanted
     if in_dataset:
         why += "; the dataset trains them, so the data collator masks them as padding: both are the same token"

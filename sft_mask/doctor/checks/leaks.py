@@ -35,7 +35,7 @@ _LEAKS = {
 
 def check_leaks(sample: Sample) -> Iterator[Finding]:
     """Finds trained tokens of users, system prompts, tools, headers, and of the template around answers."""
-    if sample.policy.prompt_weight:
+    if sample.policy.prompt_weight or sample.is_final:
         return
     counts: dict[str, int] = {}
     first: dict[str, tuple[SampledRow, Part]] = {}
