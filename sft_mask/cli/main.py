@@ -11,7 +11,7 @@ from textwrap import dedent
 from sft_mask.cli import check, detect, diff, preview, snapshot
 from sft_mask.cli.parser import WRONG_USE, Parser
 from sft_mask.cli.words import in_shell_words
-from sft_mask.errors import AmbiguousRowError, LostWordsError, NothingToTrainError, SftMaskError
+from sft_mask.errors import AmbiguousRowError, NothingToTrainError, SftMaskError
 
 PROBLEMS, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 
@@ -85,5 +85,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         sys.stderr.write(f"sft-mask: {in_shell_words(str(error))}\n")
-        return PROBLEMS if isinstance(error, NothingToTrainError | AmbiguousRowError | LostWordsError) else WRONG_USE
+        return PROBLEMS if isinstance(error, NothingToTrainError | AmbiguousRowError) else WRONG_USE
     return code
