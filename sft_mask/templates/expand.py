@@ -72,8 +72,10 @@ def expanded_rows(
     for index in sorted(trained, reverse=True):
         if index >= done or messages[index].get("role") not in ASSISTANT_ROLES:
             continue
+        if forms.sampled(index) is None and forms.is_unwritten(index):
+            continue  # a call that the template drops, say: there is nothing to train
         sampled = _sampled(forms, messages, index)
-        done = max(sampled.turn.first_message, 0) if sampled.turn.first_message >= 0 else index
+        done = sampled.turn.opens_message
         row = next((row for row in reversed(rows) if row.text.startswith(sampled.text)), None)
         if row is None and not rows and whole.rendered.text.startswith(sampled.text):
             row = ExpandedRow(len(messages), whole.rendered.text)

@@ -15,13 +15,14 @@ from sft_mask.core.arrays import Bools, Ints, common_prefix_length
 from sft_mask.core.patterns import Kind
 from sft_mask.errors import DataError
 from sft_mask.templates.align import TextTurn
-from sft_mask.templates.chat_template import EMPTY_BLOCK
+from sft_mask.templates.chat_template import EMPTY_BLOCK, EMPTY_BLOCK_AT_END
 from sft_mask.templates.probes import prompts_after
 from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from sft_mask.core.markers import Markers
     from sft_mask.templates.chat_template import ChatTemplate
+    from sft_mask.templates.prompts import Arguments, Prompt
     from sft_mask.templates.render import Rendered
 
 Message = Mapping[str, object]
@@ -56,12 +57,10 @@ class WrittenMarkers:
         self._pattern = re.compile("|".join(re.escape(text) for text in texts) or r"(?!)")
 
     @cached_property
-    def empty_blocks(self) -> tuple[str, ...]:
-        """The empty reasoning blocks that generation prompts end with, the longest first."""
-        tails = [] if self._train_empty_reasoning else [prompt.tail for prompt in prompts_after(self.template)]
-        found = (EMPTY_BLOCK.search(tail) for tail in tails)
-        blocks = {match.group().lstrip() for match in found if match is not None and match.end() == len(match.string)}
-        return tuple(sorted(blocks, key=len, reverse=True))
+    def with_empty_block(self) -> tuple[Prompt, ...]:
+        """The generation prompts that end with an empty reasoning block."""
+        prompts = () if self._train_empty_reasoning else prompts_after(self.template)
+        return tuple(prompt for prompt in prompts if EMPTY_BLOCK_AT_END.search(prompt.tail))
 
     def _marker_kinds(self) -> dict[str, tuple[Kind, bool]]:
         """Each marker's kind, and whether it is a header whose first token ends the turn before it."""
@@ -141,14 +140,17 @@ class TurnReader:
         other = np.flatnonzero(self._message[own] != self._message[own[0]]) if len(own) else own
         return int(own[other[0]]) if len(other) else len(self._text)
 
-    def _rendered_prefix(self, count: int, *, prompt: bool) -> str:
+    def _rendered_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None = None) -> str:
         """The text of the first messages alone; empty where the template refuses them."""
         if not count:
             return ""
         given = self._messages[:count]
         try:
             return self._template.render(
-                given, tools=self._tools, add_generation_prompt=prompt, variables=self._variables
+                given,
+                tools=self._tools,
+                add_generation_prompt=prompt,
+                variables={**(self._variables or {}), **(arguments or {})},
             ).text
         except DataError:
             return ""
@@ -181,11 +183,22 @@ class TurnReader:
         block = EMPTY_BLOCK.match(self._text, start, bound)
         if block is None or len(self._own_between(start, block.end())):
             return start
-        opens = block.end() - len(block.group().lstrip())
-        for held in self._written.empty_blocks:
-            if block.group().strip() == held.strip():
-                return opens + common_prefix_length(self._text[opens:bound], held)
+        words_end = start + len(block.group().rstrip())
+        for prompt in self._written.with_empty_block:
+            text = self._rendered_prefix(self._message_at(start), prompt=True, arguments=prompt.arguments)
+            if len(text.rstrip()) >= words_end and self._text.startswith(text.rstrip()):
+                return min(bound, common_prefix_length(self._text, text))
         return start
+
+    def _message_at(self, start: int) -> int:
+        """The message of the assistant whose turn begins at a position."""
+        own = self._own_between(start, len(self._text))
+        before = int(self._message[:start].max(initial=-1))
+        roles = self._roles
+        following = next((index for index in range(before + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), None)
+        if following is not None:
+            return following
+        return int(self._message[own[0]]) if len(own) else len(roles)
 
     def _after_prefill(self, header: Mark, start: int) -> int:
         """The position after the beginning of an answer that its generation prompt holds already (``<think>``)."""
@@ -281,13 +294,19 @@ class TurnReader:
 
 
 def _number_empty(turns: Sequence[TextTurn], roles: Sequence[str]) -> list[TextTurn]:
-    """The turns; an empty answer gets the next message of the assistant after its predecessor's."""
+    """The turns; an empty answer gets the next message of the assistant after its predecessor's.
+
+    Where there is none, it is the empty last part of its predecessor (gpt-oss: reasoning, and an empty content).
+    """
     numbered: list[TextTurn] = []
     previous = -1
     for turn in turns:
         message = turn.message
         if message < 0:
             message = next((index for index in range(previous + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), -1)
+        if message < 0 and numbered and turn.end > turn.start:
+            numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
+            continue
         numbered.append(replace(turn, message=message))
         previous = max(previous, message)
     return numbered
