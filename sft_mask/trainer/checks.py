@@ -29,7 +29,7 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     Raises:
         LabelsChangedError: the collator drops or rebuilds labels, or the rows have none, or train every token.
     """
-    name, way_out = type(trainer.data_collator).__name__, collator_way_out(trainer)
+    name = type(trainer.data_collator).__name__
     _check_signature(trainer)
     rows = collator_rows(trainer, dataset)
     if any("labels" not in row for row in rows):
@@ -48,12 +48,13 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise LabelsChangedError(
             f"The trainer's data collator ({name}) cannot collate rows that have labels ({type(error).__name__}: "
-            f"{_first_line(error)}). {way_out}"
+            f"{_first_line(error)}). {collator_way_out(trainer)}"
         ) from error
     labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
     if labels is None:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. {way_out}"
+            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. "
+            f"{collator_way_out(trainer)}"
         )
     batch = np.asarray(labels)
     if _arrives(batch, wanted) or _arrives(batch, [_trained(row["labels"], None, first=True) for row in rows]):
@@ -61,7 +62,7 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     went_in, came_out = sum(map(len, wanted)), int((batch != IGNORE_INDEX).sum())
     raise LabelsChangedError(
         f"The trainer's data collator ({name}) changes labels: {went_in} trained tokens went in, {came_out} came out. "
-        f"One that rebuilds them from input_ids trains the prompts. {way_out}"
+        f"One that rebuilds them from input_ids trains the prompts. {collator_way_out(trainer)}"
     )
 
 
@@ -69,7 +70,7 @@ def collator_way_out(trainer: Any) -> str:
     """What to do where a collator does not let labels through."""
     if is_sft_trainer(trainer):
         return "Use TRL's default collator, or one that pads the dataset's labels."
-    tokenizer = "tokenizer" if trainer.processing_class is None else "trainer.processing_class"
+    tokenizer = "tokenizer" if getattr(trainer, "processing_class", None) is None else "trainer.processing_class"
     collator = f"transformers.DataCollatorForSeq2Seq({tokenizer})"
     return f"Use a collator that pads the dataset's labels: trainer.data_collator = {collator}."
 

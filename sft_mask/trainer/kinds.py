@@ -73,20 +73,16 @@ def check_kind(trainer: Any, verb: str) -> bool:
         return True
     if not is_hf_trainer(trainer):
         raise UnsupportedError(
-            f"{verb} needs a built trl.SFTTrainer or transformers.Trainer, not {_called(trainer)}. For your own loop, "
+            f"{verb} needs a built trl.SFTTrainer or transformers.Trainer, not {name}. For your own loop, "
             "mask the data before: mask_dataset(dataset, tokenizer)."
         )
     if any((kind.__module__ or "").startswith("trl.") for kind in type(trainer).__mro__):
         raise UnsupportedError(
-            f"{verb} does not take a {name}: of TRL's trainers only SFTTrainer computes cross-entropy over the labels "
-            "of its dataset. Call its train() as it is, or use an SFTTrainer."
+            f"{verb} needs a trl.SFTTrainer, not {name}: of TRL's trainers only that one computes cross-entropy over "
+            "the labels of its dataset. Call the train() of this one as it is, or use an SFTTrainer."
         )
     _check_model(trainer, verb)
     return False
-
-
-def _called(given: object) -> str:
-    return "None" if given is None else f"a {type(given).__name__}"
 
 
 def _check_model(trainer: Any, verb: str) -> None:

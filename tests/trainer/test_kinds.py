@@ -88,13 +88,13 @@ def test_a_subclass_of_sft_trainer_that_distills_is_not_taken_for_one() -> None:
 
 def test_a_trainer_of_trl_that_is_not_known_yet_is_refused_by_name() -> None:
     new = type("NewTrainer", (Trainer,), {"__module__": "trl.trainer.new_trainer"})
-    with pytest.raises(UnsupportedError, match="does not take a NewTrainer: of TRL's trainers only SFTTrainer"):
+    with pytest.raises(UnsupportedError, match="needs a trl.SFTTrainer, not NewTrainer: of TRL's trainers only"):
         train_on_responses_only(unbuilt(new))
 
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [(None, "None"), ([], "a list"), (model(), "a LlamaForCausalLM"), (messages_dataset(1), "a Dataset")],
+    [(None, "NoneType"), ([], "list"), (model(), "LlamaForCausalLM"), (messages_dataset(1), "Dataset")],
 )
 def test_what_is_not_a_trainer_is_named(given: Any, name: str) -> None:
     for function in (train_on_responses_only, diagnose):
