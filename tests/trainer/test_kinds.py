@@ -88,7 +88,7 @@ def test_a_subclass_of_sft_trainer_that_distills_is_not_taken_for_one() -> None:
 
 def test_a_trainer_of_trl_that_is_not_known_yet_is_refused_by_name() -> None:
     new = type("NewTrainer", (Trainer,), {"__module__": "trl.trainer.new_trainer"})
-    with pytest.raises(UnsupportedError, match="needs a trl.SFTTrainer, not NewTrainer: of TRL's trainers only"):
+    with pytest.raises(UnsupportedError, match=r"needs a trl\.SFTTrainer, not NewTrainer: of TRL's trainers only"):
         train_on_responses_only(unbuilt(new))
 
 
