@@ -1,6 +1,6 @@
 """What inference shows of each answer, by the tokenizer's own renderings; and conversations drawn at random.
 
-The answer of message k is what ``render(messages[:k + 1])`` adds to ``render(messages[:k])`` with the generation prompt.
+The answer of message k is what rendering ``messages[:k + 1]`` adds to ``messages[:k]`` with the generation prompt.
 Nothing here is the library's.
 """
 
