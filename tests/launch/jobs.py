@@ -49,6 +49,8 @@ class Job:
         compiled: ``torch.compile``, with the ``eager`` backend (no compiler is needed).
         mask: whether the library is used at all; otherwise TRL trains every token.
         averaged: ``average_tokens_across_devices``.
+        width: every row is padded to a multiple of this many tokens.
+        evaluated: whether seven rows are evaluated afterwards.
         resumed: the second step is made by another trainer, from the checkpoint of the first.
         fault: something to break on purpose, a key of ``FAULTS``.
     """
@@ -65,6 +67,8 @@ class Job:
     compiled: bool = False
     mask: bool = True
     averaged: bool = True
+    width: int | None = None
+    evaluated: bool = True
     resumed: bool = False
     fault: str = ""
 
@@ -126,6 +130,7 @@ def options_of(job: Job, folder: Path) -> dict[str, Any]:
         "logging_steps": 1,
         "save_strategy": "no",
         "max_length": 256,
+        "pad_to_multiple_of": job.width,
         "max_steps": STEPS,
         "per_device_train_batch_size": job.rows,
         "per_device_eval_batch_size": job.rows,
@@ -140,6 +145,8 @@ def options_of(job: Job, folder: Path) -> dict[str, Any]:
         made |= {"save_strategy": "steps", "save_steps": 1}
     if on_deepspeed:
         made["ddp_backend"] = "gloo"
+    if os.environ.get("TENSOR_PARALLEL") == "true":
+        made["model_init_kwargs"] = {"tp_plan": "auto", "dtype": "float32"}
     return made
 
 
@@ -161,8 +168,12 @@ def trainer_of(job: Job, folder: Path) -> Any:
         from peft import LoraConfig
 
         peft = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+    model = model_of(job)
+    if os.environ.get("TENSOR_PARALLEL") == "true":  # only a model that is loaded is split
+        model.save_pretrained(folder / "model")
+        model = str(folder / "model")
     trainer = SFTTrainer(
-        model_of(job),
+        model,
         args=SFTConfig(**options_of(job, folder)),
         train_dataset=data,
         eval_dataset=data.select(range(7)),
@@ -197,7 +208,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         if job.resumed:
             trainer = trainer_of(job, folder / job.name)
             trainer.train(resume_from_checkpoint=str(folder / job.name / "checkpoint-1"))
-        evaluated = trainer.evaluate()
+        evaluated = trainer.evaluate() if job.evaluated else {}
     trainer.save_model(str(folder / job.name / "saved"))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     inner = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -209,7 +220,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         "supervised_tokens": [entry.get("supervised_tokens") for entry in logs],
         "own_tokens": seen.own_tokens,
         "library_head": seen.library_head,
-        "eval_loss": evaluated["eval_loss"],
+        "eval_loss": evaluated.get("eval_loss"),
         "eval_supervised_tokens": evaluated.get("eval_supervised_tokens"),
         "parameters": whole_parameters(inner),
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 def allow_cpu_ranks() -> None:
     """Changes accelerate and DeepSpeed in this process, as far as the launch asks for them."""
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("PARALLELISM_CONFIG_TP_SIZE", "1") != "1":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("TENSOR_PARALLEL") == "true":
         _relabel_cpu_ranks()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and importlib.util.find_spec("deepspeed") is not None:
         import deepspeed.ops
