@@ -1,8 +1,8 @@
 """Which tokens a rank is given, and with which other ranks it shares them.
 
-Ranks of data parallelism (DDP, FSDP, ZeRO) have rows of their own. Those of tensor parallelism have the same rows. Those
-of context and sequence parallelism have parts of the same rows; as the token that follows the last one of a part is on
-the next rank, labels are shifted before rows are cut: ``shift_labels[i]`` is the token after ``input_ids[i]``.
+Ranks of data parallelism (DDP, FSDP, ZeRO) have rows of their own. Those of tensor parallelism have the same rows.
+Those of context and sequence parallelism have parts of the same rows. The token after the last one of a part is on the
+next rank, so labels are shifted before rows are cut: ``shift_labels[i]`` is the token after ``input_ids[i]``.
 """
 
 from __future__ import annotations

@@ -168,12 +168,9 @@ def trainer_of(job: Job, folder: Path) -> Any:
         from peft import LoraConfig
 
         peft = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
-    model = model_of(job)
-    if os.environ.get("TENSOR_PARALLEL") == "true":  # only a model that is loaded is split
-        model.save_pretrained(folder / "model")
-        model = str(folder / "model")
+    split = os.environ.get("TENSOR_PARALLEL") == "true"  # only a model that is loaded is split
     trainer = SFTTrainer(
-        model,
+        str(own_model(folder.parent)) if split else model_of(job),
         args=SFTConfig(**options_of(job, folder)),
         train_dataset=data,
         eval_dataset=data.select(range(7)),
@@ -187,6 +184,11 @@ def trainer_of(job: Job, folder: Path) -> Any:
     if job.fault:
         FAULTS[job.fault](trainer)
     return trainer
+
+
+def own_model(folder: Path) -> Path:
+    """Where this rank saved the model before it knew of the others."""
+    return folder / f"model-{os.environ['RANK']}"
 
 
 def fill_adapters(model: Any) -> None:
@@ -257,13 +259,14 @@ class Seen:
 
 def trls_head() -> Any:
     """TRL's own LM head while the block runs."""
-    return mock.patch("sft_mask.trainer.hook.supervised_positions_only", lambda *_, **__: nullcontext())
+    return mock.patch("sft_mask.trainer.hook.supervised_positions_only", return_value=nullcontext())
 
 
 def whole_parameters(model: Any) -> dict[str, torch.Tensor]:
     """Every parameter, gathered from all ranks, under the name it has in one process."""
     made = {}
-    for name, parameter in model.named_parameters():
+    for wrapped_name, parameter in model.named_parameters():
+        name = wrapped_name
         if hasattr(parameter, "ds_id"):
             import deepspeed
 
@@ -281,6 +284,8 @@ def main(folder: Path, jobs: list[dict[str, Any]]) -> None:
     gc.freeze()  # each `train()` collects garbage, and what was imported is none
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
+    if os.environ.get("TENSOR_PARALLEL") == "true":
+        network("llama").save_pretrained(own_model(folder))
     for given in jobs:
         job = Job(**given)
         torch.save(run(job, folder), folder / f"{job.name}-rank{rank}.pt")
