@@ -12,8 +12,8 @@ TRL's SFTConfig and ModelConfig and of the class below can be a key of the YAML 
 win.
 
 Hardware, minutes, the share of trained tokens and the expected loss are at the top of each file in recipes/configs;
-when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter or the model, the tokenizer
-with its chat template, and a generation_config.json that ends an answer at the end-of-turn tokens that were trained.
+when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter or the model, the
+tokenizer with its chat template, and a generation_config.json that ends an answer at the end-of-turn tokens trained.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launch.jobs import Job, run
+from launch.jobs import Job, own_model, run
 from launch.launching import CONFIGURATIONS
 from safetensors.torch import load_file
-from support.reference_loss import distance, reference
+from support.reference_loss import distance, network, reference
 
 ARMS = ("mask", "prompt", "turn")
 SPLITS = ((4, 1), (2, 2))
@@ -41,12 +41,23 @@ MORE = [
     Job("trls-head", "mask", head=False),
     Job("experts", "turn", model="experts"),
 ]
+MEMORY = [
+    Job(f"memory-{head}", "mask", **_split(4, 1), head=head == "ours", vocabulary=1 << 17) for head in ("ours", "trls")
+]
+"""The same training with the library's LM head and with TRL's, and logits that are most of its memory."""
+QUANTIZED = [
+    Job(f"nf4-{arm}-{rows}x{accumulation}", arm, **_split(rows, accumulation), lora=True, bits=True)
+    for arm, (rows, accumulation) in product(ARMS, SPLITS)
+]
 FAULTY = [
     Job("fault-mask", "mask", fault="drop_count"),
     Job("fault-turn", "turn", fault="drop_count"),
     Job("fault-scale", "mask", fault="skip_scale"),
 ]
-FAST = ("full-mask-2x2", "full-prompt-4x1", "full-turn-2x2", "lora-mask-2x2", "lora-turn-4x1", "adamw", "resumed")
+FAST = (
+    *("full-mask-2x2", "full-prompt-4x1", "full-turn-2x2", "lora-mask-2x2", "lora-turn-4x1", "adamw", "resumed"),
+    *("nf4-mask-2x2", "nf4-turn-4x1"),
+)
 FAST_FAULTY = ("fault-mask", "fault-turn")
 
 
@@ -54,7 +65,9 @@ def jobs_of(name: str, *, fast: bool) -> list[Job]:
     """The jobs of a configuration, as it splits them."""
     if name == "sequence":  # DeepSpeed makes its groups once in a process, and batches of one width with gloo
         return [Job("full-mask-4x1", rows=4, accumulation=1, width=256)]
-    jobs = [*MATRIX, *MORE, *FAULTY]
+    jobs = [*MEMORY, *MATRIX, *MORE, *FAULTY]
+    if name == "fsdp2_qlora":
+        jobs = [*QUANTIZED]
     if name == "tensor":  # both ranks have the same rows, and adapters are not split
         jobs = [replace(job, rows=2 * job.rows) for job in MATRIX if not job.lora]
     if name in ("ddp", "two_nodes"):  # what torch.compile makes of a sharded model is not ours
@@ -92,7 +105,8 @@ def found(folder: Path, job: Job) -> list[dict[str, Any]]:
 def differences(name: str, job: Job, folder: Path) -> Differences:
     ranks, single = found(folder, job), alone(in_one_process(name, job))
     losses, parameters = single["losses"], single["parameters"]
-    if not job.lora and not job.adamw and job.model == "llama" and name != "sequence":
+    plain = job.model == "llama" and not (job.lora or job.adamw or job.vocabulary)
+    if plain and name != "sequence":
         losses, _, parameters = reference(job.model, job.arm)  # a plain loop in float64
     loss = max(abs(a - b) / b for a, b in zip(ranks[0]["losses"], losses, strict=True))
     return Differences(
@@ -114,6 +128,8 @@ def in_one_process(name: str, job: Job) -> Job:
 @cache
 def alone(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
+        if job.bits:
+            network("llama").save_pretrained(own_model(Path(folder)))
         return run(job, Path(folder))
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from datasets import Dataset
 from support.reference_loss import CHATS, PLAIN_SGD, POLICIES, STEPS, network
 from support.tiny import tokenizer
-from transformers import TrainerCallback
+from transformers import BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sft_mask import train_on_responses_only
@@ -43,12 +43,14 @@ class Job:
         accumulation: batches of one optimizer step.
         model: a key of ``MODELS``; ``tied`` for a Llama with tied embeddings.
         lora: adapters instead of all weights.
+        bits: weights in 4 bits (nf4, double quantization), adapters in float32.
         adamw: AdamW with clipped gradients instead of plain SGD.
         head: whether the library's LM head is used; otherwise TRL's.
         checkpointing: gradient checkpointing.
         compiled: ``torch.compile``, with the ``eager`` backend (no compiler is needed).
         mask: whether the library is used at all; otherwise TRL trains every token.
         averaged: ``average_tokens_across_devices``.
+        vocabulary: another size of the vocabulary, to see what the logits take.
         width: every row is padded to a multiple of this many tokens.
         evaluated: whether seven rows are evaluated afterwards.
         resumed: the second step is made by another trainer, from the checkpoint of the first.
@@ -61,12 +63,14 @@ class Job:
     accumulation: int = 2
     model: str = "llama"
     lora: bool = False
+    bits: bool = False
     adamw: bool = False
     head: bool = True
     checkpointing: bool = False
     compiled: bool = False
     mask: bool = True
     averaged: bool = True
+    vocabulary: int = 0
     width: int | None = None
     evaluated: bool = True
     resumed: bool = False
@@ -78,6 +82,7 @@ class Dies(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         if args.process_index == 1 and state.global_step == 1:
+            Path(args.output_dir, "died").touch()
             raise RuntimeError("rank 1 has lost its device")
 
 
@@ -147,18 +152,19 @@ def options_of(job: Job, folder: Path) -> dict[str, Any]:
         made["ddp_backend"] = "gloo"
     if os.environ.get("TENSOR_PARALLEL") == "true":
         made["model_init_kwargs"] = {"tp_plan": "auto", "dtype": "float32"}
+    elif job.bits:
+        made["model_init_kwargs"] = {"dtype": "float32"}
     return made
 
 
 def model_of(job: Job) -> Any:
-    if job.model == "tied":
-        torch.manual_seed(3)
-        config = copy.deepcopy(network("llama").config)
-        config.tie_word_embeddings = True
-        model: Any = type(network("llama"))(config)
-    else:
-        model = copy.deepcopy(network(job.model))
-    return model
+    if job.model != "tied" and not job.vocabulary:
+        return copy.deepcopy(network(job.model))
+    torch.manual_seed(3)
+    config = copy.deepcopy(network("llama").config)
+    config.tie_word_embeddings = job.model == "tied"
+    config.vocab_size = job.vocabulary or config.vocab_size
+    return type(network("llama"))(config)
 
 
 def trainer_of(job: Job, folder: Path) -> Any:
@@ -168,14 +174,15 @@ def trainer_of(job: Job, folder: Path) -> Any:
         from peft import LoraConfig
 
         peft = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
-    split = os.environ.get("TENSOR_PARALLEL") == "true"  # only a model that is loaded is split
+    loaded = job.bits or os.environ.get("TENSOR_PARALLEL") == "true"  # only a loaded model is split or quantized
     trainer = SFTTrainer(
-        str(own_model(folder.parent)) if split else model_of(job),
+        str(own_model(folder.parent)) if loaded else model_of(job),
         args=SFTConfig(**options_of(job, folder)),
         train_dataset=data,
         eval_dataset=data.select(range(7)),
         processing_class=tokenizer(),
         peft_config=peft,
+        quantization_config=four_bits() if job.bits else None,
     )
     if job.lora:
         fill_adapters(trainer.model)
@@ -188,15 +195,32 @@ def trainer_of(job: Job, folder: Path) -> Any:
 
 def own_model(folder: Path) -> Path:
     """Where this rank saved the model before it knew of the others."""
-    return folder / f"model-{os.environ['RANK']}"
+    return folder / f"model-{os.environ.get('RANK', '0')}"
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """As the recipe has it: under FSDP, stored in the dtype of the other weights."""
+    storage = torch.float32 if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=storage,
+    )
 
 
 def fill_adapters(model: Any) -> None:
-    """Both halves of each adapter are drawn, so that both have gradients in the first step."""
+    """Both halves of each adapter are drawn, so that both have gradients in the first step.
+
+    They become float32: TRL keeps the adapters of a quantized model in bfloat16, in which the sums of a step are
+    rounded differently for every split of it.
+    """
     torch.manual_seed(5)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_" in name:
+                parameter.data = parameter.data.float()
                 parameter.copy_(torch.randn(parameter.shape) * 0.05)
 
 
@@ -206,7 +230,10 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     with nullcontext() if job.head else trls_head(), seen.watched_head():
         trainer = trainer_of(job, folder / job.name)
         seen.count_tokens(trainer)
+        forget_peak()
+        before = megabytes("VmRSS")
         trainer.train()
+        peak = megabytes("VmHWM") - before
         if job.resumed:
             trainer = trainer_of(job, folder / job.name)
             trainer.train(resume_from_checkpoint=str(folder / job.name / "checkpoint-1"))
@@ -221,11 +248,25 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         "losses": [entry["loss"] for entry in logs],
         "supervised_tokens": [entry.get("supervised_tokens") for entry in logs],
         "own_tokens": seen.own_tokens,
+        "peak": peak,
         "library_head": seen.library_head,
         "eval_loss": evaluated.get("eval_loss"),
         "eval_supervised_tokens": evaluated.get("eval_supervised_tokens"),
-        "parameters": whole_parameters(inner),
+        "parameters": whole_parameters(inner, trained=job.bits),
     }
+
+
+def forget_peak() -> None:
+    """From here on ``VmHWM`` is the peak of what follows (on Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def megabytes(name: str) -> float:
+    """A line of this process's status: ``VmRSS`` is its memory now, ``VmHWM`` the most it was; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name)), 0.0)
 
 
 class Seen:
@@ -262,11 +303,13 @@ def trls_head() -> Any:
     return mock.patch("sft_mask.trainer.hook.supervised_positions_only", return_value=nullcontext())
 
 
-def whole_parameters(model: Any) -> dict[str, torch.Tensor]:
-    """Every parameter, gathered from all ranks, under the name it has in one process."""
+def whole_parameters(model: Any, *, trained: bool) -> dict[str, torch.Tensor]:
+    """Every parameter, or those that are trained, gathered from all ranks, under the name it has in one process."""
     made = {}
     for wrapped_name, parameter in model.named_parameters():
         name = wrapped_name
+        if trained and not parameter.requires_grad:
+            continue
         if hasattr(parameter, "ds_id"):
             import deepspeed
 
@@ -284,10 +327,10 @@ def main(folder: Path, jobs: list[dict[str, Any]]) -> None:
     gc.freeze()  # each `train()` collects garbage, and what was imported is none
     torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
-    if os.environ.get("TENSOR_PARALLEL") == "true":
+    made = [Job(**job) for job in jobs]
+    if os.environ.get("TENSOR_PARALLEL") == "true" or any(job.bits for job in made):
         network("llama").save_pretrained(own_model(folder))
-    for given in jobs:
-        job = Job(**given)
+    for job in made:
         torch.save(run(job, folder), folder / f"{job.name}-rank{rank}.pt")
         print(f"rank {rank}: {job.name} is done", flush=True)
     if torch.distributed.is_initialized():

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-SECONDS = 500
+SECONDS = int(os.environ.get("LAUNCH_SECONDS", "500"))
 """Longer than any launch needs on a busy machine; one that hangs is ended, and its exit code says so."""
 
 
@@ -56,6 +57,7 @@ _DEEPSPEED: dict[str, Any] = {"kind": "DEEPSPEED", "needs": "deepspeed", "more":
 CONFIGURATIONS = {
     "ddp": Configuration("ddp.yaml", "MULTI_CPU"),
     "fsdp2": Configuration("fsdp2.yaml", "FSDP", is_sharded=True),
+    "fsdp2_qlora": Configuration("fsdp2_qlora.yaml", "FSDP", is_sharded=True, resumes=False, needs="bitsandbytes"),
     "zero2": Configuration("zero2.yaml", **_DEEPSPEED),
     "zero3": Configuration("zero3.yaml", is_sharded=True, ours=False, **_DEEPSPEED),
     "two_nodes": Configuration("two_nodes.yaml", "MULTI_CPU"),
@@ -70,11 +72,12 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launch ended, what all of its processes said, and after how many seconds."""
+    """How a launch ended, what all of its processes said, how many seconds it took, and when it was over."""
 
     code: int
     output: str
     seconds: float
+    at: float
 
 
 def launch_jobs(name: str, jobs: Sequence[dict[str, Any]], folder: Path) -> Ended:
@@ -93,7 +96,7 @@ def launch(name: str, script: Sequence[str], **more: str) -> Ended:
     else:
         one = [*_accelerate(configuration.file), "--main_process_port", str(free_port()), *_on_cpu(script)]
         code, output = _together([one], {**configuration.more, **more})
-    return Ended(code, output, time.monotonic() - started)
+    return Ended(code, output, time.monotonic() - started, time.time())
 
 
 def _accelerate(file: str) -> list[str]:
@@ -114,29 +117,18 @@ def environment(**more: str) -> dict[str, str]:
 
 def _together(commands: Sequence[Sequence[str]], more: dict[str, str]) -> tuple[int, str]:
     """Runs commands at once; the first exit code that is not 0, and everything they said."""
-    running = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(**more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for command in commands
-    ]
-    output, deadline = "", time.monotonic() + SECONDS
-    try:
-        for process in running:
-            said, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-            output += said
-    finally:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        started: dict[str, Any] = {"cwd": ROOT, "env": environment(**more), "stdout": log, "stderr": log}
+        running = [subprocess.Popen(command, start_new_session=True, **started) for command in commands]
+        deadline = time.monotonic() + SECONDS
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            time.sleep(0.2)
         for process in running:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    codes = [process.wait() for process in running]
-    return next((code for code in codes if code), 0), output
+        codes = [process.wait() for process in running]
+        log.seek(0)
+        return next((code for code in codes if code), 0), log.read()
 
 
 def free_port() -> int:

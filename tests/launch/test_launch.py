@@ -87,5 +87,14 @@ def test_a_count_that_a_rank_loses_is_seen(name: str, job: Job, launched: Launch
     assert differences(name, job, launched(name)).parameters > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["ddp", "two_nodes"])
+def test_a_rank_that_dies_ends_the_others_with_its_error(name: str, tmp_path: Path) -> None:
+    ended = launch_jobs(name, [{"name": "dies", "fault": "die"}], tmp_path)
+    assert ended.code != 0
+    assert "RuntimeError: rank 1 has lost its device" in ended.output
+    assert "rank 0: dies is done" not in ended.output
+    assert ended.at - (tmp_path / "dies" / "died").stat().st_mtime < 60, "seconds until the last process has ended"
+
+
 def test_the_largest_of_differences() -> None:
     assert Differences.largest([Differences(1, 0, 5, 0), Differences(0, 3, 4, 0)]) == Differences(1, 3, 5, 0)
