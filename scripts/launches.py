@@ -1,11 +1,11 @@
 """Every launch configuration on two CPU processes against one process, and the table of docs/launch.md.
 
-    scripts/test_launch.sh --table            installs what is needed, runs this, and writes the table (half an hour)
-    python scripts/launches.py fsdp2 zero3    only these, printed
+    scripts/test_launch.sh --table               installs what is needed, and writes the table (half an hour)
+    scripts/test_launch.sh --table fsdp2 zero3   prints the rows of these
 
 Each configuration of recipes/accelerate is launched with ``accelerate launch``; tests/launch/jobs.py is what its
-processes run, tests/launch/compared.py says which trainings these are. The losses and parameters of full fine-tuning are
-compared with a plain loop in float64, those of everything else with the same training in one process.
+processes run, tests/launch/compared.py says which trainings these are. Losses and parameters of full fine-tuning with
+SGD are compared with a plain loop in float64, those of everything else with the same training in one process.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ HEADER = (
 def main() -> None:
     parser = argparse.ArgumentParser(description="Launch every configuration on two CPU processes.")
     parser.add_argument("names", nargs="*", default=list(CONFIGURATIONS), help=", ".join(CONFIGURATIONS))
-    parser.add_argument("--write", action="store_true", help="write the table into docs/launch.md")
     args = parser.parse_args()
     rows = []
     for name in args.names:
         rows.append(row(name))
         print(rows[-1], flush=True)
-    if args.write:
+    if len(rows) == len(CONFIGURATIONS):
         write("\n".join([HEADER, *rows]))
 
 

@@ -298,7 +298,7 @@ def refusals() -> dict[str, tuple[tuple[Any, ...], str]]:
         "checkpoint": (("--resume_from_checkpoint", "true"), "there is no checkpoint in"),
         "checkpoint folder": (("--resume_from_checkpoint", "nowhere"), "the checkpoint 'nowhere' does not exist"),
         "evaluation": (("--eval_strategy", "epoch"), "nothing to evaluate"),
-        "quantized": (("--load_in_4bit", "true"), "needs a CUDA GPU, and none was found"),
+        "merged": (("--merge", "true", "--use_peft", "false"), "there is no adapter to merge"),
         "odd pairs": (("--mask_between", "<think>"), "mask_between has 1 texts"),
         "policy": (("--turns", "first"), "turns='first'"),
         "one marker": (("--response_part", "x"), "instruction_part is missing"),
@@ -362,17 +362,3 @@ def test_bad_input_gets_one_sentence_and_no_model(
 def test_nothing_named_is_refused_by_name() -> None:
     assert "no model was given" in run_recipe("lora_sft.py").output
     assert "no data was given" in run_recipe("lora_sft.py", "--model_name_or_path", "x").output
-
-
-@pytest.mark.parametrize(("gpus", "said"), [(0, "2 processes were launched on this machine, which has 0 CUDA GPUs")])
-def test_more_processes_than_gpus_are_refused_by_one_of_them(gpus: int, said: str, data: Path) -> None:
-    if torch.cuda.device_count() != gpus:
-        pytest.skip("this machine has GPUs")
-    ranks = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
-    given = ("lora_sft.py", "--model_name_or_path", "x", "--train_data", data)
-    first = run_recipe(*given, RANK="0", **ranks)
-    second = run_recipe(*given, RANK="1", **ranks)
-    assert (first.code, second.code) == (1, 1)
-    assert said in first.output
-    assert "--num_processes 1" in first.output
-    assert second.output.strip() == ""
