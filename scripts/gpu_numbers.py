@@ -1,11 +1,11 @@
-"""Tokens per second and peak memory on the GPUs of this machine, with the mask and without: the tables of docs/launch.md.
+"""Tokens per second and peak memory on the GPUs of this machine, with and without the mask: a table of docs/launch.md.
 
     python scripts/gpu_numbers.py                                 # Qwen3-0.6B; needs a GPU, QLoRA also bitsandbytes
     python scripts/gpu_numbers.py --model Qwen/Qwen3-8B --rows 4 --length 2048
 
 Every line is a launch of its own: LoRA of the model on the recipes' data by TRL's trainer alone (every token is
-trained), with the mask, and with a prompt weight; the same in 4 bits; with the mask and the library's LM head in place of
-TRL's Triton kernel; and, if there are several GPUs, with FSDP2 on 2, 4, ... of them.
+trained), with the mask, and with a prompt weight; the same in 4 bits; with the mask and the library's LM head in place
+of TRL's Triton kernel; and, if there are several GPUs, with FSDP2 on 2, 4, ... of them.
 """
 
 from __future__ import annotations

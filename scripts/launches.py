@@ -33,21 +33,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Launch every configuration on two CPU processes.")
     parser.add_argument("names", nargs="*", default=list(CONFIGURATIONS), help=", ".join(CONFIGURATIONS))
     args = parser.parse_args()
-    rows = []
+    rows, failed = [], []
     for name in args.names:
-        rows.append(row(name))
-        print(rows[-1], flush=True)
+        made = row(name)
+        print(made or f"{name} failed", flush=True)
+        (rows if made else failed).append(made or name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
     if len(rows) == len(CONFIGURATIONS):
         write("\n".join([HEADER, *rows]))
 
 
-def row(name: str) -> str:
-    """Launches a configuration with all of its jobs: a line of the table."""
+def row(name: str) -> str | None:
+    """Launches a configuration with all of its jobs: a line of the table, or nothing if it failed."""
     jobs = jobs_of(name, fast=False)
     with tempfile.TemporaryDirectory() as folder:
         ended = launch_jobs(name, [vars(job) for job in jobs], Path(folder))
         if ended.code:
-            sys.exit(f"{ended.output[-6000:]}\n{name} ended with {ended.code}")
+            print(f"{ended.output[-6000:]}\n{name} ended with {ended.code}")
+            return None
         equal = [job for job in jobs if not job.fault]
         most = Differences.largest(differences(name, job, Path(folder)) for job in equal)
         broken = [differences(name, job, Path(folder)).parameters for job in jobs if job.fault]

@@ -15,6 +15,7 @@ from launch.jobs import Job, own_model, run
 from launch.launching import CONFIGURATIONS
 from safetensors.torch import load_file
 from support.reference_loss import distance, network, reference
+from transformers import AutoModelForCausalLM
 
 ARMS = ("mask", "prompt", "turn")
 SPLITS = ((4, 1), (2, 2))
@@ -134,13 +135,14 @@ def alone(job: Job) -> dict[str, Any]:
 
 
 def _saved(folder: Path, parameters: dict[str, torch.Tensor]) -> float:
-    """How far the saved file is from the parameters; infinitely, where it lacks one that was trained."""
+    """How far the saved weights are from the parameters; infinitely, where one that was trained is not among them."""
     adapter = folder / "adapter_model.safetensors"
-    kept = load_file(adapter if adapter.is_file() else folder / "model.safetensors")
-    whole = {name.replace(".default", ""): value for name, value in parameters.items()}
     if adapter.is_file():
-        whole = {name: value for name, value in whole.items() if "lora_" in name}
-    missing = whole.keys() - kept.keys() - ({"lm_head.weight"} if "lm_head.weight" not in kept else set())
-    if missing or not whole:
+        kept = load_file(adapter)
+        wanted = {name.replace(".default", ""): value for name, value in parameters.items() if "lora_" in name}
+    else:
+        kept = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+        wanted = parameters
+    if not wanted or wanted.keys() - kept.keys():
         return float("inf")
-    return max(float((kept[name].float() - whole[name]).abs().max()) for name in whole.keys() & kept.keys())
+    return max(float((kept[name].float() - value).abs().max()) for name, value in wanted.items())
