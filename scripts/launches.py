@@ -52,9 +52,9 @@ def row(name: str) -> str | None:
         if ended.code:
             print(f"{ended.output[-6000:]}\n{name} ended with {ended.code}")
             return None
-        equal = [job for job in jobs if not job.fault]
+        equal = [job for job in jobs if not job.name.startswith("fault")]
         most = Differences.largest(differences(name, job, Path(folder)) for job in equal)
-        broken = [differences(name, job, Path(folder)).parameters for job in jobs if job.fault]
+        broken = [differences(name, job, Path(folder)).parameters for job in jobs if job.name.startswith("fault")]
         peaks = [max(rank["peak"] for rank in found(Path(folder), job)) for job in jobs if job.vocabulary]
     apart = [f"{value:.0e}" for value in (most.loss, most.parameters, most.evaluation)]
     seen = f"{min(broken):.0e}" if broken else ""

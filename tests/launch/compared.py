@@ -54,12 +54,13 @@ FAULTY = [
     Job("fault-mask", "mask", fault="drop_count"),
     Job("fault-turn", "turn", fault="drop_count"),
     Job("fault-scale", "mask", fault="skip_scale"),
+    Job("fault-averaging", "mask", averaged=False),
 ]
 FAST = (
     *("full-mask-2x2", "full-prompt-4x1", "full-turn-2x2", "lora-mask-2x2", "lora-turn-4x1", "adamw", "resumed"),
     *("nf4-mask-2x2", "nf4-turn-4x1"),
 )
-FAST_FAULTY = ("fault-mask", "fault-turn")
+FAST_FAULTY = ("fault-mask", "fault-turn", "fault-averaging")
 
 
 def jobs_of(name: str, *, fast: bool) -> list[Job]:
@@ -122,7 +123,15 @@ def in_one_process(name: str, job: Job) -> Job:
     """The same training in one process: all rows of a step in one batch, and nothing that is tested."""
     rows = job.rows * job.accumulation * (1 if CONFIGURATIONS[name].same_rows else 2)
     return replace(
-        job, name="alone", rows=rows, accumulation=1, resumed=False, checkpointing=False, compiled=False, fault=""
+        job,
+        name="alone",
+        rows=rows,
+        accumulation=1,
+        resumed=False,
+        checkpointing=False,
+        compiled=False,
+        averaged=True,
+        fault="",
     )
 
 

@@ -152,7 +152,7 @@ class Machine:
 
     address: str
     port: int
-    inside: tuple[str, ...] = ()
+    inside: tuple[str, ...]
 
     def command(self, rank: int, script: Sequence[str]) -> list[str]:
         place = ["--machine_rank", str(rank), "--main_process_ip", self.address, "--main_process_port", str(self.port)]
@@ -163,9 +163,24 @@ class Machine:
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
     """Two network namespaces joined by a cable, where root may make them; otherwise this machine, twice."""
     names = [f"sft{os.getpid()}{end}" for end in "ab"]
-    if not can_make_networks():
-        yield (Machine("127.0.0.1", port := free_port()), Machine("127.0.0.1", port))
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        caches = [f"HF_DATASETS_CACHE={folder}/{name}" for name in names]  # machines do not share theirs
+        if can_make_networks():
+            with _two_networks(names):
+                # Without the name of the interface, gloo takes the one of the host's name, and the other machine waits.
+                within = [("ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=v0") for name in names]
+                first, second = ((*place, own) for place, own in zip(within, caches, strict=True))
+                yield (Machine("10.0.0.1", 29500, first), Machine("10.0.0.1", 29500, second))
+        else:
+            port = free_port()
+            yield (
+                Machine("127.0.0.1", port, ("env", caches[0])),
+                Machine("127.0.0.1", port, ("env", caches[1])),
+            )
+
+
+@contextmanager
+def _two_networks(names: Sequence[str]) -> Iterator[None]:
     try:
         for name in names:
             _ip("netns", "add", name)
@@ -174,9 +189,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
             _ip("-n", name, "addr", "add", f"10.0.0.{at}/24", "dev", "v0")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "v0", "up")
-        # Without the name of the interface, gloo takes the one of the host's name, and the other machine waits.
-        inside = [("ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=v0") for name in names]
-        yield (Machine("10.0.0.1", 29500, inside[0]), Machine("10.0.0.1", 29500, inside[1]))
+        yield
     finally:
         for name in names:
             _ip("netns", "del", name, check=False)

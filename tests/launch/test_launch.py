@@ -40,7 +40,7 @@ def jobs(*, faulty: bool = False) -> list[object]:
         missing = pytest.mark.skipif(
             not configuration.is_installed, reason=f"{configuration.needs} is installed by scripts/test_launch.sh"
         )
-        chosen = [job for job in jobs_of(name, fast=True) if bool(job.fault) == faulty]
+        chosen = [job for job in jobs_of(name, fast=True) if job.name.startswith("fault") == faulty]
         made += [pytest.param(name, job, id=f"{name}-{job.name}", marks=missing) for job in chosen]
     return made
 
@@ -83,8 +83,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, launched: Launched) -
 
 
 @pytest.mark.parametrize(("name", "job"), jobs(faulty=True))
-def test_a_count_that_a_rank_loses_is_seen(name: str, job: Job, launched: Launched) -> None:
-    assert differences(name, job, launched(name)).parameters > 100 * TOLERANCE
+def test_a_wrong_normalization_is_seen(name: str, job: Job, launched: Launched) -> None:
+    """A rank's tokens are dropped from the count, or every rank divides by its own."""
+    assert differences(name, job, launched(name)).parameters > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["ddp", "two_nodes"])

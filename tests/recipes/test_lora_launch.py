@@ -15,7 +15,7 @@ from support.recipe_runner import run_recipe
 from support.tiny import chats
 
 ASKED: dict[str, Any] = {
-    "use_cpu": False,
+    "use_cpu": True,
     "load_in_4bit": False,
     "load_in_8bit": False,
     "use_peft": True,
