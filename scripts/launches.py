@@ -24,7 +24,7 @@ from launch.compared import Differences, differences, found, jobs_of  # noqa: E4
 from launch.launching import CONFIGURATIONS, launch_jobs  # noqa: E402
 
 HEADER = (
-    "| configuration | trainings | loss | parameters | evaluation | saved file | with a rank's count dropped "
+    "| configuration | trainings | loss | parameters | evaluation | saved file | with the normalization broken "
     "| peak memory, library's head / TRL's |\n|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 
@@ -54,7 +54,7 @@ def row(name: str) -> str | None:
             return None
         equal = [job for job in jobs if not job.name.startswith("fault")]
         most = Differences.largest(differences(name, job, Path(folder)) for job in equal)
-        broken = [differences(name, job, Path(folder)).parameters for job in jobs if job.name.startswith("fault")]
+        broken = [differences(name, job, Path(folder)).parameters for job in jobs if job.fault]
         peaks = [max(rank["peak"] for rank in found(Path(folder), job)) for job in jobs if job.vocabulary]
     apart = [f"{value:.0e}" for value in (most.loss, most.parameters, most.evaluation)]
     seen = f"{min(broken):.0e}" if broken else ""
