@@ -1,17 +1,19 @@
-"""Fine-tune a chat model with LoRA or QLoRA on the assistant's words only, on a CPU, one GPU or many.
+"""Fine-tune a chat model with LoRA, QLoRA or in full on the assistant's words only, on a CPU, one GPU or many.
 
     accelerate launch recipes/lora_sft.py --config recipes/configs/smollm2-135m.yaml
     accelerate launch recipes/lora_sft.py --config recipes/configs/qwen3-8b.yaml --load_in_4bit true      # QLoRA
     accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 \
         recipes/lora_sft.py --config recipes/configs/llama3.1-8b.yaml --train_data my_chats.jsonl
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml --num_processes 8 \
+        recipes/lora_sft.py --config recipes/configs/llama3.1-8b-full.yaml          # all weights (use_peft: false)
 
 To use your own data, change three lines of a YAML file: model_name_or_path, train_data, output_dir. Every field of
 TRL's SFTConfig and ModelConfig and of the class below can be a key of the YAML file or a command-line option; options
 win.
 
 Hardware, minutes, the share of trained tokens and the expected loss are at the top of each file in recipes/configs;
-when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter, the tokenizer with its
-chat template, and a generation_config.json that ends an answer at the end-of-turn tokens that were trained.
+when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter or the model, the
+tokenizer with its chat template, and a generation_config.json that ends an answer at the end-of-turn tokens trained.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ def main() -> None:
         quantization_config=quantization(model_args),
         peft_config=get_peft_config(model_args),
     )
+    check_sharding(trainer)
     # The one line that this library is about: from here on only the assistant's words are trained.
     try:
         trainer = train_on_responses_only(trainer, **mask)
@@ -131,7 +134,7 @@ def main() -> None:
     trainer.save_model()  # on every rank: sharded weights are gathered
     trainer.save_state()
     if trainer.is_world_process_zero():
-        save_beside_the_adapter(trainer, tokenizer, stops)
+        save_beside_the_weights(trainer, tokenizer, stops)
         if recipe.merge:
             merge(Path(training.output_dir), model_args.dtype)
     trainer.accelerator.wait_for_everyone()
@@ -198,21 +201,28 @@ def local_world_size() -> int:
 
 
 def refuse(why: str) -> NoReturn:
-    """Exits with one sentence from the first process; the others exit silently."""
-    first = os.environ.get("RANK", "0") == "0"
-    sys.exit(f"lora_sft: {why}" if first else 1)
+    """Exits with one sentence from the first process of each machine; the others exit silently."""
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    sys.exit(f"lora_sft: {why}{which_machine()}" if first else 1)
+
+
+def which_machine() -> str:
+    machines = int(os.environ.get("WORLD_SIZE", "1")) // local_world_size()
+    return f" (on {os.uname().nodename}, one of {machines} machines)" if machines > 1 else ""
+
+
+def launched_with(variable: str) -> bool:
+    """Whether ``accelerate launch`` set a variable, as its configuration asks."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def check_request(wanted: Namespace) -> None:
     """Refuses what cannot work on this machine or with these files, before anything is loaded."""
-    processes, gpus = local_world_size(), torch.cuda.device_count()
-    if processes > gpus and not wanted.use_cpu:
-        refuse(
-            f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
-            f"--num_processes {max(gpus, 1)}, or pass --use_cpu true to run them on the CPU."
-        )
+    check_launch(wanted)
     if wanted.load_in_4bit or wanted.load_in_8bit:
         check_quantization(wanted)
+    if wanted.merge and not wanted.use_peft:
+        refuse("merge: true with use_peft: false: there is no adapter to merge; leave merge out.")
     if not wanted.model_name_or_path:
         refuse("no model was given; set model_name_or_path, a folder or a hub name.")
     if not wanted.train_data:
@@ -226,13 +236,37 @@ def check_request(wanted: Namespace) -> None:
         refuse(f"the chat template {template!r} does not exist; chat_template_path is a .jinja file.")
 
 
+def check_launch(wanted: Namespace) -> None:
+    processes, gpus = local_world_size(), torch.cuda.device_count()
+    on_cpu = wanted.use_cpu or os.environ.get("DS_ACCELERATOR") == "cpu"
+    if processes > gpus and not on_cpu:
+        refuse(
+            f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
+            f"--num_processes {max(gpus, 1)}, or pass --use_cpu true to run them on the CPU."
+        )
+    if launched_with("ACCELERATE_USE_DEEPSPEED") and importlib.util.find_spec("deepspeed") is None:
+        refuse(
+            "the launch configuration asks for DeepSpeed, which is missing: `pip install deepspeed`, or use fsdp2.yaml."
+        )
+
+
 def check_quantization(wanted: Namespace) -> None:
-    if not torch.cuda.is_available() or wanted.use_cpu:
-        refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and none was found; leave it out to use LoRA.")
     if importlib.util.find_spec("bitsandbytes") is None:
         refuse(
             "QLoRA needs bitsandbytes, which is missing: `pip install 'sft-mask[qlora]'`, or leave load_in_4bit out."
         )
+    if not wanted.use_peft:
+        refuse("weights in 4 or 8 bits cannot be trained, only an adapter can: leave load_in_4bit or use_peft out.")
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        refuse("ZeRO-3 does not shard weights in 4 or 8 bits; use recipes/accelerate/fsdp2_qlora.yaml, or zero2.yaml.")
+    if launched_with("ACCELERATE_USE_FSDP") and wanted.load_in_8bit:
+        refuse("FSDP does not shard weights in 8 bits; use --load_in_4bit true, or recipes/accelerate/ddp.yaml.")
+
+
+def check_sharding(trainer: SFTTrainer) -> None:
+    """Refuses to train unsharded what was to be sharded."""
+    if launched_with("ACCELERATE_USE_FSDP") and not trainer.is_fsdp_enabled:
+        refuse("accelerate does not run FSDP on CPUs and would run DDP instead; use recipes/accelerate/ddp.yaml.")
 
 
 def check_file(option: str, name: str | None) -> None:
@@ -385,7 +419,7 @@ def show(trainer: Any, tokenizer: Any) -> None:
 
 def quantization(model_args: ModelConfig) -> Any:
     """4 or 8 bits as requested; a model that comes in MXFP4 (gpt-oss) is unpacked, or it could not be trained."""
-    if model_args.load_in_4bit and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if model_args.load_in_4bit and launched_with("ACCELERATE_USE_FSDP"):
         model_args.bnb_4bit_quant_storage = model_args.dtype  # FSDP shards tensors of a single dtype
     chosen = get_quantization_config(model_args)
     if chosen is not None:
@@ -395,7 +429,7 @@ def quantization(model_args: ModelConfig) -> Any:
     return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
 
 
-def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
+def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
     """Saves the report, and a generation config whose EOS is the end-of-turn token that was trained."""
     folder = Path(trainer.args.output_dir)
     generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
@@ -409,7 +443,8 @@ def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> N
     (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
     ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))
     says = f"that stops at {ends}" if stops else "as it was, since no end-of-turn token was trained"
-    print(f"Saved in {folder}: the adapter, the tokenizer and a generation config {says}")
+    what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
+    print(f"Saved in {folder}: the {what}, the tokenizer and a generation config {says}")
 
 
 def as_list(eos: int | list[int] | None) -> list[int]:

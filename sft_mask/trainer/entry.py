@@ -16,6 +16,7 @@ from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import LabelBatch, batch_table, rows_of_batch
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.trainer.checks import check_collator
+from sft_mask.trainer.parallel import what_depends_on_the_ranks
 from sft_mask.trainer.read import TrainerInfo, read_trainer
 from sft_mask.trainer.refusals import normalizes_by_tokens, refuse_with_weights
 
@@ -138,7 +139,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
     elif "eval" in masked:
         trainer.eval_dataset = masked["eval"][0]
     if is_main_process():
-        for warning in state.report().warnings:
+        for warning in (*state.report().warnings, *what_depends_on_the_ranks(trainer)):
             logger.warning(warning)
 
 
