@@ -33,7 +33,7 @@ ODD = [
 
 
 def texts(tokenizer: PreTrainedTokenizerFast, seed: int, count: int = 300) -> list[str]:
-    """Texts that join whole and cut control tokens with letters that normalizers and tokenizers treat in special ways."""
+    """Texts that join control tokens, parts of them, and letters that normalizers change."""
     rng = random.Random(seed)
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     pieces = [*ODD, *added, *added, *(text[:-1] for text in added), *(text[1:] for text in added)]

@@ -95,7 +95,7 @@ def test_an_error_while_a_shard_is_written_leaves_no_part_of_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards._Job, "batches", failing)
-    with pytest.raises(OSError, match="No space left on device, while token ids were written. Nothing was changed"):
+    with pytest.raises(OSError, match=r"No space left on device, while token ids were written\. Nothing was changed"):
         mask_dataset(on_disk, tiny.tokenizer())
     assert not files(tmp_path)
 
@@ -130,7 +130,7 @@ def test_a_row_that_fails_names_itself_in_any_batch_and_process(tmp_path: Path, 
 def test_of_several_rows_that_fail_the_first_is_named(tmp_path: Path) -> None:
     chats = [list(chat) for chat in CHATS]
     chats[80] = chats[33] = []
-    with pytest.raises(DataError, match="^Row 33: "):
+    with pytest.raises(DataError, match=r"^Row 33: "):
         mask_dataset(from_file(tmp_path, chats), tiny.tokenizer(), num_proc=2)
 
 
