@@ -35,6 +35,7 @@ class UnweightedBatch:
         factor: ``(tokens,)`` by which regions and a ``loss_weights`` column multiply each token's weight.
         may_prompt: ``(tokens,)`` whether a token outside of turns could be trained: it is not padding, was not masked
             before, and its row trains an answer.
+        units: ``(documents,)`` number of the conversation that each document belongs to; by default each is one.
     """
 
     ids: Ids
@@ -44,6 +45,7 @@ class UnweightedBatch:
     documents: Ints
     factor: Floats
     may_prompt: Bools
+    units: Ints | None = None
 
 
 def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
@@ -53,7 +55,7 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
 
         reduction="token"      w
         reduction="turn"       turn's weight * w / sum(w over the turn)
-        reduction="sequence"   w / sum(w over the document)
+        reduction="sequence"   w / sum(w over the document, or over all documents of its conversation)
 
     A document with two turns of weight 1, and a region of weight 0.5 over token 4::
 
@@ -68,17 +70,19 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
     weights = np.where(batch.labels != IGNORE_INDEX, batch.factor, 0.0)
     if policy.reduction == "turn":
         numbers = np.arange(len(batch.trained))
-        weights = mean_within(weights, over_turns(batch.trained, numbers, size, outside=-1), first_tokens)
+        weights = mean_within(weights, over_turns(batch.trained, numbers, size), first_tokens)  # 0 outside of turns
     weights *= over_turns(batch.trained, batch.trained.weight, size)
-    prompt = np.zeros(size, np.bool_)
+    of_prompt = 0
     if policy.prompt_weight:
         prompt = batch.may_prompt & ~trained_mask(batch.turns, size) & (batch.factor > 0)
         weights[prompt] = policy.prompt_weight * batch.factor[prompt]
+        of_prompt = int(prompt.sum())
     if policy.reduction == "sequence":
-        units = np.repeat(np.arange(len(batch.documents) - 1), np.diff(batch.documents))
+        numbers = np.arange(len(batch.documents) - 1) if batch.units is None else batch.units
+        units = np.repeat(numbers, np.diff(batch.documents))
         weights = mean_within(weights, units, first_tokens)
     labels = np.where(weights > 0, batch.ids, IGNORE_INDEX)
-    return encode_labels(labels, weights), int(prompt.sum())
+    return encode_labels(labels, weights), of_prompt
 
 
 def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
@@ -86,14 +90,10 @@ def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
 
     Args:
         weights: ``(tokens,)``.
-        units: ``(tokens,)`` number of each token's unit, ``-1`` for none.
+        units: ``(tokens,)`` number of each token's unit.
         first_tokens: first token of each document, which nothing predicts: its weight becomes 0.
     """
     weights = weights.copy()
     weights[first_tokens] = 0
-    inside = units >= 0
-    own = weights[inside]
-    sums = np.bincount(units[inside], own, minlength=int(units.max(initial=-1)) + 1)[units[inside]]
-    scaled = np.zeros_like(weights)
-    scaled[inside] = np.divide(own, sums, out=np.zeros(len(own)), where=sums > _NOTHING)
-    return scaled
+    sums = np.bincount(units, weights)[units]
+    return np.divide(weights, sums, out=np.zeros(len(weights)), where=sums > _NOTHING)

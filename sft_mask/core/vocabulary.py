@@ -68,7 +68,7 @@ class Vocabulary:
         size: number of ids; ids outside ``[0, size)`` have no text.
         tokens: the tokenizer's own spelling of each id, ``None`` where the vocabulary has a hole.
         kind: ``"opaque"`` where ids cannot be mapped to exact bytes.
-        added: added tokens by id.
+        added: added tokens by id; each of these ids is below ``size``.
         name: of the tokenizer, for errors.
     """
 
@@ -148,13 +148,13 @@ class Vocabulary:
             return self._spelled_bytes(np.arange(self.size))
         tokens = [token or "" for token in self.tokens]
         characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
-        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64, self.size))
+        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64))
         alphabet = np.array([*map(ord, self._alphabet)])
         byte_of = np.full(alphabet.max() + 2, -1, np.int64)
         byte_of[alphabet] = list(self._alphabet.values())
         flat = byte_of[np.minimum(characters, len(byte_of) - 1)]
         # Few tokens are spelled otherwise; these are read one by one.
-        others = np.union1d(owner[flat < 0], [token_id for token_id in self.added if token_id < self.size])
+        others = np.union1d(owner[flat < 0], [*self.added])
         regular = np.isin(owner, others, invert=True)
         other_bytes, other_owner = self._spelled_bytes(others.astype(np.int64))
         owner = np.append(owner[regular], other_owner)
@@ -163,7 +163,7 @@ class Vocabulary:
 
     def _spelled_bytes(self, token_ids: Ints) -> tuple[NDArray[np.uint8], Ints]:
         spelled = list(map(self.token_bytes, token_ids.tolist()))
-        lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
+        lengths = np.fromiter(map(len, spelled), np.int64)
         return np.frombuffer(b"".join(spelled), np.uint8), np.repeat(token_ids, lengths)
 
     def is_special(self, token_id: int) -> bool:
@@ -186,7 +186,7 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     added = _added_tokens(tokenizer)
     tokens = _spellings(tokenizer, added)
     size = len(tokens)
-    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
     if vocabulary.kind != "opaque" and not _spells_probe(vocabulary, tokenizer):
         return Vocabulary(size, tokens, "opaque", added, name)
@@ -243,7 +243,7 @@ def _spellings(tokenizer: Any, added: Mapping[int, AddedTokenInfo]) -> Sequence[
     tokens: list[str | None] = list(map(backend.id_to_token, range(size)))
     if None in tokens:  # fewer tokens than ids
         vocab = tokenizer.get_vocab()
-        tokens = [None] * (max(vocab.values(), default=-1) + 1)
+        tokens = [None] * (max(vocab.values()) + 1)
         for token, token_id in vocab.items():
             tokens[token_id] = token
     for token_id, token in added.items():
