@@ -37,6 +37,8 @@ ALLOWED = {
     "sft_mask.trainer.metrics": {"torch"},
     "sft_mask.preview.source": {"datasets"},
     "sft_mask.data.setup": {"datasets"},
+    "sft_mask.data.tokenize.rows": {"transformers"},
+    "sft_mask.data.tokenize.shards": {"datasets"},
     "sft_mask.templates.tracing.sandbox": {"transformers"},
     "sft_mask.templates.render": {"transformers"},
     "sft_mask.trainer.weighted_loss": {"torch"},

@@ -192,10 +192,7 @@ def _digest(info: TokenizerInfo) -> str:
     """A digest of the tokenizer for fingerprints: its vocabulary and its added tokens."""
     from datasets.fingerprint import Hasher
 
-    vocabulary = info.vocabulary
-    added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
-    tokens = "\0".join([token or "" for token in vocabulary.tokens])
-    return str(Hasher.hash((tokens, added, info.tokenizer.pad_token_id)))
+    return str(Hasher.hash((info.vocabulary.digest, info.tokenizer.pad_token_id)))
 
 
 def marker_summary(masker: Masker) -> MarkerSummary:

@@ -29,6 +29,7 @@ from sft_mask.data.read.conversations import (
 )
 from sft_mask.data.read.formats import column_names
 from sft_mask.data.read.rows import LOSS_WEIGHTS
+from sft_mask.data.tokenize.rows import RowTokenizer
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 64
 _PLACE = "place in the batch"
+_PARTS = "texts to encode"
 _IDS = pa.list_(pa.int64())
 
 
@@ -100,6 +102,34 @@ def label_stream(
     if next(iter(labelled), None) is None:
         raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
     return labelled if keep_all_rows else labelled.filter(has_trained_token), stats
+
+
+def tokenized_stream(dataset: IterableDataset, tokenizer: RowTokenizer) -> IterableDataset:
+    """A stream with ``input_ids`` (of prompt and completion also ``labels``), made as rows are read.
+
+    Rows are rendered one by one, because rows of a stream may have different columns, and encoded in batches.
+    """
+    parts = dataset.map(_parts_of_row, with_indices=True, fn_kwargs={"tokenizer": tokenizer})
+    return parts.map(
+        _ids_of_parts,
+        batched=True,
+        batch_size=_ROWS_AT_ONCE,
+        with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer},
+        remove_columns=_PARTS,
+    )
+
+
+def _parts_of_row(row: Row, number: int, tokenizer: RowTokenizer) -> dict[str, object]:
+    return {_PARTS: tokenizer.parts(row, number)}
+
+
+def _ids_of_parts(batch: Row, numbers: Sequence[int], tokenizer: RowTokenizer) -> dict[str, object]:
+    made = tokenizer.encode(batch[_PARTS], numbers)
+    ids: dict[str, object] = {"input_ids": [row.ids.tolist() for row in made]}
+    if any(row.prompt is not None for row in made):
+        ids["labels"] = [None if row.prompt is None else row.labels().tolist() for row in made]
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
