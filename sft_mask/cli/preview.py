@@ -28,7 +28,8 @@ def add_parser(commands: object) -> None:
         about="""
         Shows rows as the loss will see them: trained tokens bright, masked ones dim. In a pipe, trained text is in
         brackets. --why adds the reason for each token. --html writes all rows to one page that needs no network: hover
-        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous.
+        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous,
+        or that lost words.
         """,
         examples="""
           sft-mask preview Qwen/Qwen3-8B chats.jsonl
@@ -125,6 +126,7 @@ def _as_dict(row: PreviewRow) -> dict[str, object]:
         "tokens": len(row.input_ids),
         "trained": row.trained_tokens,
         "status": list(row.status),
+        "lost": list(row.lost),
         "runs": [{"start": run.start, "end": run.end, "weight": run.weight, "text": run.text} for run in row.runs],
         "parts": [
             {"start": note.start, "end": note.end, "role": note.role, "turn": note.turn, "reason": note.reason}

@@ -68,6 +68,7 @@ class PreviewRows(Sequence[PreviewRow]):
                 documents=row.documents.tolist(),
                 status=row.status,
                 name=f"{self._name} {row.number}",
+                lost=map(str, row.account.losses),
             )
 
 
