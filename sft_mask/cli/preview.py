@@ -7,10 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+from sft_mask.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    add_settings,
+    add_shape,
+    settings_of,
+    shape_of,
+)
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
+    from sft_mask.data.as_trained import RowShape
     from sft_mask.preview import PreviewRow, PreviewRows
 
 _SHOWN = 3
@@ -46,6 +56,7 @@ def add_parser(commands: object) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a page for the browser instead")
     parser.add_argument("--open", action="store_true", help="with --html: open the page in the browser")
     add_json(parser)
+    add_shape(parser)
     add_settings(parser)
 
 
@@ -53,14 +64,13 @@ def run(args: argparse.Namespace) -> int:
     """Shows the rows."""
     from sft_mask.cli.inputs import first_rows, load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.preview import preview_rows
 
     _check(args)
     tokenizer = load_tokenizer(args.model)
-    data = load_data(args)
-    if args.html is None:
+    data, shape = load_data(args), shape_of(args)
+    if args.html is None and shape.packing is None:
         data = first_rows(data, max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))
-    rows = preview_rows(data, tokenizer, **settings_of(args))
+    rows = _rows(data, tokenizer, settings_of(args), shape)
     chosen = _chosen(rows, args)
     if args.html is not None:
         return _write(chosen, args)
@@ -69,6 +79,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _show(chosen, console(), why=args.why)
     return 0
+
+
+def _rows(data: object, tokenizer: object, settings: dict[str, Any], shape: RowShape) -> PreviewRows:
+    """The rows of the trainer; packed ones come with the labels that they had before."""
+    from sft_mask.data.as_trained import packed_rows
+    from sft_mask.data.setup import MaskSettings, read_tokenizer
+    from sft_mask.preview import preview_rows
+
+    if shape.packing is None:
+        return preview_rows(data, tokenizer, **settings, max_length=shape.max_length, expand=shape.expand)
+    template = settings["chat_template"]
+    own = MaskSettings(settings["instruction_part"], settings["response_part"], settings["policy"], "drop")
+    packed = packed_rows(data, read_tokenizer(tokenizer, template), own, template, shape, "train")
+    return preview_rows(packed, tokenizer, **settings)
 
 
 def _check(args: argparse.Namespace) -> None:
