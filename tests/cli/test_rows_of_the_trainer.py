@@ -49,24 +49,28 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def trained(rows: Any) -> list[list[tuple[int, int]]]:
     """Runs of trained tokens of each row of a preview as JSON."""
-    return [
-        [(run["start"], nxt["start"] if nxt else row["tokens"]) for run, nxt in zip(row["runs"], [*row["runs"][1:], None], strict=True) if run["weight"]]
-        for row in rows
-    ]  # fmt: skip
+    found = []
+    for row in rows:
+        ends = [*(run["start"] for run in row["runs"][1:]), row["tokens"]]
+        pairs = zip(row["runs"], ends, strict=True)
+        found.append([(run["start"], end) for run, end in pairs if run["weight"]])
+    return found
 
 
 def runs_of(labels: list[int]) -> list[tuple[int, int]]:
-    edges = [at for at in range(len(labels) + 1) if (at < len(labels) and labels[at] != -100) != (at > 0 and labels[at - 1] != -100)]  # fmt: skip
+    inside = [False, *(label != -100 for label in labels), False]
+    edges = [at for at in range(len(labels) + 1) if inside[at] != inside[at + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 @pytest.mark.usefixtures("in_tmp_path")
 def test_truncated_rows_are_those_of_the_trainer(run: Any, folder: Path) -> None:
     trainer = train_on_responses_only(build("out", messages_dataset(12), max_length=40))
-    shown = json.loads(run("preview", str(folder / "model"), str(folder / "chats.jsonl"), "--max-length", "40", "--rows", "12", "--json")[1])  # fmt: skip
+    given = (str(folder / "model"), str(folder / "chats.jsonl"), "--max-length", "40", "--json")
+    shown = json.loads(run("preview", *given, "--rows", "12")[1])
     kept = [row for row in shown if row["trained"]]
     assert trained(kept) == [runs_of(row["labels"]) for row in trainer.train_dataset]
-    report = json.loads(run("check", str(folder / "model"), str(folder / "chats.jsonl"), "--max-length", "40", "--json")[1])  # fmt: skip
+    report = json.loads(run("check", *given)[1])
     wanted = trainer.mask_report.splits["train"].to_dict()
     found = report["splits"]["train"]
     for name in ("tokens", "trained_tokens", "turns", "turns_cut", "stops_trained"):
@@ -79,11 +83,11 @@ def test_truncated_rows_are_those_of_the_trainer(run: Any, folder: Path) -> None
 def test_packed_rows_are_those_that_the_trainer_packs(strategy: str, run: Any, folder: Path) -> None:
     masked = mask_dataset(messages_dataset(12), tokenizer())
     trainer = build("out", masked, packing=True, packing_strategy=strategy, max_length=64)
-    shape = ("--max-length", "64", "--packing", strategy)
-    shown = json.loads(run("preview", str(folder / "model"), str(folder / "chats.jsonl"), *shape, "--rows", "99", "--json")[1])  # fmt: skip
+    given = (str(folder / "model"), str(folder / "chats.jsonl"), "--max-length", "64", "--packing", strategy, "--json")
+    shown = json.loads(run("preview", *given, "--rows", "99")[1])
     assert trained(shown) == [runs_of(row["labels"]) for row in trainer.train_dataset]
     assert [row["tokens"] for row in shown] == [len(row["input_ids"]) for row in trainer.train_dataset]
-    report = json.loads(run("check", str(folder / "model"), str(folder / "chats.jsonl"), *shape, "--json")[1])
+    report = json.loads(run("check", *given)[1])
     assert report["rows_packed"] == len(trainer.train_dataset)
 
 
