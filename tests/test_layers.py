@@ -22,9 +22,11 @@ FRAMEWORKS = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 HEAVY = FRAMEWORKS | {"numpy", "pyarrow", "rich", "jinja2"}
 ALLOWED = {
     "sft_mask._compat": {"trl", "accelerate"},
+    "sft_mask.cli.files": {"datasets"},
     "sft_mask.cli.inputs": {"datasets", "transformers"},
     "sft_mask.cli.output": {"datasets"},
     "sft_mask.data.dataset": {"datasets"},
+    "sft_mask.data.expand": {"datasets"},
     "sft_mask.doctor.checks.loss": {"torch"},
     "sft_mask.doctor.samples": {"datasets"},
     "sft_mask._tensors": {"torch"},

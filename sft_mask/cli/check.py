@@ -15,6 +15,7 @@ from sft_mask.cli.options import (
     settings_of,
     shape_of,
 )
+from sft_mask.cli.words import in_shell_words
 
 if TYPE_CHECKING:
     from sft_mask.data.as_trained import RowShape
@@ -33,7 +34,8 @@ def add_parser(commands: object) -> None:
         Masks every row and prints what is trained: shares, end-of-turn tokens, cut and dropped rows, and whether
         markers or messages decided the rows.
 
-        exit codes: 0 no warnings, 1 warnings, 2 the data cannot be masked at all
+        exit codes: 0 no problems, 1 problems (a warning, a row that cannot be decided, nothing to train), 2 the model
+        or the data cannot be read, so nothing was checked
         """,
         examples="""
           sft-mask check Qwen/Qwen3-8B chats.jsonl
@@ -43,6 +45,13 @@ def add_parser(commands: object) -> None:
     )
     add_model(parser)
     add_data(parser)
+    _add_on_ambiguous(parser)
+    add_json(parser)
+    add_shape(parser)
+    add_settings(parser)
+
+
+def _add_on_ambiguous(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-ambiguous",
         metavar="error|drop|mask",
@@ -55,31 +64,28 @@ def add_parser(commands: object) -> None:
         action="store_true",
         help="exit with 0 although the chat template does not write all that the assistant's messages say",
     )
-    add_json(parser)
-    add_shape(parser)
-    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
     from sft_mask.cli.inputs import load_data, load_tokenizer
-    from sft_mask.cli.output import console, print_json
+    from sft_mask.cli.output import console, in_words_for_the_shell, print_json
 
     tokenizer = load_tokenizer(args.model)
     data = load_data(args)
     settings = settings_of(args)
     report, packed = report_of(data, tokenizer, args.on_ambiguous, settings, shape_of(args))
     problems = problems_of(report, allow_lost=args.allow_lost)
+    unprinted = [in_shell_words(problem) for problem in problems if problem not in report.warnings]
+    problems = [in_shell_words(problem) for problem in problems]
     if args.json:
         print_json({**report.to_dict(), **({} if packed is None else {"rows_packed": packed}), "problems": problems})
     else:
         out = console()
-        out.print(report)
+        out.print(in_words_for_the_shell(report))
         if packed is not None:
             out.print(f"packed: {packed:,} rows of at most {args.max_length:,} tokens ({args.packing})")
-        for problem in problems:
-            if problem in report.warnings:
-                continue  # the report has printed it
+        for problem in unprinted:
             out.print(f"problem: {problem}", style="yellow")
         verdict = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "no problems"
         out.print(verdict, style="bold yellow" if problems else "bold green")
