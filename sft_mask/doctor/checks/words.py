@@ -27,7 +27,7 @@ def check_words(examined: Examined) -> Iterator[Finding]:
 def _counts(examined: Examined, sample: Sample, name: str) -> SplitReport:
     """The counts of the trainer's report, which knows all rows; without one, those of the sample."""
     report = getattr(examined.trainer, "mask_report", None)
-    whole = report.splits.get(name) if report is not None else None
+    whole: SplitReport | None = report.splits.get(name) if report is not None else None
     if whole is not None and whole.fields:
         return whole
     return sum((sampled.row.account.counts for sampled in sample.rows), SplitReport())
