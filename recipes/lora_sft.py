@@ -13,7 +13,8 @@ win.
 
 Hardware, minutes, the share of trained tokens and the expected loss are at the top of each file in recipes/configs;
 when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter or the model, the
-tokenizer with its chat template, and a generation_config.json that ends an answer at the end-of-turn tokens trained.
+tokenizer with its chat template, a generation_config.json that ends an answer at the end-of-turn tokens trained, and
+chat_template_kwargs.json, the arguments of the generation prompt that the trained answers come after.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import difflib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -32,7 +34,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from local_model import find_model
 from peft import AutoPeftModelForCausalLM
@@ -46,6 +48,8 @@ from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
 
 COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"text"}, {"input_ids"})
+PROMPT = "chat_template_kwargs.json"
+"""Arguments of the generation prompt that the trained answers come after; to be given to apply_chat_template."""
 ROWS_LOOKED_AT = 200
 """Rows that are masked before the model is loaded, so that problems with markers or template show up in seconds."""
 
@@ -86,6 +90,9 @@ class RecipeArguments:
     reduction: str = field(
         default="token", metadata={"help": "token, turn or sequence: what has the same weight in the loss"}
     )
+    expand: bool = field(
+        default=False, metadata={"help": "make rows in which each answer is as inference shows it (mask_dataset)"}
+    )
     merge: bool = field(
         default=False, metadata={"help": "also save the whole model with the adapter merged, in merged/"}
     )
@@ -97,7 +104,10 @@ def main() -> None:
     with training.main_process_first(desc="reading the data"):
         train, evaluation = read_data(recipe, training)
     mask = mask_settings(recipe)
-    stops = look_before_loading(train, tokenizer, mask)
+    stops, prompt = look_before_loading(train, tokenizer, mask)
+    if recipe.expand:
+        with training.main_process_first(desc="expanding the conversations"):
+            train, evaluation = expanded(train, evaluation, tokenizer, mask)
 
     training.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -117,7 +127,7 @@ def main() -> None:
     check_sharding(trainer)
     # The one line that this library is about: from here on only the assistant's words are trained.
     try:
-        trainer = train_on_responses_only(trainer, **mask)
+        trainer = train_on_responses_only(trainer, **mask)  # labels that expand made stay as they are
     except SftMaskError as error:
         refuse(str(error))
     if trainer.is_world_process_zero():
@@ -134,7 +144,7 @@ def main() -> None:
     trainer.save_model()  # on every rank: sharded weights are gathered
     trainer.save_state()
     if trainer.is_world_process_zero():
-        save_beside_the_weights(trainer, tokenizer, stops)
+        save_beside_the_weights(trainer, tokenizer, stops, prompt)
         if recipe.merge:
             merge(Path(training.output_dir), model_args.dtype)
     trainer.accelerator.wait_for_everyone()
@@ -370,8 +380,8 @@ def mask_settings(recipe: RecipeArguments) -> dict[str, Any]:
     }
 
 
-def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> list[int]:
-    """Masks the first rows, to see what the library refuses, and which end-of-turn tokens are trained."""
+def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+    """Masks the first rows: what the library refuses, the end-of-turn tokens, the generation prompt's arguments."""
     if tokenizer.chat_template is None and {"messages", "conversations"} & set(train.column_names):
         refuse("the tokenizer has no chat template, and the data are messages; set chat_template_path, a .jinja file.")
     if tokenizer.chat_template is None and mask["response_part"] is None:
@@ -383,7 +393,32 @@ def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) ->
     except SftMaskError as error:
         refuse(str(error))
     known = {tokenizer.convert_tokens_to_ids(stop) for stop in report.markers.stops}
-    return trained_stops(masked["labels"], known)
+    return trained_stops(masked["labels"], known), {
+        **report.splits["train"].prompt_arguments,
+        **common_arguments(rows),
+    }
+
+
+def common_arguments(rows: Dataset) -> dict[str, Any]:
+    """The chat_template_kwargs that all rows have in common; they shape the prompt too."""
+    if "chat_template_kwargs" not in rows.column_names:
+        return {}
+    given = [json.loads(row) if isinstance(row, str) else (row or {}) for row in rows["chat_template_kwargs"]]
+    return {name: value for name, value in given[0].items() if all(row.get(name) == value for row in given)}
+
+
+def expanded(
+    train: Dataset, evaluation: Dataset | None, tokenizer: Any, mask: dict[str, Any]
+) -> tuple[Dataset, Dataset | None]:
+    """The fewest rows in which each answer is as inference shows it, with their labels."""
+    splits = {"train": train, **({} if evaluation is None else {"eval": evaluation})}
+    try:
+        made, report = mask_dataset(DatasetDict(splits), tokenizer, **mask, expand=True, return_report=True)
+    except SftMaskError as error:
+        refuse(str(error))
+    if os.environ.get("RANK", "0") == "0":
+        Console(highlight=False).print(report, soft_wrap=True)
+    return made["train"], made.get("eval")
 
 
 def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
@@ -429,8 +464,8 @@ def quantization(model_args: ModelConfig) -> Any:
     return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
 
 
-def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
-    """Saves the report, and a generation config whose EOS is the end-of-turn token that was trained."""
+def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int], prompt: dict[str, Any]) -> None:
+    """Saves the report, a generation config that stops at the trained end-of-turn token, and the prompt's arguments."""
     folder = Path(trainer.args.output_dir)
     generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
     # If there are several, keep those the model was released with: gpt-oss ends earlier answers with another token.
@@ -441,6 +476,7 @@ def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int]) -> N
     generation.save_pretrained(folder)
     report = json.dumps(trainer.mask_report.to_dict(), indent=1, ensure_ascii=False)
     (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
+    (folder / PROMPT).write_text(json.dumps(prompt) + "\n", encoding="utf-8")
     ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))
     says = f"that stops at {ends}" if stops else "as it was, since no end-of-turn token was trained"
     what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
@@ -457,6 +493,7 @@ def merge(folder: Path, dtype: str) -> None:
     merged.generation_config = GenerationConfig.from_pretrained(folder)
     merged.save_pretrained(folder / "merged")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "merged")
+    shutil.copy(folder / PROMPT, folder / "merged")
     print(f"Saved in {folder / 'merged'}: the whole model with the adapter merged")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import extra
 
@@ -201,3 +201,14 @@ def chunked_head() -> ChunkedHead | None:
         return None
     arguments = ", ".join(inspect.signature(forward).parameters)
     return ChunkedHead(utils, apply, is_compact) if arguments == _HEAD_ARGUMENTS else None
+
+
+def pack_rows(dataset: Any, length: int, strategy: str) -> Any:
+    """Rows of ``input_ids`` and ``labels``, packed as ``SFTTrainer`` packs them.
+
+    Raises:
+        MissingExtraError: TRL is not installed.
+    """
+    with extra("train", "Packing rows as TRL does"):
+        from trl import pack_dataset
+    return pack_dataset(dataset.with_format(None).select_columns(["input_ids", "labels"]), length, strategy)

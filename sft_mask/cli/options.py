@@ -12,6 +12,7 @@ from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
     from sft_mask.core.policy import Policy
+    from sft_mask.data.as_trained import RowShape
 
 
 def add_command(
@@ -81,6 +82,36 @@ def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
         action="append",
         help="do not train what is between two texts in an answer, such as '<think>' '</think>'; may be repeated",
     )
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Adds what a trainer makes of the rows."""
+    group = parser.add_argument_group("the rows of the trainer")
+    group.add_argument("--max-length", type=int, metavar="N", help="truncate rows as SFTConfig(max_length=N) does")
+    group.add_argument(
+        "--packing",
+        nargs="?",
+        const="bfd",
+        choices=("bfd", "bfd_split", "wrapped"),
+        help="pack the masked rows to --max-length tokens, with TRL (default strategy: bfd)",
+    )
+    group.add_argument(
+        "--expand", action="store_true", help="mask_dataset(expand=True): answers as inference shows them"
+    )
+
+
+def shape_of(args: argparse.Namespace) -> RowShape:
+    """What the options of :func:`add_shape` say."""
+    from sft_mask.data.as_trained import RowShape
+
+    if args.packing is not None and args.max_length is None:
+        raise DataError(
+            f"--packing {args.packing} needs --max-length N: rows are packed to that many tokens (SFTConfig's own "
+            "default is 1024)."
+        )
+    if args.max_length is not None and args.max_length < 1:
+        raise DataError(f"--max-length {args.max_length}: give 1 or more.")
+    return RowShape(args.max_length, args.packing, args.expand)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

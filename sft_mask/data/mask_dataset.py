@@ -82,7 +82,7 @@ def mask_dataset(
         for name, split in splits.items():
             refuse_what_cannot_expand(split, name)
     first = next(iter(splits))
-    ready = {first: _head(splits[first])} if expand else splits
+    ready = {first: head(splits[first])} if expand else splits
     ready = {name: tokenized(split, info, chat_template, name, num_proc) for name, split in ready.items()}
     masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
     split_masker = SplitMasker(masker)
@@ -104,7 +104,7 @@ def mask_dataset(
     return (answer, report) if return_report else answer
 
 
-def _head(dataset: Any) -> object:
+def head(dataset: Any) -> object:
     """The first rows, from which markers are learnt."""
     return dataset.select(range(min(_LEARNT_FROM, len(dataset)))) if hasattr(dataset, "__len__") else dataset
 

@@ -72,6 +72,14 @@ class MaskReport:
         merged = dict.fromkeys((*self.warnings, *all_warnings(self.splits, self.stops_expected, alike)))
         object.__setattr__(self, "warnings", tuple(merged))
 
+    def accepting_losses(self) -> MaskReport:
+        """The report without what follows from fields of the assistant that the chat template does not write."""
+        alike = self.markers.like_assistant if self.markers is not None else ()
+        own = set(all_warnings(self.splits, self.stops_expected, alike))
+        others = tuple(warning for warning in self.warnings if warning not in own)
+        splits = {name: split.accepting_losses() for name, split in self.splits.items()}
+        return MaskReport(splits, self.markers, others, self.stops_expected)
+
     def to_dict(self) -> dict[str, object]:
         """Ready for ``json.dumps``.
 

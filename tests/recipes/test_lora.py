@@ -188,6 +188,47 @@ def test_a_saved_adapter_answers_and_stops_and_so_does_the_merged_model(tiny_fol
     assert not torch.allclose(adapted, tiny_model()(ids).logits, atol=1e-2)
 
 
+@pytest.fixture(scope="module")
+def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen3") / "model"
+    save("qwen3-0.6b", folder)
+    return folder
+
+
+def answered(*answers: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        part for answer in answers for part in ({"role": "user", "content": "red"}, {"role": "assistant", **answer})
+    ]
+
+
+def test_a_model_is_asked_with_the_prompt_that_was_trained(qwen3_folder: Path, tmp_path: Path) -> None:
+    """Qwen3's template: without reasoning the last answer comes after an empty block, which a prompt must hold."""
+    plain = answered({"content": "blue"}, {"content": "seven"}, {"content": "walk"})
+    data = write(tmp_path / "plain.jsonl", [{"messages": plain}] * 4)
+    out = tmp_path / "out"
+    assert train(qwen3_folder, data, out, "--merge").code == 0
+    for folder in (out, out / "merged"):
+        assert json.loads((folder / "chat_template_kwargs.json").read_text()) == {"enable_thinking": False}
+        asked = run_recipe("answer.py", folder, "red", "--max-new-tokens", 2)
+        assert asked.code == 0, asked.output[-3000:]
+        assert "asked with enable_thinking=False" in asked.output
+
+
+def test_expanded_conversations_train_each_answer_with_its_reasoning(qwen3_folder: Path, tmp_path: Path) -> None:
+    said = answered(*({"content": word, "reasoning_content": "stone"} for word in ("blue", "seven", "walk")))
+    data = write(tmp_path / "reasoned.jsonl", [{"messages": said}] * 4)
+    out = tmp_path / "out"
+    run = train(qwen3_folder, data, out, "--expand", "true")
+    assert run.code == 0, run.output[-3000:]
+    assert "expanded: 4 conversations of" in run.output
+    assert "into 12 rows" in run.output
+    assert report(out)["rows"] == 12
+    assert json.loads((out / "chat_template_kwargs.json").read_text()) == {}
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    masked = mask_dataset(Dataset.from_list(rows), AutoTokenizer.from_pretrained(qwen3_folder), expand=True)
+    assert report(out)["trained_tokens"] == sum(label != -100 for labels in masked["labels"] for label in labels)
+
+
 @pytest.mark.slow
 def test_two_ranks_have_the_loss_curve_of_one(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     """The same eight rows a step; the look at the mask is printed once."""

@@ -120,6 +120,7 @@ def count_batch(
         rows_unchecked=int((~decided.exact & ~decided.checked & kept & ~ambiguous).sum()),
         unchecked_reasons=dict(unmatched),
         rows_ambiguous=len(decided.ambiguous),
+        rows_without_words=sum(each.lost for each in decided.ambiguous.values()),
         rows_mid_turn=decided.mid_turn,
         rows_with_unread_flags=decided.unread_flags,
         rows_at_max_length=int((full & ~decided.exact & ~decided.checked).sum()),
