@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from sft_mask._compat import is_main_process
@@ -14,6 +15,8 @@ from sft_mask.core.policy import Policy, Reduction, combined
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles, read_chats
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
 from sft_mask.data.read import Row
@@ -42,17 +45,25 @@ def mask_dataset(
     reduction: Reduction | None = None,
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
     return_report: bool = False,
 ) -> Any:
     """Response-only labels before there is a trainer: exact under any packing and truncation that follows.
 
     Args:
-        dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
-            ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
+        dataset: has ``input_ids``, or chats in any format in use (``messages``, ShareGPT, Alpaca, questions and
+            answers, JSON text, ...), or ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is
+            masked split by split.
         tokenizer: a fast tokenizer.
         instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
             Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
             the trainer that is built on them puts them into the loss.
+        columns: what the columns are, and the keys of a message, where their names do not say it:
+            ``{"ask": "prompt", "reply": "response"}``, ``{"dialog": "messages", "speaker": "role"}``; ``None`` leaves
+            a column out.
+        roles: what the roles are, likewise: ``{"alice": "user", "bob": "assistant"}``. Well-known names (``human``,
+            ``gpt``, ``observation``, ...) are read without it, and the report says so.
         return_report: also return the :class:`~sft_mask.report.MaskReport` (of a stream: of its first rows).
 
     Returns:
@@ -69,12 +80,14 @@ def mask_dataset(
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
-    ready = {name: tokenized(split, info, chat_template, name) for name, split in splits.items()}
+    read = {name: read_chats(split, name, info.template, columns, roles) for name, split in splits.items()}
+    ready = {name: tokenized(split, info, chat_template, name) for name, (split, _) in read.items()}
     first = next(iter(ready))
-    masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
+    masker = masker_for(info, sample_rows(ready[first]), settings, read[first][0], f"the {first} dataset")
     split_masker = SplitMasker(masker)
-    masked = {name: split_masker.label(split, name, source=splits[name]) for name, split in ready.items()}
-    report = split_masker.report({name: stats for name, (_, stats) in masked.items()})
+    masked = {name: split_masker.label(split, name, source=read[name][0]) for name, split in ready.items()}
+    read_as = {name: told for name, (_, told) in read.items() if told}
+    report = replace(split_masker.report({name: stats for name, (_, stats) in masked.items()}), read_as=read_as)
     weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
     if weighted and is_main_process():
         logger.warning(

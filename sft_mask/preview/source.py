@@ -7,6 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles, read_chats
 from sft_mask.data.mask_dataset import tokenized
 from sft_mask.data.read.formats import named_splits, sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
@@ -80,6 +82,8 @@ def preview_rows(
     split: str | None = None,
     policy: Policy | None = None,
     chat_template: str | None = None,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
 ) -> PreviewRows:
     """Returns the rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
@@ -95,6 +99,8 @@ def preview_rows(
             ``chat_template``; not for a trainer.
         split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
             ``"train"``, or the first one.
+        columns: as in :func:`~sft_mask.mask_dataset`, like ``roles``.
+        roles: see ``columns``.
 
     Raises:
         DataError: there is no such split, nothing to tokenize, or a malformed row.
@@ -102,7 +108,7 @@ def preview_rows(
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
     if hasattr(data, "train_dataset"):
-        given_too = (tokenizer, instruction_part, response_part, policy, chat_template)
+        given_too = (tokenizer, instruction_part, response_part, policy, chat_template, columns, roles)
         if any(value is not None for value in given_too):
             raise UnsupportedError(
                 "A trainer is shown as it was masked, so a tokenizer, markers, a policy or a chat template cannot be "
@@ -113,7 +119,7 @@ def preview_rows(
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
     info = read_tokenizer(tokenizer, chat_template)
-    rows = _finite(dataset)
+    rows, _ = read_chats(_finite(dataset), name, info.template, columns, roles)
     ready = tokenized(rows, info, chat_template, name)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
     masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")

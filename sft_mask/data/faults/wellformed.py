@@ -39,7 +39,7 @@ def check_row(row: Mapping[str, object]) -> None:
             raise _nothing(row)
         is_conversation = column != "text"
         if is_conversation:
-            _check_messages(column, row[column])
+            check_messages(column, row[column])
         elif not isinstance(row[column], str):
             raise _no_text(column, row[column])
     if is_conversation:
@@ -61,6 +61,18 @@ def oddities(messages: Sequence[Mapping[str, object]]) -> str:
 
 def _kind(value: object) -> str:
     return "null" if value is None else f"{reprlib.repr(value)[:_SHOWN]}, of type {type(value).__name__}"
+
+
+def check_text(column: str, value: object) -> None:
+    """Refuses what is not text.
+
+    Raises:
+        DataError: it is null, or of another type.
+    """
+    if value is None:
+        raise _is_null(column)
+    if not isinstance(value, str):
+        raise _no_text(column, value)
 
 
 def _nothing(row: Mapping[str, object]) -> DataError:
@@ -109,8 +121,8 @@ def _check_pair(row: Mapping[str, object]) -> bool:
         return False
     if any(are_text):
         raise _mixed(row, PAIR[are_text.index(True)])
-    _check_messages("prompt", row["prompt"])
-    _check_messages("completion", row["completion"], may_be_empty=True)
+    check_messages("prompt", row["prompt"])
+    check_messages("completion", row["completion"], may_be_empty=True)
     return True
 
 
@@ -129,7 +141,14 @@ def _mixed(row: Row, text: str) -> DataError:
 # messages
 
 
-def _check_messages(column: str, messages: object, may_be_empty: bool = False) -> None:
+def check_messages(column: str, messages: object, may_be_empty: bool = False) -> None:
+    """Refuses what is not a list of messages.
+
+    Raises:
+        DataError: it is null, of another type, or a message is malformed.
+    """
+    if messages is None:
+        raise _is_null(column)
     if isinstance(messages, str):
         raise _is_text(column, messages)
     if isinstance(messages, Mapping):
