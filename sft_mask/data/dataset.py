@@ -250,7 +250,8 @@ def _label_batches(
     for batch in _batches(dataset, used, masker.cutting):
         if len(batch.places):
             where = f"the {name} dataset"
-            masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)
+            table = decode.prepared(batch.table)
+            masked = mask_rows(masker, table, decode, batch.numbers, where, adjacent=used is None)
             stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:

@@ -24,7 +24,7 @@ from sft_mask.templates.words import WordAligner
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids
 
-_VERSION = "4"
+_VERSION = "5"
 """Part of every fingerprint; changes when a mask can change."""
 
 

@@ -110,6 +110,7 @@ def count_batch(
         rows_ambiguous=len(decided.ambiguous),
         rows_mid_turn=decided.mid_turn,
         rows_with_unread_flags=decided.unread_flags,
+        unread_flags=decided.unread_flag_names,
     )
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-_REASONS = ("dropped_reasons", "unchecked_reasons")
+_REASONS = ("dropped_reasons", "unchecked_reasons", "unread_flags")
 """Fields of a split that count by reason."""
 
 
@@ -59,7 +59,9 @@ class SplitReport:
     rows_masked_before: int = 0
     """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
     rows_with_unread_flags: int = 0
-    """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
+    """Rows whose messages carry ``train``, ``weight``, ``loss`` or the like, which the policy did not ask for."""
+    unread_flags: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the rows by the name of the flag."""
 
     def __post_init__(self) -> None:
         for name in _REASONS:
@@ -71,6 +73,7 @@ class SplitReport:
         return SplitReport(
             dropped_reasons=Counter(self.dropped_reasons) + Counter(other.dropped_reasons),
             unchecked_reasons=Counter(self.unchecked_reasons) + Counter(other.unchecked_reasons),
+            unread_flags=Counter(self.unread_flags) + Counter(other.unread_flags),
             **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
         )
 

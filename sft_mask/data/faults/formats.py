@@ -17,8 +17,8 @@ _MEANS = {
 _FIELDS = "messages, prompt, input, response, completion, system, history, tools, text; inside a message role, content"
 
 
-def argument(**columns: str | None) -> str:
-    """The argument, as it is typed."""
+def argument(**columns: str) -> str:
+    """The argument, as it is typed, for columns by their field."""
     return _typed({column: field for field, column in columns.items()})
 
 
@@ -85,10 +85,10 @@ def nothing_to_read(where: str, columns: Sequence[str], texts: Sequence[str], ma
     there = ", ".join(columns) or "no columns"
     others = [name for name in texts if name not in made.values()]
     missing = [field for field in ("prompt", "response") if field not in made]
-    named = [*others, *("<name of the column>" for _ in missing)][: len(missing)]
+    named = [*others[: len(missing)], *(f"<{field} column>" for field in missing[len(others) :])]
     guessed = {**{name: field for field, name in made.items()}, **dict(zip(named, missing, strict=True))}
     half = f" Only {' and '.join(made.values())} can be read by name." if made else ""
-    other = next((name for name in columns if name not in made.values()), "<name of the column>")
+    other = next((name for name in columns if name not in made.values()), "<column>")
     return DataError(
         f"{where[0].upper()}{where[1:]} has no input_ids, messages, conversations, prompt and completion, text, or "
         f"columns of questions and answers (it has {there}).{half} Say what is asked and what is answered, such as "

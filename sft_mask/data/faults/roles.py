@@ -68,14 +68,17 @@ def without_answers(data: object, where: str) -> NothingToTrainError | None:
     speakers = _speakers(data)
     if speakers is None or speakers.answers or not speakers.counts:
         return None
-    own, last = " or ".join(map(repr, sorted(ASSISTANT_ROLES))), speakers.columns[-1]
+    columns, last = _columns_of(data), speakers.columns[-1]
+    own = " or ".join(map(repr, sorted(ASSISTANT_ROLES)))
+    known = (
+        f"the chat template calls the assistant {own}" if "input_ids" in columns else "none of these is the assistant"
+    )
     stream = not hasattr(data, "__len__")
     seen = f"{'the first ' if stream else ''}{speakers.rows} conversation{'' if speakers.rows == 1 else 's'}"
     named = "" if speakers.key == "role" else f" (under the key {speakers.key!r})"
     return NothingToTrainError(
         f"No message in the {last} column of {where} is the assistant's, so there is nothing to train. The roles of "
-        f"{seen} are {_listed(speakers.counts)}{named}; the assistant's messages have the role {own}. "
-        f"{_way_out(speakers, _columns_of(data))}"
+        f"{seen} are {_listed(speakers.counts)}{named}; {known}. {_way_out(speakers, columns)}"
     )
 
 

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sft_mask.constants import FLAGS
 from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import read_tools, read_variables
 from sft_mask.errors import DataError
@@ -20,6 +21,7 @@ _COLUMNS = ("conversations", "messages", "text")
 _TEXT_ROLES = {"system", "developer", "user", "assistant", "model", "human", "gpt"}
 """Roles whose content a template writes unchanged; a tool's may be any JSON."""
 _RESERVED = ("tools", "tokenize", "return_dict", "chat_template", "add_generation_prompt", "conversation")
+_NO_WORDS = frozenset({"role", "from", "content", "value", "name", *FLAGS})
 _READABLE = 1_000_000
 _SHOWN = 80
 _SHOWN_TEXT = "{} messages as text, {!r}. The text is {}, not a list of messages; read it first:"
@@ -174,7 +176,8 @@ def _check_message(column: str, at: int, message: object) -> None:
         there = ", ".join(str(name) for name, value in message.items() if value is not None) or "nothing"
         raise DataError(
             f"{where} has no role (it has {there}). Say who speaks, with 'role': 'system', 'user', 'assistant' or "
-            "'tool', or remove the message."
+            "'tool', or remove the message. If all messages have it under another name, say under which: "
+            'columns={"speaker": "role"}.'
         )
     if not isinstance(role, str):
         raise DataError(
@@ -183,7 +186,25 @@ def _check_message(column: str, at: int, message: object) -> None:
         )
     if role in _TEXT_ROLES:
         key = "value" if "value" in message else "content"
+        if message.get(key) is None and not _says_otherwise(message):
+            raise _no_content(column, where, role, key)
         _check_content(column, where, key, message.get(key))
+
+
+def _says_otherwise(message: Mapping[str, object]) -> bool:
+    """Whether a message has more than a role and null content, such as tool calls or reasoning."""
+    return any(
+        value for name, value in message.items() if name not in _NO_WORDS and isinstance(value, (str, list, dict))
+    )
+
+
+def _no_content(column: str, where: str, role: str, key: str) -> DataError:
+    kept = f'[message for message in row["{column}"] if message["{key}"] is not None]'
+    return DataError(
+        f"{where} ({role}) has null content and says nothing else, and chat templates write that as None, as nothing, "
+        f"or not at all. Give it words, or leave such messages out: "
+        f'dataset = dataset.map(lambda row: {{"{column}": {kept}}})'
+    )
 
 
 def _check_content(column: str, where: str, key: str, content: object) -> None:

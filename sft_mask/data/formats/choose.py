@@ -61,9 +61,9 @@ def _items(value: object) -> list[object]:
 def _check_conversation(sample: Sample, columns: Mapping[str, str], keys: tuple[str, str]) -> None:
     """Refuses a column that the caller called a conversation and that is none."""
     column = columns.get("messages")
-    if column is None or not sample.values(column):
+    first = next(filter(None, sample.values(column)), None) if column is not None else None
+    if column is None or first is None:
         return
-    first = sample.values(column)[0]
     items = [loaded(item) for item in _items(first)]
     if not items or not isinstance(items[0], (Mapping, list, tuple)):
         raise faults.not_chats(sample.where, column, first)
@@ -103,13 +103,13 @@ def _refuse_without_assistant(
 ) -> None:
     if not said or any(kind_of(names.role(role)) == "assistant" or names.role(role) == CALL for role in said):
         return
-    if "response" in found.columns:
+    answers = found.columns.get("messages") or found.columns.get("completion")
+    if answers is None or not any(_items(value) for value in sample.values(answers)):
         return
     error = None if names.given else without_answers(dataset, sample.where)
     if error is not None:
         raise error
-    column = found.columns.get("messages") or found.columns["completion"]
-    raise no_assistant(sample.where, column, said, names.given)
+    raise no_assistant(sample.where, answers, said, names.given)
 
 
 def _is_unusual_tools(tools: object) -> bool:

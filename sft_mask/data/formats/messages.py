@@ -57,7 +57,7 @@ def loaded(value: object) -> object:
 def is_message(value: object) -> bool:
     """Whether a value is one message, or one turn of a question and an answer, in a known spelling."""
     read = loaded(value)
-    if _is_pair(read):
+    if _pair(read) is not None:
         return True
     return isinstance(read, Mapping) and (_role_key(read) is not None or bool(list(_turns(read))))
 
@@ -112,12 +112,10 @@ def _takes_calls(message: Message) -> bool:
 
 def _standard(message: object, spelling: Spelling) -> Iterator[object]:
     """The messages that one item of a conversation stands for."""
-    if _is_pair(message):
-        first, second = message  # type: ignore[misc, has-type]
-        if kind_of(first) is not None:
-            message = {spelling.role: first, spelling.content: second}
-        else:
-            message = {"user": first, "assistant": second}
+    pair = _pair(message)
+    if pair is not None:
+        keys = (spelling.role, spelling.content) if kind_of(pair[0]) is not None else ("user", "assistant")
+        message = dict(zip(keys, pair, strict=True))
     if not isinstance(message, Mapping):
         yield message
     elif message.get(spelling.role) is None and (turns := list(_turns(message))):
@@ -126,9 +124,12 @@ def _standard(message: object, spelling: Spelling) -> Iterator[object]:
         yield _message(message, spelling)
 
 
-def _is_pair(value: object) -> bool:
-    """Whether a value is a question and its answer, or a role and its words."""
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(text, str) for text in value)
+def _pair(value: object) -> tuple[str, str] | None:
+    """A question and its answer, or a role and its words; ``None`` for anything else."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return None
+    first, second = value
+    return (first, second) if isinstance(first, str) and isinstance(second, str) else None
 
 
 def _turns(message: Message) -> Iterator[dict[str, object]]:
@@ -201,7 +202,9 @@ def _call(call: object) -> dict[str, object] | None:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return None
-    arguments = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
+    arguments: object = next(
+        (function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {}
+    )
     return {"type": "function", "function": {"name": function["name"], "arguments": loaded(arguments)}}
 
 
