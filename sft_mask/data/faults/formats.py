@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
+from sft_mask.constants import ROLES
+from sft_mask.data.formats.names import kind_of
 from sft_mask.errors import DataError
 
 _MEANS = {
@@ -28,6 +31,26 @@ def _typed(columns: Mapping[str, str | None]) -> str:
         for column, field in columns.items()
     )
     return f"columns={{{inside}}}"
+
+
+def check_arguments(columns: object, roles: object) -> None:
+    """Refuses ``columns`` and ``roles`` that are not names by name, or name a role that is none.
+
+    Raises:
+        DataError: as above.
+    """
+    for name, given, example in (("columns", columns, '{"ask": "prompt"}'), ("roles", roles, '{"bob": "assistant"}')):
+        if given is not None and not isinstance(given, Mapping):
+            raise DataError(
+                f"{name}={given!r:.80} is not a mapping. Give names in the data with what they are: {name}={example}."
+            )
+    for role, meant in roles.items() if isinstance(roles, Mapping) else ():
+        if kind_of(meant) is None:
+            close = get_close_matches(str(meant), ROLES[:-1], 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise DataError(
+                f"roles makes {role!r} {meant!r}, which is not a role.{hint} Use one of {', '.join(ROLES[:-1])}."
+            )
 
 
 def unknown_field(column: str, field: object) -> DataError:
@@ -93,6 +116,16 @@ def nothing_to_read(where: str, columns: Sequence[str], texts: Sequence[str], ma
         f"{where[0].upper()}{where[1:]} has no input_ids, messages, conversations, prompt and completion, text, or "
         f"columns of questions and answers (it has {there}).{half} Say what is asked and what is answered, such as "
         f"{_typed(guessed)}; or which column holds the conversation: {argument(messages=other)}."
+    )
+
+
+def lists_of_text(where: str, column: str, value: object) -> DataError:
+    """A conversation whose messages do not say who speaks."""
+    made = f'{{"role": ("user", "assistant")[at % 2], "content": text}} for at, text in enumerate(row["{column}"])'
+    return DataError(
+        f"The column {column} of {where} holds lists of text, {value!r:.80}: nothing says who speaks. If user and "
+        "assistant take turns, make messages of them:\n\n"
+        f'    dataset = dataset.map(lambda row: {{"messages": [{made}]}})'
     )
 
 

@@ -246,9 +246,11 @@ def _renaming(speakers: _RoleCounts) -> tuple[dict[Role, str], bool]:
     return (renaming if "assistant" in renaming.values() else {}), is_guessed
 
 
-def no_assistant(where: str, column: str, roles: Iterable[Any], given: Mapping[str, str]) -> NothingToTrainError:
+def no_assistant(
+    where: str, column: str, roles: Iterable[Any], last: Iterable[Any], given: Mapping[str, str]
+) -> NothingToTrainError:
     """The error for a column of messages of which none is the assistant's, by the names of the roles alone."""
-    speakers = _RoleCounts((column,), counts=Counter(roles), last=Counter(roles))
+    speakers = _RoleCounts((column,), counts=Counter(roles), last=Counter(last))
     there = ", ".join(map(_spelled, speakers.counts))
     decided = f" (roles makes {', '.join(f'{old} {new}' for old, new in given.items())})" if given else ""
     renaming, _ = _renaming(speakers)

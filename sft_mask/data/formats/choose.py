@@ -12,7 +12,7 @@ from sft_mask.data.faults import formats as faults
 from sft_mask.data.faults.roles import no_assistant, without_answers
 from sft_mask.data.formats.chat_format import ChatFormat
 from sft_mask.data.formats.detect import PAIR, Found, Sample
-from sft_mask.data.formats.messages import Spelling, keys_of, loaded, standard_messages
+from sft_mask.data.formats.messages import Spelling, keys_of, loaded, named_pair, standard_messages
 from sft_mask.data.formats.names import CALL, RoleNames, kind_of
 from sft_mask.data.formats.needs import arguments_for, takes_parts
 from sft_mask.data.read.columns import is_list
@@ -31,11 +31,11 @@ def choose_format(
     keys = keys_of(messages) or ("role", "content")
     keys = (found.keys[0] or keys[0], found.keys[1] or keys[1])
     _check_conversation(sample, columns, keys)
-    spelled = [loaded(message) for message in messages]
+    spelled = [named_pair(loaded(message), keys) for message in messages]
     mappings = [message for message in spelled if isinstance(message, Mapping)]
     spelling = Spelling(*keys, names, _joins_parts(mappings, keys[1], template), arguments_for(mappings, template))
     said = _role_names(dataset, chats, keys[0], mappings)
-    _refuse_without_assistant(dataset, sample, found, said, names)
+    _refuse_without_assistant(dataset, sample, found, said, keys[0], names)
     renamed = {role: names.role(role) for role in said if names.role(role) != role}
     tools = sample.values(columns["tools"]) if "tools" in columns else []
     tools_as_text = columns.get("tools", "tools") != "tools" or any(_is_unusual_tools(value) for value in tools)
@@ -99,7 +99,7 @@ def _role_names(dataset: Any, columns: Sequence[str], key: str, messages: Iterab
 
 
 def _refuse_without_assistant(
-    dataset: Any, sample: Sample, found: Found, said: Sequence[object], names: RoleNames
+    dataset: Any, sample: Sample, found: Found, said: Sequence[object], key: str, names: RoleNames
 ) -> None:
     if not said or any(kind_of(names.role(role)) == "assistant" or names.role(role) == CALL for role in said):
         return
@@ -109,7 +109,9 @@ def _refuse_without_assistant(
     error = None if names.given else without_answers(dataset, sample.where)
     if error is not None:
         raise error
-    raise no_assistant(sample.where, answers, said, names.given)
+    ends = [loaded(items[-1]) for value in sample.values(answers) if (items := _items(value))]
+    last = [message.get(key) for message in ends if isinstance(message, Mapping)]
+    raise no_assistant(sample.where, answers, said, last, names.given)
 
 
 def _is_unusual_tools(tools: object) -> bool:
@@ -177,11 +179,11 @@ def _title(columns: Mapping[str, str], keys: tuple[str, str], sample: Sample) ->
 
 def _arrows(columns: Mapping[str, str]) -> list[str]:
     if "response" not in columns:
-        return [_arrow(columns["system"], "system")] if columns.get("system", "system") != "system" else []
+        return [_arrow(columns["system"], "system message")] if columns.get("system", "system") != "system" else []
     asked = [columns[name] for name in ("prompt", "input") if name in columns]
     first = [
         f"{columns[name]} → {title}"
-        for name, title in (("system", "system"), ("history", "earlier turns"))
+        for name, title in (("system", "system message"), ("history", "earlier turns"))
         if name in columns
     ]
     return [*first, f"{' + '.join(asked)} → user", f"{columns['response']} → assistant"]

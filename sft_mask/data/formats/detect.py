@@ -122,8 +122,9 @@ def _refuse_preferences(sample: Sample) -> None:
     if there:
         better = next((sample.values(name) for name in there if name.lower() == "chosen"), [])
         raise faults.preferences(sample.where, there, better[0] if better else None)
-    label = next((name for name in sample.columns if name.lower() == "label"), None)
-    if label is not None and {*PAIR} <= {*sample.columns} and False in sample.values(label):
+    is_pair = {*PAIR} <= {*sample.columns}
+    labels = [name for name in sample.columns if name == "kto_tag" or (name == "label" and is_pair)]
+    for label in (name for name in labels if any(value is False for value in sample.values(name))):
         raise faults.unpaired_preferences(sample.where, label)
 
 
@@ -139,14 +140,19 @@ def _usual(sample: Sample) -> dict[str, str] | None:
         return {"messages": trls[0]}
     if any(name in sample.columns for name in (*_READ_BY_TRL, "text")):
         return None  # as they are, with the errors for malformed rows
-    return {"messages": chats[0]} if chats else _question(sample, {})
+    if not chats:
+        others = {name for field in ("tools", "history") for name in FIELDS[field]}
+        chats = [name for name in sample.columns if name.lower() not in others and sample.holds_chats(name)]
+        if len(chats) > 1 and not (sample.named("prompt") and sample.named("response")):
+            raise faults.several(sample.where, "messages", chats)
+    return {"messages": chats[0]} if len(chats) == 1 else _question(sample, {})
 
 
 def _question(sample: Sample, fields: Mapping[str, str]) -> dict[str, str]:
     """The columns of a question and of its answer."""
     made = dict(fields)
     asked = [name for name in sample.named("prompt") if sample.is_filled(name)]
-    inputs = [name for name in sample.named("input") if sample.is_filled(name)]
+    inputs = [name for name in sample.named("input") if sample.is_filled(name) or name.lower() == "input"]
     answered = [name for name in sample.named("response") if sample.is_filled(name)]
     if "prompt" not in made and not asked and "input" not in made:
         asked, inputs = [name for name in inputs if name.lower() == "input"], []
@@ -156,6 +162,7 @@ def _question(sample: Sample, fields: Mapping[str, str]) -> dict[str, str]:
         if len(there) > 1:
             raise faults.several(sample.where, field, there, made)
         if not there:
+            _refuse_lists_of_text(sample)
             read = {**made, **_first(asked, answered)}
             raise faults.nothing_to_read(sample.where, sample.columns, sample.texts(), read)
         made[field] = there[0]
@@ -163,6 +170,13 @@ def _question(sample: Sample, fields: Mapping[str, str]) -> dict[str, str]:
         made.update(_input(sample, made["prompt"], inputs))
     _refuse_leftovers(sample, made)
     return made
+
+
+def _refuse_lists_of_text(sample: Sample) -> None:
+    for column in sample.columns:
+        first = next((value for value in sample.values(column) if value), None)
+        if isinstance(first, (list, tuple)) and len(first) > 1 and all(isinstance(text, str) for text in first):
+            raise faults.lists_of_text(sample.where, column, first)
 
 
 def _first(asked: Sequence[str], answered: Sequence[str]) -> dict[str, str]:

@@ -112,16 +112,21 @@ def _takes_calls(message: Message) -> bool:
 
 def _standard(message: object, spelling: Spelling) -> Iterator[object]:
     """The messages that one item of a conversation stands for."""
-    pair = _pair(message)
-    if pair is not None:
-        keys = (spelling.role, spelling.content) if kind_of(pair[0]) is not None else ("user", "assistant")
-        message = dict(zip(keys, pair, strict=True))
+    message = named_pair(message, (spelling.role, spelling.content))
     if not isinstance(message, Mapping):
         yield message
     elif message.get(spelling.role) is None and (turns := list(_turns(message))):
         yield from turns
     else:
         yield _message(message, spelling)
+
+
+def named_pair(message: object, keys: tuple[str, str]) -> object:
+    """A pair of a role and its words (under the ``keys``), or of a question and its answer; anything else as it is."""
+    pair = _pair(message)
+    if pair is None:
+        return message
+    return dict(zip(keys if kind_of(pair[0]) is not None else ("user", "assistant"), pair, strict=True))
 
 
 def _pair(value: object) -> tuple[str, str] | None:

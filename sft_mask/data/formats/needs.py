@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from sft_mask.templates.probes import tool_turns, try_render, two_turns
 
 
 def takes_parts(template: ChatTemplate) -> bool:
-    """Whether a template writes content that is a list of parts of text."""
+    """Whether a template writes the text of content in parts. (Some print the whole list, as Python or as JSON.)"""
     rendered = try_render(template, two_turns(parts=True))
-    return rendered is not None and rendered.writes_all()
+    return rendered is not None and rendered.writes_all() and not re.search(r"""['"]type['"]""", rendered.text)
 
 
 def arguments_for(messages: Iterable[Mapping[Any, object]], template: ChatTemplate | None) -> Arguments:

@@ -36,6 +36,7 @@ def read_chats(
     Raises:
         DataError: the format is ambiguous, holds preferences, or no role is the assistant's.
     """
+    faults.check_arguments(columns, roles)
     where, names = f"the {name} dataset", column_names(dataset)
     if "input_ids" in names and not columns and not roles:
         return dataset, ""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from sft_mask.constants import ASSISTANT_ROLES
 from sft_mask.core.arrays import offsets_of
 from sft_mask.data.formats.messages import Spelling, is_conversation, keys_of, loaded, standard_messages
-from sft_mask.data.formats.names import CALL, CONVERSATIONS, RoleNames, kind_of
+from sft_mask.data.formats.names import CALL, CONTENT_KEYS, CONVERSATIONS, RoleNames, kind_of
 from sft_mask.data.read.columns import is_json, is_list
 from sft_mask.errors import DataError
 
@@ -64,7 +64,7 @@ def _may_be_strange(column: pa.ChunkedArray) -> bool:
         return bool(pc.any(pc.match_substring_regex(messages.storage, _STRANGE)).as_py())
     if not pa.types.is_struct(inside):
         return bool(pa.types.is_string(inside))
-    if inside.get_field_index("role") < 0:
+    if inside.get_field_index("role") < 0 or inside.get_field_index("content") < 0:
         return True
     roles = pc.unique(pc.struct_field(messages, "role")).to_pylist()
     return any(kind_of(role) in ("assistant", CALL) and role not in ASSISTANT_ROLES for role in roles)
@@ -77,10 +77,12 @@ def _is_usual(value: object) -> bool:
     """
     if not isinstance(value, (list, tuple)) or not all(isinstance(message, Mapping) for message in value):
         return False
+    if any("content" not in message and any(key in message for key in CONTENT_KEYS) for message in value):
+        return False
     roles = [message.get("role") for message in value]
     return None not in roles and (
         not any(kind_of(role) in ("assistant", CALL) for role in roles)
-        or any(role in ASSISTANT_ROLES for role in roles)
+        or any(isinstance(role, str) and role in ASSISTANT_ROLES for role in roles)
     )
 
 
