@@ -82,6 +82,18 @@ def without_answers(data: object, where: str) -> NothingToTrainError | None:
     )
 
 
+def without_roles(data: object, where: str, wanted: Iterable[str]) -> NothingToTrainError | None:
+    """The error for a policy that trains only roles which no message has; ``None`` if a message has one of them."""
+    speakers = _speakers(data, to_the_end=True)
+    if speakers is None or not speakers.counts or any(role in speakers.counts for role in wanted):
+        return None
+    listed = " and ".join(sorted(map(repr, wanted)))
+    return NothingToTrainError(
+        f"Only messages with the role {listed} are to be trained, and no message of {where} has it: the roles there "
+        f"are {_listed(speakers.counts)}. Name one of these as the role to train (the default is the assistant)."
+    )
+
+
 def no_rows(dataset: Any, where: str) -> DataError:
     """The error for a dataset without rows; it says whether a filter removed them, and which roles they had."""
     removed = dataset._data.num_rows
@@ -104,7 +116,7 @@ def no_rows(dataset: Any, where: str) -> DataError:
 # the roles
 
 
-def _speakers(data: Any) -> _RoleCounts | None:
+def _speakers(data: Any, to_the_end: bool = False) -> _RoleCounts | None:
     rows = None if hasattr(data, "_data") else list(islice(data, _OF_A_STREAM))
     kinds = _kinds_of_rows(rows) if rows is not None else _kinds_of_table(data._data)
     columns = next((names for names in (("conversations",), ("messages",), _PAIR) if kinds.keys() >= {*names}), None)
@@ -115,7 +127,7 @@ def _speakers(data: Any) -> _RoleCounts | None:
         parts = _of_rows(rows, name) if rows is not None else _of_dataset(data, name)
         for roles, last, count in parts:
             found.add(name, roles, last, count)
-            if found.answers:
+            if found.answers and not to_the_end:
                 return found
     return found
 

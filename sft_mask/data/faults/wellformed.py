@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -292,11 +293,28 @@ def _is_text(column: str, text: str) -> DataError:
     read_first = _read_first((column,), [text])
     if read_first is not None:
         return read_first
+    broken = _broken_json(text)
+    if broken:
+        return DataError(
+            f"{column} is text that begins like JSON, {text[:_SHOWN]!r}, and is not: {broken}. Repair the row, or "
+            "leave it out; if the text was cut off, export the data again."
+        )
     return DataError(
         f"{column} is text, {text[:_SHOWN]!r}, not a list of messages. Give a list of mappings; if this is a "
         "conversation that was rendered already, call the column text: "
         f'dataset = dataset.rename_column("{column}", "text")'
     )
+
+
+def _broken_json(text: str) -> str:
+    """Why a text that begins like messages cannot be read; empty for other texts."""
+    if not re.match(r"\s*\[\s*\{", text):
+        return ""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def _read_first(columns: Sequence[str], texts: Sequence[str]) -> DataError | None:
