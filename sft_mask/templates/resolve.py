@@ -219,8 +219,8 @@ def _refuse_absent_instruction(
         if max_length and all(len(each) >= max_length for each in rows):
             raise MarkerError(
                 f"No user's turn begins in any of the rows looked at (its header would be {given.instruction[0]!r}). "
-                f"All {len(rows)} are {max_length} tokens long, the trainer's max_length: truncation may have cut off all "
-                "that follows a long beginning. Raise max_length, or use truncation_mode='keep_end'. "
+                f"All {len(rows)} are {max_length} tokens long, the trainer's max_length: truncation may have cut off "
+                "all that follows a long beginning. Raise max_length, or use truncation_mode='keep_end'. "
                 f"{_first_row(rows, vocabulary)}."
             )
         raise MarkerError(
