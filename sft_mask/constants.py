@@ -18,3 +18,6 @@ FLAGS: Final = ("train", "training", "trainable", "loss", "weight", "loss_weight
 
 SPAN_FLAGS: Final = ("train_detail", "training_detail")
 """Fields in which a message says which of its characters are trained; they are reported, not read."""
+
+REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+"""Fields in which a message holds its reasoning."""

@@ -55,6 +55,11 @@ class TextTurn:
     first_message: int
     message: int
 
+    @property
+    def opens_message(self) -> int:
+        """The message whose words the turn begins with; that of an empty answer where there are none."""
+        return self.first_message if self.first_message >= 0 else self.message
+
 
 # characters and tokens
 
@@ -241,6 +246,17 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
     if 0 < size < len(whole) and np.array_equal(whole[-size:], body):
         return _clip(turns, len(whole) - size, len(whole))
     return None
+
+
+def part_in_row(whole: Ints, row: Ints, frame: RowFrame) -> tuple[int, int]:
+    """The tokens of a conversation that its row holds, as a half-open range: all, its beginning, or its end."""
+    for low, high in frame.places(row) if len(row) < len(whole) else ():
+        size = high - low
+        if 0 < size < len(whole) and np.array_equal(whole[:size], row[low:high]):
+            return 0, size
+        if 0 < size < len(whole) and np.array_equal(whole[-size:], row[low:high]):
+            return len(whole) - size, len(whole)
+    return 0, len(whole)
 
 
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
