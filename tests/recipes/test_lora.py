@@ -315,7 +315,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str
         "listed": "- 1\n",
         "empty": "",
         "no_json": "{\n",
-        "columns": '{"question": "a", "answer": "b"}\n',
+        "columns": '{"src": "a", "tgt": "b"}\n',
         "text": '{"text": "red"}\n',
     }
     files = {}
