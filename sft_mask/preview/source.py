@@ -135,8 +135,7 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
         )
     name, masked = _chosen_split(named_splits(trainer), split)
     dataset = _finite(state.original(masked))
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    return PreviewRows(dataset, tokenizer, never_raising(state.masker), name)
+    return PreviewRows(dataset, state.tokenizer, never_raising(state.masker), name)
 
 
 def _chosen_split(data: Any, split: str | None) -> tuple[str, object]:

@@ -43,7 +43,7 @@ def train_on_responses_only(
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
 ) -> Any:
-    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only.
+    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only, or any other ``transformers.Trainer``.
 
     Labels of ``train_dataset`` and ``eval_dataset`` become response-only: the token itself where the model has to
     sample it at inference (the answer and the end-of-turn token after it), ``IGNORE_INDEX`` everywhere else. A label
@@ -52,7 +52,8 @@ def train_on_responses_only(
     second call starts from the data as it was before the first, so calling it twice is the same as calling it once.
 
     Args:
-        trainer: a built ``SFTTrainer``; not needed with ``return_function`` and a ``tokenizer``.
+        trainer: a built ``SFTTrainer``, or another ``transformers.Trainer`` whose datasets have ``input_ids`` and whose
+            collator pads labels; not needed with ``return_function`` and a ``tokenizer``.
         instruction_part: text before the user's words, several texts, or token ids. Leave both parts out to have them
             read from the chat template.
         response_part: text before the assistant's words, likewise.
@@ -124,6 +125,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         splits=splits,
         stats={name: stats for name, (_, stats) in masked.items()},
         originals=[(split, info.splits[name]) for name, (split, _) in masked.items()],
+        tokenizer=info.tokenizer.tokenizer,
         collator=trainer.data_collator,
     )
     if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
