@@ -44,10 +44,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from sft_mask import IGNORE_INDEX, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
+from sft_mask.data.formats.read import read_chats
+from sft_mask.data.setup import read_tokenizer
 from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
 
-COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"text"}, {"input_ids"})
 PROMPT = "chat_template_kwargs.json"
 """Arguments of the generation prompt that the trained answers come after; to be given to apply_chat_template."""
 ROWS_LOOKED_AT = 200
@@ -64,6 +65,12 @@ class RecipeArguments:
         default=None, metadata={"help": "likewise; evaluated at the end, and according to eval_strategy"}
     )
     eval_split: str = field(default="test", metadata={"help": "split of a hub dataset"})
+    columns: dict[str, Any] | None = field(
+        default=None, metadata={"help": "what columns are whose names do not say it: {ask: prompt, reply: response}"}
+    )
+    roles: dict[str, Any] | None = field(
+        default=None, metadata={"help": "what roles are, likewise: {alice: user, bob: assistant}"}
+    )
     eval_share: float = field(default=0.0, metadata={"help": "without eval_data: share of train_data to hold out"})
     instruction_part: list[str] | None = field(
         default=None, metadata={"help": "text before the user's words; None: both are detected"}
@@ -102,7 +109,7 @@ def main() -> None:
     recipe, training, model_args = read_arguments(sys.argv[1:])
     tokenizer = load_tokenizer(model_args, training)
     with training.main_process_first(desc="reading the data"):
-        train, evaluation = read_data(recipe, training)
+        train, evaluation = read_data(recipe, training, tokenizer)
     mask = mask_settings(recipe)
     stops, prompt = look_before_loading(train, tokenizer, mask)
     if recipe.expand:
@@ -319,10 +326,10 @@ def load_tokenizer(model_args: ModelConfig, training: SFTConfig) -> Any:
     return tokenizer
 
 
-def read_data(recipe: RecipeArguments, training: SFTConfig) -> tuple[Dataset, Dataset | None]:
-    train = read_rows("train_data", recipe.train_data, recipe.train_split)
+def read_data(recipe: RecipeArguments, training: SFTConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    train = as_chats(read_rows("train_data", recipe.train_data, recipe.train_split), "train", tokenizer, recipe)
     if recipe.eval_data:
-        return train, read_rows("eval_data", recipe.eval_data, recipe.eval_split)
+        return train, as_chats(read_rows("eval_data", recipe.eval_data, recipe.eval_split), "eval", tokenizer, recipe)
     if not recipe.eval_share:
         return train, None
     parts = train.train_test_split(test_size=recipe.eval_share, seed=training.data_seed or training.seed)
@@ -341,12 +348,18 @@ def read_rows(option: str, name: str, split: str) -> Dataset:
         refuse(f"{name!r} of {option} could not be read: {' '.join(str(error.__cause__ or error).split())}")
     if not len(rows):
         refuse(f"{name!r} of {option} has no rows; it needs at least one.")
-    if not any(wanted <= set(rows.column_names) for wanted in COLUMNS):
-        refuse(
-            f"{name!r} of {option} has the columns {', '.join(rows.column_names)}; it needs messages, conversations, "
-            "prompt and completion, text, or input_ids."
-        )
     return rows
+
+
+def as_chats(rows: Dataset, name: str, tokenizer: Any, recipe: RecipeArguments) -> Dataset:
+    """The rows in a format that TRL reads; other formats in use are turned into messages."""
+    try:
+        chats, read_as = read_chats(rows, name, read_tokenizer(tokenizer).template, recipe.columns, recipe.roles)
+    except SftMaskError as error:
+        refuse(str(error))
+    if read_as:
+        print(f"{name}: read as {read_as}")
+    return chats
 
 
 # the mask

@@ -27,6 +27,7 @@ ALLOWED = {
     "sft_mask.cli.output": {"datasets"},
     "sft_mask.data.dataset": {"datasets"},
     "sft_mask.data.expand": {"datasets"},
+    "sft_mask.data.formats.read": {"datasets"},
     "sft_mask.doctor.checks.loss": {"torch"},
     "sft_mask.doctor.samples": {"datasets"},
     "sft_mask._tensors": {"torch"},

@@ -270,9 +270,10 @@ def _label_batches(
     for batch in _batches(dataset, used, masker.cutting):
         if len(batch.places):
             where = f"the {name} dataset"
-            expansion = expansion_of(batch.table)
+            table = decode.prepared(batch.table)
+            expansion = expansion_of(table)
             numbers = batch.numbers if expansion is None else expansion.conversation
-            masked = mask_rows(masker, batch.table, decode, numbers, where, adjacent=used is None)
+            masked = mask_rows(masker, table, decode, numbers, where, adjacent=used is None)
             stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from sft_mask._compat import is_main_process, main_process_first
@@ -13,6 +14,8 @@ from sft_mask.data.dataset import check_columns, refuse_transform
 from sft_mask.data.expand import expanded_dataset, refuse_what_cannot_expand
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles, read_chats
 from sft_mask.data.masker import OnAmbiguous
 from sft_mask.data.prelabelled import note_masked
 from sft_mask.data.read import Row
@@ -45,19 +48,27 @@ def mask_dataset(
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
     num_proc: int | None = None,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
     expand: bool = False,
     return_report: bool = False,
 ) -> Any:
     """Response-only labels before there is a trainer: exact under any packing and truncation that follows.
 
     Args:
-        dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
-            ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
+        dataset: has ``input_ids``, or chats in any format in use (``messages``, ShareGPT, Alpaca, questions and
+            answers, JSON text, ...), or ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is
+            masked split by split.
         tokenizer: a fast tokenizer.
         instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
             Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
             the trainer that is built on them puts them into the loss.
         num_proc: how many processes tokenize. Without it this process does, and the tokenizer uses its own threads.
+        columns: what the columns are, and the keys of a message, where their names do not say it:
+            ``{"ask": "prompt", "reply": "response"}``, ``{"dialog": "messages", "speaker": "role"}``; ``None`` leaves
+            a column out.
+        roles: what the roles are, likewise: ``{"alice": "user", "bob": "assistant"}``. Well-known names (``human``,
+            ``gpt``, ``observation``, ...) are read without it, and the report says so.
         expand: make the fewest rows in which every trained turn is as inference shows it: the same context, the same
             words, after its generation prompt (:mod:`sft_mask.templates.expand`). Each turn is trained exactly once,
             and conversations of a template that keeps its prefix stay one row each. Rows of one conversation share
@@ -78,21 +89,22 @@ def mask_dataset(
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
+    read = {name: read_chats(split, name, info.template, columns, roles) for name, split in splits.items()}
+    chats = {name: split for name, (split, _) in read.items()}
     if expand:
-        for name, split in splits.items():
+        for name, split in chats.items():
             refuse_what_cannot_expand(split, name)
-    first = next(iter(splits))
-    ready = {first: head(splits[first])} if expand else splits
+    first = next(iter(chats))
+    ready = {first: head(chats[first])} if expand else chats
     ready = {name: tokenized(split, info, chat_template, name, num_proc) for name, split in ready.items()}
-    masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
+    masker = masker_for(info, sample_rows(ready[first]), settings, chats[first], f"the {first} dataset")
     split_masker = SplitMasker(masker)
     if expand:
-        ready = {name: expanded_dataset(split, masker, name) for name, split in splits.items()}
-    masked = {
-        name: split_masker.label(split, name, source=splits[name], expand=expand) for name, split in ready.items()
-    }
-    report = split_masker.report({name: stats for name, (_, stats) in masked.items()})
-    weighted = [name for name, split in splits.items() if masker.carries_weights(column_names(split))]
+        ready = {name: expanded_dataset(split, masker, name) for name, split in chats.items()}
+    masked = {name: split_masker.label(split, name, source=chats[name], expand=expand) for name, split in ready.items()}
+    read_as = {name: told for name, (_, told) in read.items() if told}
+    report = replace(split_masker.report({name: stats for name, (_, stats) in masked.items()}), read_as=read_as)
+    weighted = [name for name, split in chats.items() if masker.carries_weights(column_names(split))]
     if weighted and is_main_process():
         logger.warning(
             "Labels of %s carry weights. Call train_on_responses_only(trainer) on the trainer that is built on them: "

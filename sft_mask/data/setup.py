@@ -72,6 +72,13 @@ def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> Token
         UnsupportedError: it is a processor with images, or a slow tokenizer without a tokenizers backend.
     """
     kind = type(tokenizer).__name__
+    if tokenizer is None or isinstance(tokenizer, str):
+        given = "No tokenizer was given" if tokenizer is None else f"The tokenizer is a text, {tokenizer!r:.80}"
+        named = repr(tokenizer) if tokenizer else "NAME"
+        raise UnsupportedError(
+            f"{given}, and the tokenizer itself is needed. Load it: "
+            f"transformers.AutoTokenizer.from_pretrained({named}), with the name or the folder of the model."
+        )
     if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
         raise UnsupportedError(
             f"{kind} is a processor for images or audio: its labels are made while collating, from what the processor "

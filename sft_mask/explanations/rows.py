@@ -87,7 +87,7 @@ def inspect_rows(
     for first in range(0, len(numbers), _ROWS_AT_ONCE):
         chosen = list(numbers[first : first + _ROWS_AT_ONCE])
         table = arrow[chosen]
-        table = table.select([column for column in READ if column in table.column_names])
+        table = decode.prepared(table.select([column for column in READ if column in table.column_names]))
         masked = mask_rows(masker, table, decode, np.asarray(chosen, np.int64), f"the {name} dataset")
         if is_masked(dataset):
             masked = _with_existing_labels(masked, table)

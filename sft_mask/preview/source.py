@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
 from sft_mask.data.as_trained import RowShape, prepared
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles, read_chats
 from sft_mask.data.read.formats import named_splits
 from sft_mask.data.setup import MaskSettings, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
@@ -83,6 +85,8 @@ def preview_rows(
     chat_template: str | None = None,
     max_length: int | None = None,
     expand: bool = False,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
 ) -> PreviewRows:
     """Returns the rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
@@ -101,6 +105,8 @@ def preview_rows(
             ``"train"``, or the first one.
         max_length: where the trainer will truncate the rows; not for a trainer.
         expand: as in :func:`~sft_mask.mask_dataset`; not for a trainer.
+        columns: as in :func:`~sft_mask.mask_dataset`, like ``roles``; not for a trainer.
+        roles: see ``columns``.
 
     Raises:
         DataError: there is no such split, nothing to tokenize, or a malformed row.
@@ -108,8 +114,8 @@ def preview_rows(
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
     if hasattr(data, "train_dataset"):
-        given_too = (tokenizer, instruction_part, response_part, policy, chat_template, max_length, expand or None)
-        if any(value is not None for value in given_too):
+        given_too = (tokenizer, instruction_part, response_part, policy, chat_template, columns, roles, max_length)
+        if expand or any(value is not None for value in given_too):
             raise UnsupportedError(
                 "A trainer is shown as it was masked, so a tokenizer, markers, a policy, a chat template, a "
                 "length or expand cannot be given with it. Leave them out, or give the dataset instead of the trainer."
@@ -119,9 +125,10 @@ def preview_rows(
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
     info = read_tokenizer(tokenizer, chat_template)
+    rows, _ = read_chats(_finite(dataset), name, info.template, columns, roles)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
     shape = RowShape(max_length, expand=expand)
-    ready, masker = prepared(_finite(dataset), info, settings, name, chat_template, shape)
+    ready, masker = prepared(rows, info, settings, name, chat_template, shape)
     return PreviewRows(ready, tokenizer, masker, name)
 
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-_REASONS = ("dropped_reasons", "unchecked_reasons", "fields", "fields_trained", "fields_cut", "not_rendered")
-_REASONS += ("prompts", "prompts_of_inference")
+_REASONS = (
+    *("dropped_reasons", "unchecked_reasons", "unread_flags", "fields", "fields_trained", "fields_cut"),
+    *("not_rendered", "prompts", "prompts_of_inference"),
+)
 """Fields of a split that count by name."""
 
 OF_ASSISTANT = ("tool calls", "reasoning", "assistant contents")
@@ -67,7 +69,9 @@ class SplitReport:
     rows_masked_before: int = 0
     """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
     rows_with_unread_flags: int = 0
-    """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
+    """Rows whose messages carry ``train``, ``weight``, ``loss`` or the like, which the policy did not ask for."""
+    unread_flags: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the rows by the name of the flag."""
     rows_at_max_length: int = 0
     """Rows without messages that are as long as the trainer lets them be, so that their end may be missing."""
     answers_cut_off: int = 0

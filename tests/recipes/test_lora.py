@@ -334,7 +334,7 @@ def refusals() -> dict[str, tuple[tuple[Any, ...], str]]:
         "eval file": (("--eval_data", "nowhere.parquet"), "the file 'nowhere.parquet' of eval_data does not exist"),
         "empty file": (("--train_data", "{empty}"), "of train_data is empty"),
         "no json": (("--train_data", "{no_json}"), "of train_data could not be read"),
-        "columns": (("--train_data", "{columns}"), "has the columns question, answer; it needs messages"),
+        "columns": (("--train_data", "{columns}"), "it has src, tgt"),
         "template": (("--chat_template_path", "nowhere.jinja"), "the chat template 'nowhere.jinja' does not exist"),
         "checkpoint": (("--resume_from_checkpoint", "true"), "there is no checkpoint in"),
         "checkpoint folder": (("--resume_from_checkpoint", "nowhere"), "the checkpoint 'nowhere' does not exist"),
@@ -359,7 +359,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str
         "listed": "- 1\n",
         "empty": "",
         "no_json": "{\n",
-        "columns": '{"question": "a", "answer": "b"}\n',
+        "columns": '{"src": "a", "tgt": "b"}\n',
         "text": '{"text": "red"}\n',
     }
     files = {}

@@ -123,6 +123,7 @@ def count_batch(
         rows_without_words=sum(each.lost for each in decided.ambiguous.values()),
         rows_mid_turn=decided.mid_turn,
         rows_with_unread_flags=decided.unread_flags,
+        unread_flags=decided.unread_flag_names,
         rows_at_max_length=int((full & ~decided.exact & ~decided.checked).sum()),
         rows_before=0 if expansion is None else int((expansion.tokens > 0).sum()),
         tokens_before=0 if expansion is None else int(expansion.tokens.sum()),

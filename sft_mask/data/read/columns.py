@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES, SPAN_FLAGS
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _spoken(content: object) -> str:
 def _from_json(array: pa.Array) -> pa.Array:
     """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
     roles, contents, others, keys = [], [], [], []
-    flags: dict[str, list[bool | None]] = {name: [] for name in FLAGS}
+    flags: dict[str, list[bool | None]] = {name: [] for name in (*FLAGS, *SPAN_FLAGS)}
     for text in array.storage.to_pylist():
         message = json.loads(text) if text is not None else {}
         fields = message if isinstance(message, dict) else {"content": message}
@@ -176,14 +176,15 @@ def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
     return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
 
 
-def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
-    """Rows with a message that has any of the fields."""
+def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> dict[str, Bools]:
+    """For each of the fields, the rows with a message that has it; fields that no message has are left out."""
     array = flat(column)
-    answer = np.zeros(len(array), np.bool_)
+    found: dict[str, Bools] = {}
     for path, leaf, rows in _leaves(array, np.arange(len(array))):
-        if len(path) == 1 and path[0] in fields:
-            answer |= _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
-    return answer
+        if path and path[0] in fields and leaf.null_count < len(leaf):
+            valid = _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
+            found[path[0]] = found.get(path[0], valid) | valid
+    return found
 
 
 def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
