@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sft_mask.cli.options import (
@@ -97,6 +98,7 @@ def report_of(
 ) -> tuple[MaskReport, int | None]:
     """The report before packing, which knows the messages, and the number of rows after it."""
     from sft_mask.data.as_trained import packed_rows, report_as_trained
+    from sft_mask.data.formats.read import read_chats
     from sft_mask.data.setup import MaskSettings, read_tokenizer
 
     template = settings["chat_template"]
@@ -104,7 +106,9 @@ def report_of(
     own = MaskSettings(
         settings["instruction_part"], settings["response_part"], settings["policy"], on_ambiguous, shape.truncated_at
     )
+    data, told = read_chats(data, "train", info.template, settings["columns"], settings["roles"])
     report = report_as_trained(data, info, own, template, shape, "train")
+    report = replace(report, read_as={"train": told} if told else {})
     packed = None if shape.packing is None else len(packed_rows(data, info, own, template, shape, "train"))
     return report, packed
 

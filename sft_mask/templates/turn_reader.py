@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.constants import ASSISTANT_ROLES, REASONING
 from sft_mask.core.arrays import Bools, Ints, common_prefix_length
 from sft_mask.core.patterns import Kind
 from sft_mask.errors import DataError
@@ -108,6 +108,7 @@ class TurnReader:
         self._messages, self._tools, self._variables = messages, tools, variables
         self._roles = rendered.roles
         self._text = rendered.text
+        self._source, self._origins = rendered.source, rendered.origins
         self._message = rendered.message_of()
         self._is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[self._message]
         self._own = np.flatnonzero(self._is_own)
@@ -307,13 +308,19 @@ class TurnReader:
             message = turn.message
             if message < 0:
                 message = next((at for at in range(previous + 1, len(self._roles)) if self._is_answer(at)), -1)
-                follows = numbered and turn.end > turn.start and self._foreign_after(numbered[-1].end) >= turn.start
-                if follows and message != previous + 1:
+                if numbered and message != previous + 1 and self._is_last_part(numbered[-1], turn):
                     numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
                     continue
             numbered.append(replace(turn, message=message))
             previous = max(previous, message)
         return numbered
+
+    def _is_last_part(self, before: TextTurn, turn: TextTurn) -> bool:
+        """Whether an empty turn ends the one before it, which holds nothing but reasoning."""
+        sources = self._source[before.start : before.end]
+        own = np.unique(sources[sources >= 0]).tolist()
+        is_reasoning = bool(own) and all(self._origins[each].field == REASONING[0] for each in own)
+        return is_reasoning and turn.end > turn.start and self._foreign_after(before.end) >= turn.start
 
     def _is_answer(self, message: int) -> bool:
         return self._roles[message] in ASSISTANT_ROLES
