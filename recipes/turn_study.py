@@ -73,13 +73,7 @@ def keeps_reasoning(chats: Dataset, tokenizer: Any) -> Dataset:
 
 
 def expanded(chats: Dataset, tokenizer: Any) -> Dataset:
-    until_each = [
-        {"messages": chat[: at + 1]}
-        for chat in chats["messages"]
-        for at, message in enumerate(chat)
-        if message["role"] == "assistant"
-    ]
-    return last_turn(Dataset.from_list(until_each), tokenizer)
+    return mask_dataset(chats, tokenizer, expand=True, chat_template=TEMPLATE)
 
 
 ARMS: dict[str, Callable[[Dataset, Any], Dataset]] = {
