@@ -396,7 +396,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "turn study"  # the same picture, byte for byte, for the same numbers
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for axis, (key, title) in zip(axes, {"reasons": "reasons", "exact": "exact answer"}.items(), strict=True):
         for place, (shown, runs) in enumerate(played(results)):
             at = [turn + (place - 2) * 0.06 for turn in range(1, max(TURNS) + 1)]  # side by side, not on each other
@@ -410,8 +410,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylim(-0.05, 1.05)
         axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         axis.tick_params(labelsize=8)
-    figure.tight_layout(rect=(0, 0, 0.76, 1))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.76, 0.5), fontsize=8)
+    figure.tight_layout(rect=(0, 0, 0.72, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.72, 0.5), fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
