@@ -22,9 +22,12 @@ FRAMEWORKS = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 HEAVY = FRAMEWORKS | {"numpy", "pyarrow", "rich", "jinja2"}
 ALLOWED = {
     "sft_mask._compat": {"trl", "accelerate"},
+    "sft_mask.cli.files": {"datasets"},
     "sft_mask.cli.inputs": {"datasets", "transformers"},
     "sft_mask.cli.output": {"datasets"},
     "sft_mask.data.dataset": {"datasets"},
+    "sft_mask.data.expand": {"datasets"},
+    "sft_mask.data.formats.read": {"datasets"},
     "sft_mask.doctor.checks.loss": {"torch"},
     "sft_mask.doctor.samples": {"datasets"},
     "sft_mask._tensors": {"torch"},
@@ -35,6 +38,8 @@ ALLOWED = {
     "sft_mask.trainer.metrics": {"torch"},
     "sft_mask.preview.source": {"datasets"},
     "sft_mask.data.setup": {"datasets"},
+    "sft_mask.data.tokenize.rows": {"transformers"},
+    "sft_mask.data.tokenize.shards": {"datasets"},
     "sft_mask.templates.tracing.sandbox": {"transformers"},
     "sft_mask.templates.render": {"transformers"},
     "sft_mask.trainer.weighted_loss": {"torch"},

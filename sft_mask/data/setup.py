@@ -72,6 +72,13 @@ def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> Token
         UnsupportedError: it is a processor with images, or a slow tokenizer without a tokenizers backend.
     """
     kind = type(tokenizer).__name__
+    if tokenizer is None or isinstance(tokenizer, str):
+        given = "No tokenizer was given" if tokenizer is None else f"The tokenizer is a text, {tokenizer!r:.80}"
+        named = repr(tokenizer) if tokenizer else "NAME"
+        raise UnsupportedError(
+            f"{given}, and the tokenizer itself is needed. Load it: "
+            f"transformers.AutoTokenizer.from_pretrained({named}), with the name or the folder of the model."
+        )
     if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
         raise UnsupportedError(
             f"{kind} is a processor for images or audio: its labels are made while collating, from what the processor "
@@ -192,10 +199,7 @@ def _digest(info: TokenizerInfo) -> str:
     """A digest of the tokenizer for fingerprints: its vocabulary and its added tokens."""
     from datasets.fingerprint import Hasher
 
-    vocabulary = info.vocabulary
-    added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
-    tokens = "\0".join([token or "" for token in vocabulary.tokens])
-    return str(Hasher.hash((tokens, added, info.tokenizer.pad_token_id)))
+    return str(Hasher.hash((info.vocabulary.digest, info.tokenizer.pad_token_id)))
 
 
 def marker_summary(masker: Masker) -> MarkerSummary:

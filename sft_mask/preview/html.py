@@ -120,6 +120,7 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
         "notes": [(note.start, note.end, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
+        "lost": [visible(line) for line in row.lost],
     }
 
 

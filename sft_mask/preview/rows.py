@@ -88,6 +88,8 @@ class PreviewRow:
     status: tuple[str, ...]
     """Such as ``"cut"`` or ``"dropped: no answer"``; filters use the part before the colon."""
     name: str
+    lost: tuple[str, ...] = ()
+    """What the messages hold and the row does not, a line each."""
 
     @property
     def trained_tokens(self) -> int:
@@ -129,6 +131,7 @@ def build_row(
     documents: Iterable[int] | None = None,
     status: str | Iterable[str] = (),
     name: str = "",
+    lost: Iterable[str] = (),
 ) -> PreviewRow:
     """Builds one row with its runs, cells and notes.
 
@@ -143,6 +146,7 @@ def build_row(
         documents: lengths of the documents of a packed row, in tokens (``seq_lengths``).
         status: flags to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
         name: begins the row's heading, such as ``"train 17"``.
+        lost: what the messages hold and the row does not, a line each; shown beside the row.
 
     Raises:
         DataError: lengths that do not fit together, a negative weight, or a note outside the row.
@@ -168,6 +172,7 @@ def build_row(
         documents=lengths,
         status=(status,) if isinstance(status, str) else tuple(status),
         name=name,
+        lost=tuple(lost),
     )
 
 

@@ -102,6 +102,14 @@ class InferenceForms:
         turn = conversation.turns[-1] if conversation.turns else None
         return Sampled(conversation, turn) if turn is not None and turn.message == message else None
 
+    def is_unwritten(self, message: int) -> bool:
+        """Whether the template writes nothing of an answer that ends the conversation."""
+        try:
+            rendered = self._aligner.conversation(self._messages[: message + 1], self._tools, self._variables).rendered
+        except DataError:
+            return False
+        return not WrittenFields(rendered).has_any(message)
+
     @cached_property
     def _prompts(self) -> tuple[Prompt, ...]:
         return prompts_after(self._aligner.template)
@@ -115,7 +123,7 @@ class InferenceForms:
 
     def opens(self, sampled: Sampled) -> bool:
         """Whether some generation prompt is a beginning of a finished answer, as it must be at inference."""
-        text, first = sampled.text, max(sampled.turn.first_message, 0)
+        text, first = sampled.text, sampled.turn.opens_message
         prompts = (self._prompt_text(first, prompt.arguments) for prompt in self._prompts)
         return any(prompt is not None and text.startswith(prompt) for prompt in prompts)
 
@@ -136,8 +144,7 @@ class InferenceForms:
         A last answer that its template leaves open (the end of turn is the next header) is compared without its end.
         """
         context = conversation.rendered.text[: turn.start]
-        first = turn.first_message if turn.first_message >= 0 else turn.message
-        prompt = self.prompt_before(context, first)
+        prompt = self.prompt_before(context, turn.opens_message)
         spelled = None if prompt is None else str(prompt)
         if turn.message == len(self._messages) - 1:
             return Form(True, False, spelled)

@@ -16,6 +16,7 @@ from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import LabelBatch, batch_table, rows_of_batch
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.trainer.checks import check_collator
+from sft_mask.trainer.parallel import what_depends_on_the_ranks
 from sft_mask.trainer.read import TrainerInfo, read_trainer
 from sft_mask.trainer.refusals import normalizes_by_tokens, refuse_with_weights
 
@@ -43,7 +44,7 @@ def train_on_responses_only(
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
 ) -> Any:
-    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only.
+    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only, or any other ``transformers.Trainer``.
 
     Labels of ``train_dataset`` and ``eval_dataset`` become response-only: the token itself where the model has to
     sample it at inference (the answer and the end-of-turn token after it), ``IGNORE_INDEX`` everywhere else. A label
@@ -52,7 +53,8 @@ def train_on_responses_only(
     second call starts from the data as it was before the first, so calling it twice is the same as calling it once.
 
     Args:
-        trainer: a built ``SFTTrainer``; not needed with ``return_function`` and a ``tokenizer``.
+        trainer: a built ``SFTTrainer``, or another ``transformers.Trainer`` whose datasets have ``input_ids`` and whose
+            collator pads labels; not needed with ``return_function`` and a ``tokenizer``.
         instruction_part: text before the user's words, several texts, or token ids. Leave both parts out to have them
             read from the chat template.
         response_part: text before the assistant's words, likewise.
@@ -124,6 +126,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         splits=splits,
         stats={name: stats for name, (_, stats) in masked.items()},
         originals=[(split, info.splits[name]) for name, (split, _) in masked.items()],
+        tokenizer=info.tokenizer.tokenizer,
         collator=trainer.data_collator,
     )
     if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
@@ -136,7 +139,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
     elif "eval" in masked:
         trainer.eval_dataset = masked["eval"][0]
     if is_main_process():
-        for warning in state.report().warnings:
+        for warning in (*state.report().warnings, *what_depends_on_the_ranks(trainer)):
             logger.warning(warning)
 
 

@@ -24,6 +24,12 @@ from sft_mask.report import MaskReport
 from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
+from sft_mask.trainer.parallel import (
+    batch_labels,
+    place_among_rows,
+    ranks_with_the_same_rows,
+    ranks_with_the_same_tokens,
+)
 from sft_mask.trainer.refusals import refuse_with_weights
 from sft_mask.trainer.weighted_loss import WeightedModel, split_labels, total_weight
 
@@ -43,6 +49,7 @@ class MaskState:
         splits: masks later datasets as the training data was, and knows whether labels carry weights.
         stats: counts of the trainer's splits, by name; those of streams grow.
         originals: pairs of a masked split and what it was before.
+        tokenizer: the one that wrote the rows.
         collator: the one that was found to let labels through.
         masked: datasets that were masked later, as long as they exist, by ``id``.
         calls: batches seen.
@@ -54,6 +61,7 @@ class MaskState:
     splits: SplitMasker
     stats: Mapping[str, SplitStats]
     originals: Sequence[tuple[object, object]]
+    tokenizer: object = None
     collator: object = None
     masked: WeakValueDictionary[int, object] = field(default_factory=WeakValueDictionary)
     calls: int = 0
@@ -100,7 +108,6 @@ class ResponseOnlyMixin:
     train_dataset: Any
     eval_dataset: Any
     data_collator: object
-    _skip_prepare_dataset: bool
 
     @property
     def mask_report(self) -> MaskReport:
@@ -127,7 +134,7 @@ class ResponseOnlyMixin:
             ids, weights = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
-        labels = inputs["labels"]  # a compute_loss may take them out of the batch
+        labels = batch_labels(inputs)  # a compute_loss may take them out of the batch
         state.meters["train" if training else "eval"].count(inputs, weights)
         called = model
         if weights is not None:
@@ -156,7 +163,7 @@ class ResponseOnlyMixin:
         mode = "train" if self.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(self.accelerator)
+        read = self._sft_mask.meters[mode].read(self.accelerator, ranks_with_the_same_tokens(self))
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
@@ -206,7 +213,7 @@ class ResponseOnlyMixin:
 
     def evaluate(self, eval_dataset: object = None, *args: object, **kwargs: object) -> object:
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        if given and self._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
+        if given and getattr(self, "_skip_prepare_dataset", True):  # otherwise TRL calls _prepare_dataset
             if isinstance(eval_dataset, dict):
                 eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
             else:
@@ -242,9 +249,7 @@ def _weight_of_step(trainer: Any, samples: Sequence[Row]) -> Tensor:
     device = trainer.args.device
     total = torch.stack([total_weight(batch["labels"]).to(device) for batch in samples]).sum()
     if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
-        total = trainer.accelerator.gather(total.unsqueeze(0)).sum()
-        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-        total = total / getattr(parallelism, "non_data_parallel_size", 1)
+        total = trainer.accelerator.gather(total.unsqueeze(0)).sum() / ranks_with_the_same_rows(trainer)
     return total
 
 
@@ -263,7 +268,7 @@ def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, objec
         return inputs
     if not progress.end_of_dataloader or progress.remainder <= 0:
         return inputs
-    rows = torch.arange(len(labels), device=labels.device) + accelerator.process_index * len(labels)
+    rows = torch.arange(len(labels), device=labels.device) + place_among_rows(accelerator) * len(labels)
     repeated = rows >= progress.remainder
     return {**inputs, "labels": labels.masked_fill(repeated.unsqueeze(1), IGNORE_INDEX)}
 

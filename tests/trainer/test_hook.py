@@ -16,8 +16,8 @@ from trl import SFTTrainer
 
 from sft_mask import train_on_responses_only
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.data.splits import SplitMasker
 from sft_mask.data.accounting.stats import SplitStats
+from sft_mask.data.splits import SplitMasker
 from sft_mask.errors import DataError, LabelsChangedError
 from sft_mask.report import SplitReport
 from sft_mask.trainer.checks import check_labels
@@ -169,7 +169,8 @@ def test_the_weight_of_a_step_is_that_of_all_its_batches_on_all_ranks() -> None:
         return torch.cat([own, torch.tensor([10.0])])
 
     args = SimpleNamespace(device="cpu", average_tokens_across_devices=True, world_size=2)
-    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather))
+    sizes = {f"get_{kind}_size": lambda: 1 for kind in ("tp", "cp", "sp")}
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather), **sizes)
     assert float(_weight_of_step(trainer, batches)) == 12.0
     args.average_tokens_across_devices = False
     assert float(_weight_of_step(trainer, batches)) == 2.0

@@ -15,6 +15,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, UnsupportedError
@@ -215,7 +216,12 @@ def _first_eot(template: ChatTemplate, close: str, user_close: str) -> str:
 
 def _prefills(core: str, gaps: Gaps) -> list[str]:
     """Response headers longer than the core: what a generation prompt holds after it, such as an opened tag."""
-    found = [core + prompt.rpartition(core)[2] for prompt in gaps.prompts if core in prompt]
+    parted = [prompt.rpartition(core) for prompt in gaps.prompts if core in prompt]
+    found = []
+    for before, _, more in parted:
+        # A prompt may also change what is before its header: GLM's "/nothink<|assistant|>\n<think></think>".
+        asked = before[common_prefix_length(before, parted[0][0]) :]
+        found.append(asked + core + more if more else core)
     return [text for text in dict.fromkeys(found) if text != core]
 
 
