@@ -30,6 +30,7 @@ ELSEWHERE = {
     "mask_figures.py": "test_figures.py",
     "mask_study.py": "test_study.py",
     "quickstart.py": "test_quickstart.py",
+    "turn_study.py": "test_turn_study.py",
 }
 LINES = 120
 """A longer file is not a recipe."""
