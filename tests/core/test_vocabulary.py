@@ -61,7 +61,8 @@ def test_a_normalizer_that_loses_text_makes_an_opaque_vocabulary():
 
 def test_a_vocabulary_whose_bytes_are_not_those_of_a_text_is_opaque_and_else_the_same() -> None:
     exact, lossy = byte_level(added=["<think>"]), byte_level(added=["<think>"], normalizer=normalizers.Lowercase())
-    assert read_vocabulary(lossy) == replace(read_vocabulary(exact), kind="opaque")
+    found, wanted = read_vocabulary(lossy), read_vocabulary(exact)
+    assert replace(found, tokens=list(found.tokens)) == replace(wanted, tokens=list(wanted.tokens), kind="opaque")
 
 
 def test_the_pre_tokenizer_alone_shows_how_ids_are_spelled() -> None:

@@ -674,9 +674,10 @@ def test_mask_dataset_says_what_it_needs() -> None:
 
 def test_mask_dataset_names_the_row_that_its_chat_template_refuses() -> None:
     rows = [{"messages": messages} for messages in CHATS[:4]]
-    rows[2] = {"messages": [{"role": "user", "content": None}]}
+    rows[2] = {"messages": [{"role": "user", "content": "bad"}]}
+    source = "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
     with pytest.raises(DataError, match=r"Row 2: The chat template refuses a conversation of 1 messages \(user\)"):
-        mask_dataset(Dataset.from_list(rows), tokenizer(), chat_template="{{ messages[0].content + 'x' }}")
+        mask_dataset(Dataset.from_list(rows), tokenizer(), chat_template=source)
 
 
 def test_mask_dataset_is_cached_under_the_same_name(tmp_path: Path) -> None:

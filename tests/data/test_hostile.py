@@ -410,10 +410,13 @@ class Runs:
 def test_files_in_the_cache_folder_that_are_not_ours_are_not_opened(tmp_path: Path) -> None:
     tiny.messages_dataset(6).save_to_disk(str(tmp_path / "data"))
     mask_dataset(load_from_disk(str(tmp_path / "data")), tiny.tokenizer())
-    (made,) = (tmp_path / "data").parent.rglob("cache-sft-mask-*.arrow")
+    files = list((tmp_path / "data").parent.rglob("cache-sft-mask-*.arrow"))
+    assert files
     evil = pickle.dumps(Runs(tmp_path / "ran"))
-    for name in ("cache-sft-mask.pkl", f"{made.name}.pkl", f"{made.stem}.json.partial", f"{made.stem}.arrow.partial"):
-        made.with_name(name).write_bytes(evil)
+    for made in files:
+        names = (f"{made.name}.pkl", f"{made.stem}.json.partial", f"{made.stem}.arrow.partial")
+        for name in ("cache-sft-mask.pkl", *names):
+            made.with_name(name).write_bytes(evil)
     again = mask_dataset(load_from_disk(str(tmp_path / "data")), tiny.tokenizer())
     assert [row["labels"] for row in again] == [tiny.expected(chat) for chat in tiny.chats(6)]
     assert not (tmp_path / "ran").exists()

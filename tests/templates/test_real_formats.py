@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from sft_mask import detect_markers, mask_dataset
 from sft_mask.core.vocabulary import read_vocabulary
-from sft_mask.errors import AmbiguousRowError
 from sft_mask.templates.chat_template import ChatTemplate
 
 NO_PROMPT = CHATML.split("{% if add_generation_prompt")[0]
@@ -250,15 +249,10 @@ def test_an_answer_of_the_prompt_is_not_trained_where_the_prompt_alone_is_render
 PARTS = "{% if message.content is string %}{{ message['content'] }}{% endif %}"
 
 
-@pytest.mark.parametrize("choice", ["drop", "mask"])
-def test_an_answer_without_its_words_trains_no_bare_stop(choice: Any) -> None:
+def test_contents_in_parts_are_joined_for_a_template_that_reads_text() -> None:
     tokenizer = tokenizer_for(CHATML.replace("{{ message['content'] }}", PARTS))
     said = [
         {**message, "content": [{"type": "text", "text": message["content"]}]} for message in conversation("hi", "yes")
     ]
-    rows = [{"messages": said}, {"messages": said}]
-    with pytest.raises(AmbiguousRowError, match=r"Row 0 has an answer without its words: .*'yes'.*nothing but an end"):
-        masked(tokenizer, rows)
-    with pytest.raises(Exception, match="nothing would be trained"):
-        masked(tokenizer, rows, on_ambiguous=choice)
+    assert masked(tokenizer, [{"messages": said}, {"messages": said}]) == [["yes<|im_end|>"]] * 2
     assert masked(tokenizer, [{"messages": conversation("hi", "yes")}]) == [["yes<|im_end|>"]]
