@@ -83,7 +83,7 @@ def test_a_configuration_trains_two_steps_and_saves_the_stop_it_trained(config: 
     out = tmp_path / "out"
     sizes = ("--max_steps", 2, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1)
     chosen = yaml.safe_load(config.read_text(encoding="utf-8"))
-    on_cpu = ("--attn_implementation", "sdpa") if "attn_implementation" in chosen else ()
+    on_cpu = ("--attn_implementation", "sdpa") if "flash" in str(chosen.get("attn_implementation")) else ()
     run = run_recipe(
         *("lora_sft.py", "--config", config, "--model_name_or_path", tmp_path / "model", "--output_dir", out, *sizes),
         *("--train_data", data, "--eval_data", data, "--eval_steps", 2, "--save_steps", 2, *on_cpu),
