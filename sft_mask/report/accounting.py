@@ -108,10 +108,10 @@ def account_warnings(split: SplitReport) -> Iterator[str]:
         )
     if split.turns_after_no_prompt:
         yield (
-            f"{counted(split.turns_after_no_prompt, 'trained turn')} of {split.turns_compared:,} come after none of "
-            "the template's generation prompts: they are in another thinking mode than any prompt asks for. Give "
-            "chat_template_kwargs that the data were made for, or a template whose prompt is a beginning of its own "
-            "finished answer."
+            f"{split.turns_after_no_prompt:,} of {split.turns_compared:,} trained turns come after none of the "
+            "template's generation prompts: nothing is asked before them, or they are in another thinking mode than "
+            "any prompt asks for. Give the chat_template_kwargs that the data were made for, or a template whose "
+            "prompt is a beginning of its own finished answer."
         )
 
 

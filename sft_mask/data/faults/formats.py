@@ -61,9 +61,22 @@ def unknown_field(column: str, field: object) -> DataError:
     )
 
 
+def unused_role(where: str, name: str, unknown: Sequence[object], said: Sequence[object]) -> DataError:
+    """A role that was named does not occur, and one that occurs was not named."""
+    close = get_close_matches(name, [str(role) for role in unknown], 1) or [str(unknown[0])]
+    return DataError(
+        f"roles names {name!r}, which occurs in no message of {where}; the roles there are "
+        f"{', '.join(repr(str(role)) for role in said)}, and {close[0]!r} is not a name that is known. Name it: "
+        f'roles={{{close[0]!r}: "user"}}.'
+    )
+
+
 def unknown_column(where: str, column: str, field: object, there: Sequence[str]) -> DataError:
     """A column that was named is not there."""
     seen = f"columns names {column!r}, which is not in {where} (it has {', '.join(there) or 'no columns'})."
+    close = get_close_matches(str(column), there, 1)
+    if close:
+        return DataError(f"{seen} {close[0]!r} is there: {_typed({close[0]: str(field)})}.")
     if isinstance(field, str) and field in there:
         return DataError(
             f"{seen} The names are the wrong way round, the dataset's come first: {_typed({field: column})}."

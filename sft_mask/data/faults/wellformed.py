@@ -59,6 +59,10 @@ def oddities(messages: Sequence[Mapping[str, object]]) -> str:
             found.append(f"The content of message {at} is a mapping, not text.")
         elif content is None and not any(value for name, value in message.items() if name != "role"):
             found.append(f"Message {at} has no content.")
+        elif content is None:
+            found.append(f"Message {at} has null content, which many templates do not expect: give it the content ''.")
+        elif isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") == "image" for p in content):
+            found.append(f"Message {at} holds an image, which this template does not read.")
     return " ".join(found[:3])
 
 

@@ -36,6 +36,10 @@ def choose_format(
     spelling = Spelling(*keys, names, _joins_parts(mappings, keys[1], template), arguments_for(mappings, template))
     said = _role_names(dataset, chats, keys[0], mappings)
     _refuse_without_assistant(dataset, sample, found, said, keys[0], names)
+    unknown = [role for role in said if kind_of(role) is None and str(role) not in names.given]
+    unused = [name for name in names.given if name not in map(str, said)]
+    if unknown and unused:
+        raise faults.unused_role(sample.where, unused[0], unknown, said)
     renamed = {role: names.role(role) for role in said if names.role(role) != role}
     tools = sample.values(columns["tools"]) if "tools" in columns else []
     tools_as_text = columns.get("tools", "tools") != "tools" or any(_is_unusual_tools(value) for value in tools)

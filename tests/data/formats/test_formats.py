@@ -10,6 +10,7 @@ import pytest
 from data.formats.shapes import CALLED, CHAT, SHAPES, SHAREGPT, TOOL, Shape
 from datasets import Dataset, DatasetDict, IterableDataset
 from support import tiny, tiny_chat
+from support.tiny_chat import CHATML, prepared
 from support.trained_texts import trained_texts
 
 from sft_mask import Policy, mask_dataset
@@ -212,3 +213,12 @@ def test_flags_that_contradict_each_other_are_refused(flags: dict[str, Any], sai
     rows = Dataset.from_list([{"messages": [CHAT[0], {**CHAT[1], **flags}]}])
     with pytest.raises(DataError, match=said):
         mask_dataset(rows, tiny.tokenizer(), policy=Policy(turns="flagged"))
+
+
+def test_a_misspelled_name_is_answered_with_what_is_there() -> None:
+    said = [{"role": "alice", "content": "Hi"}, {"role": "bob", "content": "Yo"}]
+    rows = Dataset.from_list([{"messages": said}])
+    with pytest.raises(DataError, match=r"roles names 'alise', which occurs in no message .* 'alice'"):
+        mask_dataset(rows, prepared(CHATML)[0], roles={"alise": "user", "bob": "assistant"})
+    with pytest.raises(DataError, match=r"columns names 'mesages'.* 'messages' is there"):
+        mask_dataset(rows, prepared(CHATML)[0], columns={"mesages": "messages"})
