@@ -11,6 +11,7 @@ from sft_mask._compat import is_main_process
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
+from sft_mask.core.vocabulary import tokenizer_and_processor
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
@@ -22,6 +23,7 @@ from sft_mask.data.read.formats import column_names, in_format_of, plain, sample
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, masker_for, read_tokenizer
 from sft_mask.data.splits import SplitMasker
 from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.templates.chat_template import with_parts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ def mask_dataset(
     Args:
         dataset: has ``input_ids``, or ``messages`` (also ``conversations``, ``prompt`` and ``completion``), or
             ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is masked split by split.
-        tokenizer: a fast tokenizer.
+        tokenizer: a fast tokenizer, or a processor that has one, which then renders the messages as its own template
+            reads them (for data without images: labels of images are made while collating).
         instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
             Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
             the trainer that is built on them puts them into the loss.
@@ -69,6 +72,8 @@ def mask_dataset(
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
+    if info.processor is not None:
+        _refuse_images(splits)
     ready = {name: tokenized(split, info, chat_template, name) for name, split in splits.items()}
     first = next(iter(ready))
     masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
@@ -96,6 +101,18 @@ def _refuse_other_data(splits: Mapping[str, object]) -> None:
             )
 
 
+def _refuse_images(splits: Mapping[str, object]) -> None:
+    for name, split in splits.items():
+        there = [column for column in ("image", "images") if column in column_names(split)]
+        if there and "input_ids" not in column_names(split):
+            raise UnsupportedError(
+                f"The {name} dataset has the column {there[0]!r}: a processor makes the ids of such rows, and with them "
+                "their labels, while they are collated. Call train_on_responses_only(trainer), or put "
+                "ResponseOnlyCollator(collator, processor) around your own collator. To train on the text alone, "
+                f"remove the column: dataset.remove_columns({there[0]!r})."
+            )
+
+
 def tokenized(dataset: object, info: TokenizerInfo, chat_template: str | None, name: str) -> object:
     """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
@@ -110,7 +127,7 @@ def tokenized(dataset: object, info: TokenizerInfo, chat_template: str | None, n
             raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
         read = plain(dataset)
         _render_once(read, info)
-        arguments = {"tokenizer": info.tokenizer, "chat_template": chat_template}
+        arguments = {"tokenizer": info.processor or info.tokenizer, "chat_template": chat_template}
         keeps = "conversations" not in columns or _reads_text(next(iter(read)))
         renamed = None if keeps else "conversations"
         dataset = in_format_of(dataset, _mapped(read, arguments, renamed, name))
@@ -165,7 +182,7 @@ def tokenize_row(
 
 def _tokenized_row(row: Row, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
     if _reads_text(row):
-        return {"input_ids": tokenizer(_with_eos(row["text"], tokenizer))["input_ids"]}
+        return {"input_ids": _text_ids(_with_eos(row["text"], tokenizer), tokenizer)}
     example = as_chatml(row)
     if example.keys() >= {*PAIR}:
         return _prompt_completion(example, tokenizer, chat_template)
@@ -191,8 +208,8 @@ def _reads_text(row: Row) -> bool:
 def _prompt_completion(example: Row, tokenizer: Any, chat_template: str | None) -> dict[str, list[int]]:
     prompt, completion = example["prompt"], example["completion"]
     if isinstance(prompt, str):
-        before = tokenizer(prompt)["input_ids"]
-        ids = tokenizer(prompt + _with_eos(completion, tokenizer))["input_ids"]
+        before = _text_ids(prompt, tokenizer)
+        ids = _text_ids(prompt + _with_eos(completion, tokenizer), tokenizer)
     else:
         before = _rendered(example, prompt, tokenizer, chat_template, add_generation_prompt=True)
         ids = _rendered(example, prompt + completion, tokenizer, chat_template)
@@ -200,8 +217,14 @@ def _prompt_completion(example: Row, tokenizer: Any, chat_template: str | None) 
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
 
 
+def _text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The ids of a text; a tokenizer that belongs to a processor adds the same tokens around it."""
+    ids: list[int] = tokenizer_and_processor(tokenizer)[0](text)["input_ids"]
+    return ids
+
+
 def _with_eos(text: str, tokenizer: Any) -> str:
-    eos = tokenizer.eos_token or ""
+    eos = tokenizer_and_processor(tokenizer)[0].eos_token or ""
     return text if text.endswith(eos) else text + eos
 
 
@@ -219,10 +242,11 @@ def _rendered(
             f"{type(tokenizer).__name__} has no chat template, so messages cannot be rendered. Give the one that the "
             "model speaks as chat_template=, or a dataset with text and both markers."
         )
+    processor = tokenizer_and_processor(tokenizer)[1]
     tools, variables = read_tools(example.get("tools")), read_variables(example.get("chat_template_kwargs"))
     try:
         encoded = tokenizer.apply_chat_template(
-            conversation,
+            conversation if processor is None else [with_parts(message) for message in conversation],
             tools=tools,
             tokenize=True,
             return_dict=True,
@@ -237,5 +261,5 @@ def _rendered(
             f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
             "remove it, or give another chat_template."
         ) from error
-    ids: list[int] = encoded["input_ids"]
+    ids: list[int] = encoded["input_ids"] if processor is None else encoded["input_ids"][0]
     return ids

@@ -90,7 +90,7 @@ def preview_rows(
     Args:
         data: a ``Dataset``, a ``DatasetDict``, an ``IterableDataset`` (its first 1,000 rows), a list of rows (each a
             dict), or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
-        tokenizer: a fast tokenizer; not for a trainer.
+        tokenizer: a fast tokenizer, or a processor that has one; not for a trainer.
         instruction_part: as in :func:`~sft_mask.train_on_responses_only`, like ``response_part``, ``policy`` and
             ``chat_template``; not for a trainer.
         split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
@@ -117,7 +117,7 @@ def preview_rows(
     ready = tokenized(rows, info, chat_template, name)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
     masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")
-    return PreviewRows(ready, tokenizer, masker, name)
+    return PreviewRows(ready, info.tokenizer, masker, name)
 
 
 def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:

@@ -55,7 +55,7 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
         )
     if built.train_dataset is None:
         raise DataError("The trainer has no train_dataset. Give it one before train_on_responses_only.")
-    info = read_tokenizer(tokenizer or built.processing_class, chat_template or getattr(built, "chat_template", None))
+    info = read_tokenizer(_speaker(built, tokenizer), chat_template or getattr(built, "chat_template", None))
     splits = _splits(built)
     for name, split in splits.items():
         if hasattr(split, "__len__"):
@@ -65,6 +65,12 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
     eval_cutting = _cutting(built, args.packing if args.eval_packing is None else args.eval_packing)
     length = getattr(args, "max_length", None)
     return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
+
+
+def _speaker(trainer: Any, given: object) -> object:
+    """The tokenizer or processor that rendered the rows: the trainer's, unless another tokenizer was given."""
+    own = trainer.processing_class
+    return own if given is None or getattr(own, "tokenizer", own) is given else given
 
 
 def _splits(trainer: Any) -> dict[str, object]:
