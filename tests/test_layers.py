@@ -52,9 +52,10 @@ BELOW: dict[str, set[str]] = {
     "functional": {"constants", "errors", "_tensors"},
     "data": {"constants", "errors", "report", "core", "templates", "_compat"},
 }
-BELOW["trainer"] = {*BELOW["data"], "data"}
-BELOW["explanations"] = BELOW["trainer"] - {"_compat"}
-BELOW["preview"] = {*BELOW["explanations"], "explanations"}
+BELOW["vision"] = {*BELOW["data"], "data"}
+BELOW["trainer"] = {*BELOW["vision"], "vision"}
+BELOW["explanations"] = BELOW["vision"] - {"_compat"}
+BELOW["preview"] = {*BELOW["explanations"], "explanations", "vision"}
 BELOW["doctor"] = {*BELOW["trainer"], "trainer", "explanations", "functional"}
 BELOW["cli"] = {*BELOW["preview"], *BELOW["doctor"], "preview", "doctor"}
 """What each package may import, besides itself; ``sft_mask`` itself and its ``__main__`` only pass names on."""

@@ -117,15 +117,35 @@ class ConversationAligner:
             LostWordsError: the template writes none of the words of an answer.
         """
         rendered = self.template.render(messages, tools=tools, variables=variables)
+        spans = self.text_turns(
+            messages, rendered, tools=tools, variables=variables, others=others, tool_calls=tool_calls
+        )
+        whole, first, last = encode(rendered.text, self.vocabulary, self.tokenizer)
+        found = token_turns(rendered.text, spans, first, last)
+        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.frame)
+
+    def text_turns(
+        self,
+        messages: Sequence[Message],
+        rendered: Rendered,
+        *,
+        tools: object = None,
+        variables: Mapping[str, object] | None = None,
+        others: Collection[int] = (),
+        tool_calls: bool = True,
+    ) -> list[TextTurn]:
+        """The turns in the rendered text, in order; the arguments are those of :meth:`turns`.
+
+        Raises:
+            LostWordsError: the template writes none of the words of an answer.
+        """
         reader = _TurnReader(self, messages, rendered, tools, variables)
         own = reader.turns()
         kept = own if tool_calls else without_tool_calls(rendered, own)
         eots = [(mark.start, mark.end) for mark in reader.eots]
         spans = sorted([*kept, *turns_of_others(rendered, others, eots)], key=lambda turn: turn.start)
         _refuse_lost_words(messages, rendered, spans)
-        whole, first, last = encode(rendered.text, self.vocabulary, self.tokenizer)
-        found = token_turns(rendered.text, spans, first, last)
-        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.frame)
+        return spans
 
     @cached_property
     def frame(self) -> RowFrame:
