@@ -35,7 +35,7 @@ ALLOWED = {
     "sft_mask.trainer.metrics": {"torch"},
     "sft_mask.preview.source": {"datasets"},
     "sft_mask.data.setup": {"datasets"},
-    "sft_mask.templates.sandbox": {"transformers"},
+    "sft_mask.templates.tracing.sandbox": {"transformers"},
     "sft_mask.templates.render": {"transformers"},
     "sft_mask.trainer.weighted_loss": {"torch"},
 }

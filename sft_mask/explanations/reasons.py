@@ -16,7 +16,7 @@ from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.explanations.segments import RoleSegment, SegmentReader
-from sft_mask.templates.traced_str import TEMPLATE
+from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "padding"]
 """Where tokens are: in an answer, in its end-of-turn token, in its header, in what the template prefills after that

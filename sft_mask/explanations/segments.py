@@ -17,7 +17,7 @@ from sft_mask.data.masker import Masker
 from sft_mask.errors import DataError
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.templates.align import TextTurn, fit_to_row, token_bounds, token_turns
-from sft_mask.templates.traced_str import TEMPLATE
+from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import MarkerError
 from sft_mask.templates.render import Rendered, plain_data, render
-from sft_mask.templates.traced_str import TOOLS
+from sft_mask.templates.tracing.traced_str import TOOLS
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary

@@ -1,9 +1,9 @@
 """Renders a chat template, with the source of every character.
 
-A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.sandbox`), on
-strings that carry their source (:mod:`sft_mask.templates.traced_str`). The text is exactly what ``apply_chat_template``
-gives. The source of a character is the message field that it came from, or the template itself, so a marker that a user
-typed can never be taken for one that the template wrote.
+A template is run once, in the sandbox that ``transformers`` builds for it (:mod:`sft_mask.templates.tracing.sandbox`),
+on strings that carry their source (:mod:`sft_mask.templates.tracing.traced_str`). The text is exactly what
+``apply_chat_template`` gives. The source of a character is the message field that it came from, or the template itself,
+so a marker that a user typed can never be taken for one that the template wrote.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.errors import DataError, UnsupportedError
-from sft_mask.templates.limits import LimitError, limited
-from sft_mask.templates.sandbox import rendered_text, traced_template
-from sft_mask.templates.traced_str import TEMPLATE, TOOLS, Traced, runs_of
+from sft_mask.templates.tracing.limits import LimitError, limited
+from sft_mask.templates.tracing.sandbox import rendered_text, traced_template
+from sft_mask.templates.tracing.traced_str import TEMPLATE, TOOLS, Traced, runs_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -165,7 +165,7 @@ def render(
 
     Raises:
         DataError: the template refuses the conversation; its own error is quoted.
-        UnsupportedError: the template exceeds a limit of :mod:`sft_mask.templates.limits`.
+        UnsupportedError: the template exceeds a limit of :mod:`sft_mask.templates.tracing.limits`.
     """
     traced, origins = _traced_messages(messages)
     context = {

@@ -25,7 +25,7 @@ from sft_mask.errors import DataError, LostWordsError
 from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, token_turns
 from sft_mask.templates.chat_template import EMPTY_BLOCK
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
-from sft_mask.templates.traced_str import TEMPLATE
+from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary

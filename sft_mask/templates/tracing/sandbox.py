@@ -4,7 +4,7 @@ Everything a template can do to text goes through one of five hooks: output and 
 string methods, operators, and printing of lists. Each is replaced by one that keeps sources. Where a change cannot be
 followed character by character, the whole result belongs to the first source among what went in.
 
-The same hooks, and one in each loop, apply the limits of :mod:`sft_mask.templates.limits`.
+The same hooks, and one in each loop, apply the limits of :mod:`sft_mask.templates.tracing.limits`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, cast
 
-from sft_mask.templates.limits import check_bits, check_size, counted, sized, spend_rounds
-from sft_mask.templates.traced_str import SafeTraced, Traced, runs_of, traced_join, with_source
+from sft_mask.templates.tracing.limits import check_bits, check_size, counted, sized, spend_rounds
+from sft_mask.templates.tracing.traced_str import SafeTraced, Traced, runs_of, traced_join, with_source
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template

@@ -1,0 +1,1 @@
+"""A template run on strings that know the source of each character, within limits."""
