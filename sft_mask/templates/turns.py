@@ -122,7 +122,7 @@ class ConversationAligner:
         )
         whole, first, last = encode(rendered.text, self.vocabulary, self.tokenizer)
         found = token_turns(rendered.text, spans, first, last)
-        return fit_to_row(found, whole, np.asarray(row, np.int64), self._opens_turn, self.frame)
+        return fit_to_row(found, whole, np.asarray(row, np.int64), self.opens_turn, self.frame)
 
     def text_turns(
         self,
@@ -160,7 +160,7 @@ class ConversationAligner:
     def _is_whitespace(self, ids: Ints) -> bool:
         return not b"".join(self.vocabulary.token_bytes(token) for token in ids.tolist()).strip()
 
-    def _opens_turn(self, ids: Ints) -> bool:
+    def opens_turn(self, ids: Ints) -> bool:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_mask.errors import DataError
-from sft_mask.templates.traced_str import TEMPLATE
+from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ids, Ints
