@@ -70,11 +70,12 @@ def _rows(trainer: Any, dataset: Any) -> list[dict[str, Any]]:
         rows = list(islice(dataset, _COLLATED_ROWS))
     if not trainer.args.remove_unused_columns:
         return [dict(row) for row in rows]
-    names = _signature_columns(trainer)
+    names = signature_columns(trainer)
     return [{name: row[name] for name in names if name in row} for row in rows]
 
 
-def _signature_columns(trainer: Any) -> list[str]:
+def signature_columns(trainer: Any) -> list[str]:
+    """The columns that the trainer's dataloader keeps."""
     before = trainer._signature_columns
     try:
         trainer._set_signature_columns_if_needed()

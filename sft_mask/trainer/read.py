@@ -39,23 +39,14 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
     """Reads a built trainer. What an earlier call masked is taken as it was before that call.
 
     Raises:
-        UnsupportedError: not an ``SFTTrainer``, or one for images.
+        UnsupportedError: not an ``SFTTrainer``.
         DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
     """
-    if not is_sft_trainer(trainer):
-        raise UnsupportedError(
-            f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
-            "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."
-        )
+    _refuse_other_trainer(trainer)
     built: Any = trainer
-    if getattr(built, "_is_vision_dataset", False):
-        raise UnsupportedError(
-            "The trainer's dataset holds images: TRL makes its labels while collating, and they are not masked here. "
-            "Use TRL's assistant_only_loss, or train on text."
-        )
     if built.train_dataset is None:
         raise DataError("The trainer has no train_dataset. Give it one before train_on_responses_only.")
-    info = read_tokenizer(_speaker(built, tokenizer), chat_template or getattr(built, "chat_template", None))
+    info = read_tokenizer(speaker(built, tokenizer), chat_template or getattr(built, "chat_template", None))
     splits = _splits(built)
     for name, split in splits.items():
         if hasattr(split, "__len__"):
@@ -67,7 +58,25 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
     return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
 
 
-def _speaker(trainer: Any, given: object) -> object:
+def collates_labels(trainer: object) -> bool:
+    """Whether a trainer makes its labels while collating: TRL does for datasets with a column of images.
+
+    Raises:
+        UnsupportedError: not an ``SFTTrainer``.
+    """
+    _refuse_other_trainer(trainer)
+    return bool(getattr(trainer, "_is_vision_dataset", False))
+
+
+def _refuse_other_trainer(trainer: object) -> None:
+    if not is_sft_trainer(trainer):
+        raise UnsupportedError(
+            f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
+            "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."
+        )
+
+
+def speaker(trainer: Any, given: object) -> object:
     """The tokenizer or processor that rendered the rows: the trainer's, unless another tokenizer was given."""
     own = trainer.processing_class
     return own if given is None or getattr(own, "tokenizer", own) is given else given

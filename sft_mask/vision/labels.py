@@ -17,6 +17,7 @@ from sft_mask.data.masker import Masker
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, build_masker, read_tokenizer
 from sft_mask.errors import LabelsChangedError, UnsupportedError
+from sft_mask.report import SplitReport
 from sft_mask.vision.decide import CollatedDecider, GivenRows
 from sft_mask.vision.media import MediaTokens
 from sft_mask.vision.reader import ReadRow, RowReader
@@ -160,6 +161,7 @@ class BatchLabeller:
         rows = replace(rows, labels=labels)
         table = table.append_column("labels", _lists(labels, rows.offsets))
         masked = masker.mask(table, GivenRows(given), decided=decided)
+        masked = replace(masked, report=self._with_images(masked, rows, decider.read))
         return LabelledRows(masked, rows, decider.read, masker)
 
     def _decider(self, given: Sequence[VisionRow], expanded: Sequence[ExpandedText] | None) -> CollatedDecider:
@@ -175,6 +177,11 @@ class BatchLabeller:
             expanded=expanded,
             batch=given,
         )
+
+    def _with_images(self, masked: MaskedBatch, rows: CollatedRows, read: Mapping[int, ReadRow]) -> SplitReport:
+        """The counts, with the images of all rows: a row that trains nothing stays in its batch."""
+        pieces = sum(len(each.pieces) for each in read.values())
+        return replace(masked.report, images=pieces, image_tokens=int(self._media(rows, read).sum()))
 
     def _media(self, rows: CollatedRows, read: Mapping[int, ReadRow]) -> Bools:
         flags = self.reader.media.are(rows.ids)

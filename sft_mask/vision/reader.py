@@ -37,11 +37,14 @@ class ReadRow:
         turns: of the assistant, and those of other roles that were asked for.
         media: ``(tokens,)`` whether each token belongs to an image, a video or audio.
         sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``.
+        pieces: ``(images, 2)`` first token of each image and one past its last, its frame included; as far as they were
+            recorded and not cut off.
     """
 
     turns: Turns
     media: Bools
     sources: Ints
+    pieces: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,11 @@ class RowReader:
         if placed is None:
             return self._around_one_expansion(rendered, spans, ids, recorded=expanded is not None)
         turns = turns_of_beginning(placed.text, own.turns(spans), placed.first, placed.last).moved(placed.low)
-        return ReadRow(turns, self._media(rendered, own, placed, ids), _sources(rendered, own, placed, len(ids)))
+        pieces = self._pieces(rendered, own, placed)
+        media = self.media.are(ids)
+        for low, high in pieces.tolist():
+            media[low:high] = True
+        return ReadRow(turns, media, _sources(rendered, own, placed, len(ids)), pieces)
 
     def _placed(self, text: str, ids: Ints) -> _Placed | None:
         """The text on the ids; ``None`` if these are not its tokens."""
@@ -111,14 +118,14 @@ class RowReader:
         first, last = token_bounds(text, whole, vocabulary, tokenizer)
         return _Placed(text, first[: len(ids)], last[: len(ids)], 0)
 
-    def _media(self, rendered: Rendered, own: ExpandedText, placed: _Placed, ids: Ints) -> Bools:
-        flags = self.media.are(ids)
-        inside = flags[placed.low : placed.low + len(placed.first)]
+    def _pieces(self, rendered: Rendered, own: ExpandedText, placed: _Placed) -> Ints:
+        """The tokens of each image and of its frame; a token that also holds words next to it counts."""
         places = [place for each in self.media.ranges(rendered, own) for place in each]
         edges = byte_positions(placed.text, places).reshape(-1, 2)
-        for low, high in edges.tolist():
-            inside |= overlaps(placed.first, placed.last, low, high)
-        return flags
+        first = np.searchsorted(placed.last, edges[:, 0], side="right") + placed.low
+        end = np.searchsorted(placed.first, edges[:, 1], side="left") + placed.low
+        there = end > first
+        return np.stack([first[there], end[there]], axis=1)
 
     def _around_one_expansion(
         self, rendered: Rendered, spans: list[TextTurn], ids: Ints, *, recorded: bool
@@ -144,7 +151,8 @@ class RowReader:
                     "the rendered text in more than one place"
                 )
             raise DataError(f"the ids of the row cannot be traced to its messages: {why}. {error}") from error
-        return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64))
+        none = np.zeros((0, 2), np.int64)
+        return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64), none)
 
 
 def _sources(rendered: Rendered, own: ExpandedText, placed: _Placed, size: int) -> Ints:
