@@ -66,16 +66,19 @@ class ExpandedText:
         return ExpandedText(self.before + other.before, self.after + other.after, (*self.expansions, *moved))
 
     def within(self, text: str) -> ExpandedText:
-        """The same, for the text that was rendered; a collator may have stripped whitespace around it.
+        """The same, for the text that was rendered.
+
+        A collator may have stripped whitespace around it; and of a prompt with its completion, a processor may expand
+        only the prompt.
 
         Raises:
             DataError: the processor was given something else.
         """
-        if text == self.before:
-            return self
+        if text.startswith(self.before):
+            return ExpandedText(text, self.after + text[len(self.before) :], self.expansions)
         lead = text.find(self.before) if self.before and text.strip() == self.before.strip() else -1
         if lead < 0:
-            at = next((at for at, (a, b) in enumerate(zip(text, self.before, strict=False)) if a != b), 0)
+            at = next((at for at, (a, b) in enumerate(zip(text, self.before, strict=False)) if a != b), len(text))
             raise DataError(
                 "the text that the processor was given is not what the chat template renders from the messages: it "
                 f"has {self.before[at : at + 40]!r} where the template writes {text[at : at + 40]!r}."
