@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.vision_families import IMAGES, build
+from support.vision_families import IMAGES
 from support.vision_oracle import expected
 from support.vision_rows import IMAGE, dataset, picture, rows, said
-from trl import SFTConfig, SFTTrainer
+from support.vision_trainer import trainer_of
+from trl import SFTTrainer
 
 from sft_mask import Policy, ResponseOnlyCollator, train_on_responses_only
 from sft_mask.errors import (
@@ -23,30 +24,6 @@ from sft_mask.errors import (
     SftMaskError,
     UnsupportedError,
 )
-
-
-def trainer_of(name: str, folder: Path, given: Any = None, **options: Any) -> SFTTrainer:
-    processor, model = build(name)
-    collator = options.pop("data_collator", None)
-    evals = options.pop("eval_dataset", None)
-    defaults: dict[str, Any] = {
-        "max_steps": 2,
-        "max_length": None,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "loss_type": "nll",
-        "gradient_checkpointing": False,
-        "learning_rate": 1e-2,
-    }
-    args = SFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **{**defaults, **options}
-    )
-    train = dataset(rows()) if given is None else given
-    return SFTTrainer(
-        model, args, train_dataset=train, eval_dataset=evals, processing_class=processor, data_collator=collator
-    )
 
 
 def wanted(name: str, processor: Any, row: dict[str, Any]) -> list[int]:
