@@ -38,6 +38,8 @@ ALLOWED = {
     "sft_mask.templates.tracing.sandbox": {"transformers"},
     "sft_mask.templates.render": {"transformers"},
     "sft_mask.trainer.weighted_loss": {"torch"},
+    "sft_mask.vision.collator": {"torch"},
+    "sft_mask.vision.counts": {"torch"},
 }
 """Modules that may import a framework at run time; every other module does without."""
 
@@ -54,8 +56,8 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["vision"] = {*BELOW["data"], "data"}
 BELOW["trainer"] = {*BELOW["vision"], "vision"}
-BELOW["explanations"] = BELOW["vision"] - {"_compat"}
-BELOW["preview"] = {*BELOW["explanations"], "explanations", "vision"}
+BELOW["explanations"] = {*BELOW["vision"], "vision"} - {"_compat"}
+BELOW["preview"] = {*BELOW["explanations"], "explanations"}
 BELOW["doctor"] = {*BELOW["trainer"], "trainer", "explanations", "functional"}
 BELOW["cli"] = {*BELOW["preview"], *BELOW["doctor"], "preview", "doctor"}
 """What each package may import, besides itself; ``sft_mask`` itself and its ``__main__`` only pass names on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.core.policy import Policy
@@ -10,10 +10,12 @@ from sft_mask.data.read.formats import named_splits, sample_rows
 from sft_mask.data.setup import MaskSettings, masker_for
 from sft_mask.doctor.checks import SPLIT_CHECKS, TRAINER_CHECKS
 from sft_mask.doctor.findings import Diagnosis, Finding
-from sft_mask.doctor.samples import Examined, Sample, take_sample
+from sft_mask.doctor.samples import Examined, Sample, take_collated_sample, take_sample
 from sft_mask.errors import LabelsChangedError
 from sft_mask.explanations.rows import never_raising
-from sft_mask.trainer.read import TrainerInfo, read_trainer
+from sft_mask.trainer.read import TrainerInfo, collates_labels, read_trainer, speaker
+from sft_mask.vision.collator import ResponseOnlyCollator
+from sft_mask.vision.counts import CollatedCounts
 
 if TYPE_CHECKING:
     from sft_mask.data.masker import Masker
@@ -49,19 +51,27 @@ def diagnose(
         The findings, each with its cure; print it.
 
     Raises:
-        UnsupportedError: another trainer, images, or a slow tokenizer.
+        UnsupportedError: another trainer, or a slow tokenizer.
         MarkerError: no markers were given, and the chat template does not show them.
         DataError: there is no train dataset, or a split has no ``input_ids``.
     """
     rows: object = getattr(trainer, "train_dataset", None)
     if hasattr(rows, "__len__") and not len(rows):
         return Diagnosis((_NO_ROWS,))
-    masker = _masker(trainer, read_trainer(trainer, tokenizer, chat_template), instruction_part, response_part)
+    collator = _collator(trainer, tokenizer, chat_template, instruction_part, response_part)
+    if collator is None:
+        masker = _masker(trainer, read_trainer(trainer, tokenizer, chat_template), instruction_part, response_part)
+    else:
+        masker = collator.labeller.masker
     findings: list[Finding] = []
     samples: dict[str, Sample] = {}
     for name, split in named_splits(trainer).items():
         try:
-            samples[name] = take_sample(trainer, split, masker, name)
+            samples[name] = (
+                take_sample(trainer, split, masker, name)
+                if collator is None
+                else take_collated_sample(trainer, split, collator, name)
+            )
         except (LabelsChangedError, KeyError, ValueError) as error:
             findings.append(_no_labels(error, name))
             continue
@@ -71,6 +81,24 @@ def diagnose(
     findings = [*findings, *(finding for check in TRAINER_CHECKS for finding in check(examined))]
     policy = "" if masker.policy == Policy() else repr(masker.policy)
     return Diagnosis(tuple(findings), {name: sample.measure() for name, sample in samples.items()}, policy)
+
+
+def _collator(
+    trainer: Any, tokenizer: object, chat_template: str | None, instruction: object, response: object
+) -> ResponseOnlyCollator | None:
+    """The collator that makes the right labels of rows with images; ``None`` for other rows."""
+    if not collates_labels(trainer):
+        return None
+    state = getattr(trainer, "_sft_mask", None)
+    own: object = getattr(state, "collator", None)
+    if isinstance(own, ResponseOnlyCollator):
+        return own.never_raising()
+    settings = MaskSettings(instruction, response, on_ambiguous="drop", max_length=trainer.args.max_length)
+    template = chat_template or getattr(trainer, "chat_template", None)
+    processor = speaker(trainer, tokenizer)
+    return ResponseOnlyCollator.of_settings(
+        trainer.data_collator, processor, settings, template, CollatedCounts()
+    )
 
 
 def _masker(trainer: object, info: TrainerInfo, instruction: object, response: object) -> Masker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, masked_by
 from sft_mask.data.read import Row
 from sft_mask.doctor.findings import Finding
+from sft_mask.explanations.collated import inspect_collated
 from sft_mask.explanations.reasons import Part, PartKind, RowExplainer
 from sft_mask.explanations.rows import InspectedRow, inspect_rows
 
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sft_mask.core.arrays import Bools, Ids, Ints
+    from sft_mask.vision.collator import ResponseOnlyCollator
 
 _ROWS = 32
 """Rows of a split that are sampled, spread over it."""
+_COLLATED_ROWS = 8
+"""Likewise where each row has images to prepare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,47 @@ def take_sample(trainer: Any, dataset: object, masker: Masker, name: str) -> Sam
     return Sample(name, rows, batches, padding, other_ids, masker.policy, masker.finder.vocabulary)
 
 
+def take_collated_sample(trainer: Any, dataset: object, collator: ResponseOnlyCollator, name: str) -> Sample:
+    """The same for rows with images: they are compared with what ``collator`` makes of each row alone.
+
+    Raises:
+        LabelsChangedError: the batches have no labels, or the trainer's collator was exchanged.
+        DataError: a row cannot be collated.
+    """
+    chosen = _some_rows(dataset, _COLLATED_ROWS)
+    with _counted_apart(trainer):
+        batches = [dict(batch) for batch in trainer.get_eval_dataloader(chosen)]
+    ids, labels, padding = _without_padding(batches)
+    masker, rows, at, other_ids = collator.labeller.masker, [], 0, ""
+    for number, example in enumerate(chosen):
+        (collated,) = inspect_collated([example], collator, [number])
+        row = collated.row
+        inside = slice(at, at := at + len(row.ids))
+        if not np.array_equal(ids[inside], row.ids):
+            rows, other_ids = [], _how_ids_differ(batches, row.ids, number)
+            break
+        given = label_ids(labels[inside])
+        wrong_ids = int(np.sum((given != IGNORE_INDEX) & (given != row.ids)))
+        trained = label_weights(labels[inside]) > 0
+        parts = RowExplainer(collated.masker).parts(row)
+        rows.append(SampledRow(row, parts, np.ones(len(row.ids), np.bool_), trained, wrong_ids))
+    return Sample(name, rows, batches, padding, other_ids, masker.policy, masker.finder.vocabulary)
+
+
+@contextmanager
+def _counted_apart(trainer: Any) -> Iterator[None]:
+    """Keeps the rows of the block out of the trainer's report."""
+    state = getattr(trainer, "_sft_mask", None)
+    kept = getattr(state, "counts", None)
+    if state is not None and kept is not None:
+        state.counts = {}
+    try:
+        yield
+    finally:
+        if state is not None and kept is not None:
+            state.counts = kept
+
+
 def _how_ids_differ(batches: Sequence[Row], ids: Ints, number: int) -> str:
     """Why a row is not found in its batch."""
     for batch in batches:
@@ -163,12 +209,12 @@ def _how_ids_differ(batches: Sequence[Row], ids: Ints, number: int) -> str:
     return f"row {number}, which begins {ids[:8].tolist()}, is in no batch"
 
 
-def _some_rows(dataset: Any) -> Dataset:
+def _some_rows(dataset: Any, most: int = _ROWS) -> Dataset:
     from datasets import Dataset
 
     if not hasattr(dataset, "__len__"):
-        return Dataset.from_list(list(islice(dataset, _ROWS)))
-    numbers = np.unique(np.linspace(0, len(dataset) - 1, min(_ROWS, len(dataset))).astype(np.int64))
+        return Dataset.from_list(list(islice(dataset, most)))
+    numbers = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(np.int64))
     chosen: Dataset = dataset.select(numbers)
     return chosen
 

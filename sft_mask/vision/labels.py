@@ -17,7 +17,6 @@ from sft_mask.data.masker import Masker
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, build_masker, read_tokenizer
 from sft_mask.errors import LabelsChangedError, UnsupportedError
-from sft_mask.report import SplitReport
 from sft_mask.vision.decide import CollatedDecider, GivenRows
 from sft_mask.vision.media import MediaTokens
 from sft_mask.vision.reader import ReadRow, RowReader
@@ -88,12 +87,14 @@ class LabelledRows:
         rows: the rows without padding; their labels are those of before, ignored at images.
         read: turns and images of each row that messages decided, by its place.
         masker: that made the labels.
+        media: ``(tokens,)`` whether each token belongs to an image, a video or a sound.
     """
 
     masked: MaskedBatch
     rows: CollatedRows
     read: Mapping[int, ReadRow]
     masker: Masker
+    media: Bools
 
     def in_batch(self) -> Labels:
         """``(rows, length)`` int64 labels, ignored at padding."""
@@ -157,12 +158,15 @@ class BatchLabeller:
         masker = replace(self.masker, decider=decider)
         table = pa.table({"input_ids": _lists(rows.ids, rows.offsets)})
         decided = masker.decide(table, GivenRows(given))
-        labels = np.where(self._media(rows, decider.read), IGNORE_INDEX, rows.labels)
+        media = self._media(rows, decider.read)
+        labels = np.where(media, IGNORE_INDEX, rows.labels)
         rows = replace(rows, labels=labels)
         table = table.append_column("labels", _lists(labels, rows.offsets))
         masked = masker.mask(table, GivenRows(given), decided=decided)
-        masked = replace(masked, report=self._with_images(masked, rows, decider.read))
-        return LabelledRows(masked, rows, decider.read, masker)
+        # Images of all rows count: a row that trains nothing stays in its batch.
+        pieces = sum(len(each.pieces) for each in decider.read.values())
+        masked = replace(masked, report=replace(masked.report, images=pieces, image_tokens=int(media.sum())))
+        return LabelledRows(masked, rows, decider.read, masker, media)
 
     def _decider(self, given: Sequence[VisionRow], expanded: Sequence[ExpandedText] | None) -> CollatedDecider:
         own: RowDecider = self.masker.decider
@@ -177,11 +181,6 @@ class BatchLabeller:
             expanded=expanded,
             batch=given,
         )
-
-    def _with_images(self, masked: MaskedBatch, rows: CollatedRows, read: Mapping[int, ReadRow]) -> SplitReport:
-        """The counts, with the images of all rows: a row that trains nothing stays in its batch."""
-        pieces = sum(len(each.pieces) for each in read.values())
-        return replace(masked.report, images=pieces, image_tokens=int(self._media(rows, read).sum()))
 
     def _media(self, rows: CollatedRows, read: Mapping[int, ReadRow]) -> Bools:
         flags = self.reader.media.are(rows.ids)

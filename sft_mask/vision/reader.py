@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaPiece:
+    """The tokens ``[start, end)`` of one image, video or sound, its frame included."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRow:
     """What was read of one row.
 
@@ -37,14 +46,13 @@ class ReadRow:
         turns: of the assistant, and those of other roles that were asked for.
         media: ``(tokens,)`` whether each token belongs to an image, a video or audio.
         sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``.
-        pieces: ``(images, 2)`` first token of each image and one past its last, its frame included; as far as they were
-            recorded and not cut off.
+        pieces: images in order, as far as they were recorded and not cut off.
     """
 
     turns: Turns
     media: Bools
     sources: Ints
-    pieces: Ints
+    pieces: tuple[MediaPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +109,8 @@ class RowReader:
         turns = turns_of_beginning(placed.text, own.turns(spans), placed.first, placed.last).moved(placed.low)
         pieces = self._pieces(rendered, own, placed)
         media = self.media.are(ids)
-        for low, high in pieces.tolist():
-            media[low:high] = True
+        for piece in pieces:
+            media[piece.start : piece.end] = True
         return ReadRow(turns, media, _sources(rendered, own, placed, len(ids)), pieces)
 
     def _placed(self, text: str, ids: Ints) -> _Placed | None:
@@ -118,14 +126,14 @@ class RowReader:
         first, last = token_bounds(text, whole, vocabulary, tokenizer)
         return _Placed(text, first[: len(ids)], last[: len(ids)], 0)
 
-    def _pieces(self, rendered: Rendered, own: ExpandedText, placed: _Placed) -> Ints:
+    def _pieces(self, rendered: Rendered, own: ExpandedText, placed: _Placed) -> tuple[MediaPiece, ...]:
         """The tokens of each image and of its frame; a token that also holds words next to it counts."""
         places = [place for each in self.media.ranges(rendered, own) for place in each]
         edges = byte_positions(placed.text, places).reshape(-1, 2)
         first = np.searchsorted(placed.last, edges[:, 0], side="right") + placed.low
         end = np.searchsorted(placed.first, edges[:, 1], side="left") + placed.low
-        there = end > first
-        return np.stack([first[there], end[there]], axis=1)
+        bounds = zip(own.expansions, first.tolist(), end.tolist(), strict=True)
+        return tuple(MediaPiece(each.kind, low, high) for each, low, high in bounds if high > low)
 
     def _around_one_expansion(
         self, rendered: Rendered, spans: list[TextTurn], ids: Ints, *, recorded: bool
@@ -151,8 +159,7 @@ class RowReader:
                     "the rendered text in more than one place"
                 )
             raise DataError(f"the ids of the row cannot be traced to its messages: {why}. {error}") from error
-        none = np.zeros((0, 2), np.int64)
-        return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64), none)
+        return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64), ())
 
 
 def _sources(rendered: Rendered, own: ExpandedText, placed: _Placed, size: int) -> Ints:
