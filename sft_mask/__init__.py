@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sft_mask.preview.snapshot import verify_snapshot, write_snapshot
     from sft_mask.preview.source import preview_rows
     from sft_mask.report import MaskReport, SplitReport
-    from sft_mask.templates.detect import detect_markers
+    from sft_mask.templates.detection.detect import detect_markers
     from sft_mask.trainer.entry import train_on_responses_only
     from sft_mask.vision.collator import ResponseOnlyCollator
 
@@ -36,7 +36,7 @@ _HOME = {
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
     "compare_masks": "sft_mask.preview.diff",
-    "detect_markers": "sft_mask.templates.detect",
+    "detect_markers": "sft_mask.templates.detection.detect",
     "explain": "sft_mask.preview.rows",
     "mask_dataset": "sft_mask.data.mask_dataset",
     "preview_rows": "sft_mask.preview.source",

@@ -15,3 +15,6 @@ ASSISTANT_ROLES: Final = frozenset({"assistant", "model"})
 
 FLAGS: Final = ("train", "weight")
 """Fields in which a message says itself whether, and how much, it is trained."""
+
+REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+"""Fields in which a message holds its reasoning."""

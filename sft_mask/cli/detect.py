@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the markers."""
     from sft_mask.cli.inputs import load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.templates.detect import detect_markers
+    from sft_mask.templates.detection.detect import detect_markers
 
     tokenizer = load_tokenizer(args.model)
     template = template_of(args.chat_template)

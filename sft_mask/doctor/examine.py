@@ -96,9 +96,7 @@ def _collator(
     settings = MaskSettings(instruction, response, on_ambiguous="drop", max_length=trainer.args.max_length)
     template = chat_template or getattr(trainer, "chat_template", None)
     processor = speaker(trainer, tokenizer)
-    return ResponseOnlyCollator.of_settings(
-        trainer.data_collator, processor, settings, template, CollatedCounts()
-    )
+    return ResponseOnlyCollator.of_settings(trainer.data_collator, processor, settings, template, CollatedCounts())
 
 
 def _masker(trainer: object, info: TrainerInfo, instruction: object, response: object) -> Masker:

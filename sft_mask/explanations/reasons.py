@@ -108,7 +108,15 @@ class _Tokens:
         """The tokens where the reason may change, from 0 to the row's length."""
         size = len(self.row.ids)
         changes = np.ones(size + 1, np.bool_)
-        known = [self.media, self.piece_of, self.segment_of, self.turn_of, self.padding, self.in_region, self.row.weights]
+        known = [
+            self.media,
+            self.piece_of,
+            self.segment_of,
+            self.turn_of,
+            self.padding,
+            self.in_region,
+            self.row.weights,
+        ]
         known.extend(given for given in (self.sources, self.row.existing) if given is not None)
         inner = changes[1:size]
         inner[:] = (self.header_of[1:] >= 0) | (self.header_of[1:] != self.header_of[:-1])

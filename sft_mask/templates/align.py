@@ -267,6 +267,17 @@ def _whole_or_part(turns: Turns, whole: Ints, body: Ints) -> Turns | None:
     return None
 
 
+def part_in_row(whole: Ints, row: Ints, frame: RowFrame) -> tuple[int, int]:
+    """The tokens of a conversation that its row holds, as a half-open range: all, its beginning, or its end."""
+    for low, high in frame.places(row) if len(row) < len(whole) else ():
+        size = high - low
+        if 0 < size < len(whole) and np.array_equal(whole[:size], row[low:high]):
+            return 0, size
+        if 0 < size < len(whole) and np.array_equal(whole[-size:], row[low:high]):
+            return len(whole) - size, len(whole)
+    return 0, len(whole)
+
+
 def _ended_by_tail(turns: Turns, row: Ints, high: int, frame: RowFrame) -> Turns:
     """The turns; a last one without an end-of-turn token ends with the row's tail if only whitespace lies between."""
     if high < len(row) and len(turns) and not turns.has_eot[-1] and frame.is_whitespace(row[turns.end[-1] : high]):

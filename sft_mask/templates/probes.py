@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import DataError
+from sft_mask.templates.prompts import Prompt, prompts_of
 
 if TYPE_CHECKING:
     from sft_mask.templates.chat_template import ChatTemplate
@@ -28,13 +29,6 @@ _TOOL = {
     },
 }
 """For templates that write nothing without a tool."""
-_THINKING: tuple[dict[str, bool], ...] = (
-    {},
-    {"enable_thinking": False},
-    {"enable_thinking": True},
-    {"thinking": False},
-    {"thinking": True},
-)
 
 
 def _say(role: str, words: str, **more: object) -> dict[str, Any]:
@@ -115,11 +109,13 @@ def _tail(rendered: Rendered) -> str:
     return rendered.between(len(rendered.roles) - 1, None)
 
 
-def _prompts(template: ChatTemplate, messages: Messages) -> tuple[str, ...]:
-    """What follows the last message with a generation prompt, in each thinking mode that the template knows."""
-    known = [variables for variables in _THINKING if all(name in template.source for name in variables)]
-    prompts = (try_render(template, messages, add_generation_prompt=True, variables=variables) for variables in known)
-    return tuple(dict.fromkeys(_tail(rendered) for rendered in prompts if rendered is not None))
+def prompts_after(template: ChatTemplate, messages: Messages | None = None) -> tuple[Prompt, ...]:
+    """Every form of the generation prompt after some messages, by default after a question.
+
+    With a tool where the template refuses them without.
+    """
+    messages = messages or two_turns()[:1]
+    return prompts_of(template, messages) or prompts_of(template, messages, [_TOOL])
 
 
 def _before_reasoning(template: ChatTemplate) -> list[str]:
@@ -143,7 +139,7 @@ def read_gaps(template: ChatTemplate, *, parts: bool) -> Gaps | None:
         to_user=whole.between(1, 2),
         ending=whole.between(3, None),
         after_user=(_tail(silent if silent is not None and silent.writes_all() else asked), _tail(asked)),
-        prompts=_prompts(template, messages[:1]),
+        prompts=tuple(prompt.tail for prompt in prompts_after(template, messages[:1])) or (_tail(asked),),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask.constants import REASONING
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.templates.tracing.limits import LimitError, limited
 from sft_mask.templates.tracing.sandbox import rendered_text, traced_template
@@ -33,10 +34,12 @@ class Origin:
     Attributes:
         message: index of the message.
         field: its key (``content``, ``reasoning_content``, ``tool_calls``, ...).
+        item: which of several tool calls.
     """
 
     message: int
     field: str
+    item: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,6 @@ class Rendered:
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What mistakes in a template raise, in addition to the errors of Jinja."""
 
-_ALIASES = ("reasoning_content", "thinking", "reasoning")
 _ROLE = re.compile(r"[\w.-]{1,64}")
 """A role of one word counts as the template's text; anything else may hold a marker and counts as the message's."""
 
@@ -130,8 +132,12 @@ def _traced_messages(messages: Sequence[Mapping[str, object]]) -> tuple[list[dic
             if key == "role" and isinstance(value, str) and _ROLE.fullmatch(value):
                 copy[key] = str.__str__(value)
                 continue
+            if key == "tool_calls" and isinstance(value, (list, tuple)):
+                copy[key] = [plain_data(call, len(origins) + item) for item, call in enumerate(value)]
+                origins.extend(Origin(index, key, item) for item in range(len(value)))
+                continue
             copy[key] = plain_data(value, len(origins))
-            origins.append(Origin(index, _ALIASES[0] if key in _ALIASES else str(key)))
+            origins.append(Origin(index, REASONING[0] if key in REASONING else str(key)))
         traced.append(_with_reasoning(copy))
     return traced, origins
 
@@ -140,7 +146,7 @@ def _with_reasoning(message: dict[str, object]) -> dict[str, object]:
     """The message, with its reasoning under every name that this version of ``transformers`` offers to templates."""
     from transformers.utils import chat_template_utils
 
-    reasoning = next((message[key] for key in _ALIASES if message.get(key) is not None), None)
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
     if reasoning is None or not hasattr(chat_template_utils, "_alias_reasoning_fields"):
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

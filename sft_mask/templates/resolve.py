@@ -12,8 +12,8 @@ from sft_mask.core.markers import Markers, MarkerText, as_marker_texts
 from sft_mask.core.patterns import compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.templates.detect import proven_markers, unique
-from sft_mask.templates.endings import after_eot, learn_endings, with_eos_at_row_ends
+from sft_mask.templates.detection.detect import proven_markers, unique
+from sft_mask.templates.detection.endings import after_eot, learn_endings, with_eos_at_row_ends
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids

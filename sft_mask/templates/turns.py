@@ -8,24 +8,19 @@ several parts (gpt-oss).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_mask.constants import ASSISTANT_ROLES
-from sft_mask.core.arrays import Bools, Ids, Ints, common_prefix_length
+from sft_mask.core.arrays import Ids, Ints
 from sft_mask.core.markers import Markers
-from sft_mask.core.patterns import Kind
 from sft_mask.core.spans import Turns
-from sft_mask.errors import DataError, LostWordsError
-from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, token_turns
-from sft_mask.templates.chat_template import EMPTY_BLOCK
+from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, part_in_row, token_turns
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
-from sft_mask.templates.tracing.traced_str import TEMPLATE
+from sft_mask.templates.turn_reader import TurnReader, WrittenMarkers
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary
@@ -37,14 +32,45 @@ Message = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
-    """A marker that the template wrote, in characters; ``ends_turn``: its first token ends the turn before it."""
+class TextConversation:
+    """A rendered conversation.
 
-    start: int
-    end: int
-    kind: Kind
-    text: str
-    ends_turn: bool = False
+    Attributes:
+        rendered: its text.
+        turns: the assistant's turns in it, in order, in characters.
+        eots: where the template wrote end-of-turn tokens.
+    """
+
+    rendered: Rendered
+    turns: tuple[TextTurn, ...]
+    eots: tuple[tuple[int, int], ...]
+
+    def spans(self, others: Collection[int] = (), *, tool_calls: bool = True) -> list[TextTurn]:
+        """The turns, and those of the messages ``others``, in order; without their tool calls if asked for."""
+        kept = self.turns if tool_calls else without_tool_calls(self.rendered, self.turns)
+        added = turns_of_others(self.rendered, others, self.eots)
+        return sorted([*kept, *added], key=lambda turn: turn.start)
+
+    def turn_of(self, message: int) -> TextTurn | None:
+        """The turn that holds the words of a message."""
+        return next((turn for turn in self.turns if turn.first_message <= message <= turn.message), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A conversation, read in the row that holds all of it or a part.
+
+    Attributes:
+        turns: the turns in the row.
+        conversation: all of it.
+        part: the first character of the text that is in the row, and one past the last; ``None`` for all.
+        outside: the turns of which the row holds nothing, in tokens of the whole conversation.
+    """
+
+    turns: Turns
+    conversation: TextConversation
+    part: tuple[int, int] | None = None
+    outside: Turns = field(default_factory=Turns.empty)
 
 
 class ConversationAligner:
@@ -55,44 +81,42 @@ class ConversationAligner:
         markers: its markers, detected or given.
         vocabulary: of the tokenizer.
         tokenizer: the tokenizer itself.
+        train_empty_reasoning: whether an empty reasoning block is trained although a generation prompt holds it.
     """
 
-    def __init__(self, template: ChatTemplate, markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        markers: Markers,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        *,
+        train_empty_reasoning: bool = False,
+    ) -> None:
         self.template = template
         self.markers = markers
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
-        self.prefilled = [text for text in markers.response[1:] if isinstance(text, str)]
-        self._kinds = self._marker_kinds()
-        texts = sorted(self._kinds, key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(text) for text in texts) or r"(?!)")
+        self._written = WrittenMarkers(template, markers, train_empty_reasoning=train_empty_reasoning)
 
-    def _marker_kinds(self) -> dict[str, tuple[Kind, bool]]:
-        """Each marker's kind, and whether it is a header whose first token ends the turn before it."""
-        kinds: dict[str, tuple[Kind, bool]] = {}
-        response = [text for text in self.markers.response if isinstance(text, str)]
-        lead = self.template.first_special(response[0].lstrip()) if response else None
-        if lead is not None and lead[0] == 0 and response[0].count(lead[1]) == 1:  # else it opens more than turns
-            kinds[lead[1]] = (Kind.OTHER, False)
-        for text in self.markers.eots:
-            if isinstance(text, str):
-                kinds[text] = (Kind.EOT, False)
-        for text in self.markers.headers:
-            if isinstance(text, str):
-                kinds[text] = (Kind.OTHER, text in self.markers.eot_headers)
-        for text in response:
-            kinds[text] = (Kind.RESPONSE, False)
-        return kinds
+    def conversation(
+        self, messages: Sequence[Message], tools: object = None, variables: Mapping[str, object] | None = None
+    ) -> TextConversation:
+        """The rendered conversation and the assistant's turns in it, in characters.
 
-    def marks(self, rendered: Rendered) -> list[_Mark]:
-        """The markers in the template's own text, in order."""
-        characters = np.frombuffer(rendered.text.encode("utf-32-le", "surrogatepass"), np.uint32).copy()
-        characters[rendered.source != TEMPLATE] = 0
-        own_text = characters.tobytes().decode("utf-32-le", "surrogatepass")
-        found = ((match.span(), match.group()) for match in self._pattern.finditer(own_text))
-        return [_Mark(*span, self._kinds[text][0], text, self._kinds[text][1]) for span, text in found]
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        rendered = self.template.render(messages, tools=tools, variables=variables)
+        reader = TurnReader(self._written, messages, rendered, tools, variables)
+        eots = tuple((mark.start, mark.end) for mark in reader.eots)
+        return TextConversation(rendered, tuple(reader.turns()), eots)
 
-    def turns(
+    def turns(self, messages: Sequence[Message], row: Ids, **how: Any) -> Turns:
+        """The assistant's turns in a tokenized row; see :meth:`read`."""
+        return self.read(messages, row, **how).turns
+
+    def read(
         self,
         messages: Sequence[Message],
         row: Ids,
@@ -101,8 +125,8 @@ class ConversationAligner:
         variables: Mapping[str, object] | None = None,
         others: Collection[int] = (),
         tool_calls: bool = True,
-    ) -> Turns:
-        """The assistant's turns in a tokenized row.
+    ) -> Reading:
+        """The assistant's turns in a tokenized row, and how much of the conversation the row holds.
 
         Args:
             messages: the conversation of the row.
@@ -114,38 +138,20 @@ class ConversationAligner:
 
         Raises:
             DataError: the template refuses the conversation, or the row is not what the template renders.
-            LostWordsError: the template writes none of the words of an answer.
         """
-        rendered = self.template.render(messages, tools=tools, variables=variables)
-        spans = self.text_turns(
-            messages, rendered, tools=tools, variables=variables, others=others, tool_calls=tool_calls
-        )
+        conversation = self.conversation(messages, tools, variables)
+        rendered = conversation.rendered
+        spans = conversation.spans(others, tool_calls=tool_calls)
         whole, first, last = encode(rendered.text, self.vocabulary, self.tokenizer)
-        found = token_turns(rendered.text, spans, first, last)
-        return fit_to_row(found, whole, np.asarray(row, np.int64), self.opens_turn, self.frame)
-
-    def text_turns(
-        self,
-        messages: Sequence[Message],
-        rendered: Rendered,
-        *,
-        tools: object = None,
-        variables: Mapping[str, object] | None = None,
-        others: Collection[int] = (),
-        tool_calls: bool = True,
-    ) -> list[TextTurn]:
-        """The turns in the rendered text, in order; the arguments are those of :meth:`turns`.
-
-        Raises:
-            LostWordsError: the template writes none of the words of an answer.
-        """
-        reader = _TurnReader(self, messages, rendered, tools, variables)
-        own = reader.turns()
-        kept = own if tool_calls else without_tool_calls(rendered, own)
-        eots = [(mark.start, mark.end) for mark in reader.eots]
-        spans = sorted([*kept, *turns_of_others(rendered, others, eots)], key=lambda turn: turn.start)
-        _refuse_lost_words(messages, rendered, spans)
-        return spans
+        found, ids = token_turns(rendered.text, spans, first, last), np.asarray(row, np.int64)
+        turns = fit_to_row(found, whole, ids, self.opens_turn, self.frame)
+        low, high = part_in_row(whole, ids, self.frame)
+        if (low, high) == (0, len(whole)):
+            return Reading(turns, conversation)
+        outside = found.select((found.end <= low) | (found.start >= high))
+        raw = rendered.text.encode()
+        cut = (len(raw[: first[low]].decode(errors="ignore")), len(raw[: last[high - 1]].decode(errors="ignore")))
+        return Reading(turns, conversation, cut, outside)
 
     @cached_property
     def frame(self) -> RowFrame:
@@ -164,227 +170,6 @@ class ConversationAligner:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))
-
-
-class _TurnReader:
-    """Reads the assistant's turns in one rendered conversation, in characters."""
-
-    def __init__(
-        self,
-        aligner: ConversationAligner,
-        messages: Sequence[Message],
-        rendered: Rendered,
-        tools: object,
-        variables: Mapping[str, object] | None,
-    ) -> None:
-        self._aligner, self._template = aligner, aligner.template
-        self._messages, self._tools, self._variables = messages, tools, variables
-        self._roles = rendered.roles
-        self._text = rendered.text
-        self._message = rendered.message_of()
-        self._is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[self._message]
-        self._own = np.flatnonzero(self._is_own)
-        self._foreign = np.flatnonzero(~self._is_own & (self._message != TEMPLATE))
-        marks = aligner.marks(rendered)
-        self._headers = [mark for mark in marks if mark.kind is not Kind.EOT]
-        self.eots = [mark for mark in marks if mark.kind is Kind.EOT]
-
-    def turns(self) -> list[TextTurn]:
-        """All turns, in order."""
-        turns = []
-        for header, closer in zip(self._headers, [*self._headers[1:], None], strict=False):
-            if header.kind is Kind.RESPONSE:
-                turns.extend(self._turns_after(header, closer))
-        turns.extend(self._turns_without_header(turns))
-        turns.sort(key=lambda turn: turn.start)
-        numbered = _number_empty(self._merged(turns), self._roles)
-        return [turn for turn in numbered if turn.end > turn.start or turn.message >= 0]
-
-    # the text
-
-    def _own_between(self, start: int, end: int) -> Ints:
-        """Characters of the assistant's messages in a range."""
-        low, high = np.searchsorted(self._own, [start, end])
-        return self._own[low:high]
-
-    def _foreign_after(self, start: int) -> int:
-        """The next character of another role's message, or of the tools."""
-        index = int(np.searchsorted(self._foreign, start))
-        return int(self._foreign[index]) if index < len(self._foreign) else len(self._text)
-
-    def _next_message_after(self, start: int) -> int:
-        """The first character of the assistant's message after the one whose text comes next."""
-        own = self._own_between(start, len(self._text))
-        other = np.flatnonzero(self._message[own] != self._message[own[0]]) if len(own) else own
-        return int(own[other[0]]) if len(other) else len(self._text)
-
-    def _rendered_prefix(self, count: int, *, prompt: bool) -> str:
-        """The text of the first messages alone; empty where the template refuses them."""
-        if not count:
-            return ""
-        given = self._messages[:count]
-        try:
-            return self._template.render(
-                given, tools=self._tools, add_generation_prompt=prompt, variables=self._variables
-            ).text
-        except DataError:
-            return ""
-
-    # turns with a header
-
-    def _turns_after(self, header: _Mark, closer: _Mark | None) -> list[TextTurn]:
-        """The turn that a response header opens, and those that go on before the next header ``closer``.
-
-        These come after text of another role, or are the next message's, for which the template wrote no header.
-        """
-        bound = closer.start if closer is not None else len(self._text)
-        turns: list[TextTurn] = []
-        begins, start = header.start, self._after_prefill(header, self._after_empty_block(header.end, bound))
-        while True:
-            ends = min(self._foreign_after(start), self._next_message_after(start), bound)
-            turn = self._turn(begins, start, ends, closer if ends == bound else None)
-            turns.extend([turn] if turn is not None else [])
-            own = self._own_between(ends, bound)
-            if not len(own):
-                return turns
-            resumed = self._resumed(int(own[0]))
-            begins = start = resumed if resumed > ends else int(own[0])
-
-    def _after_empty_block(self, start: int, bound: int) -> int:
-        """The position after an empty reasoning block that the template put in front of an answer."""
-        block = EMPTY_BLOCK.match(self._text, start, bound)
-        return start if block is None or len(self._own_between(start, block.end())) else block.end()
-
-    def _after_prefill(self, header: _Mark, start: int) -> int:
-        """The position after the beginning of an answer that its generation prompt holds already (``<think>``)."""
-        longer = [text for text in self._aligner.prefilled if self._text.startswith(text, header.start)]
-        own = self._own_between(start, start + 1)
-        if not len(own) or not any(header.start + len(text) > start for text in longer):
-            return start
-        prompt = self._rendered_prefix(int(self._message[own[0]]), prompt=True)
-        return max(start, len(prompt)) if self._text.startswith(prompt) else start
-
-    def _resumed(self, first_own: int) -> int:
-        """Where the assistant goes on without a header: where the generation prompt of its message ends."""
-        prompt = self._rendered_prefix(int(self._message[first_own]), prompt=True)
-        is_before = prompt and len(prompt) <= first_own and self._text.startswith(prompt)
-        return len(prompt) if is_before else first_own
-
-    def _turn(self, header: int, start: int, bound: int, closer: _Mark | None) -> TextTurn | None:
-        """The turn from ``start`` on, which ends at ``bound`` at the latest: the next header or other text."""
-        own = self._own_between(start, bound)
-        words_end = int(own[-1]) + 1 if len(own) else start
-        first, message = (int(self._message[own[at]]) if len(own) else -1 for at in (0, -1))
-
-        def ended(end: int, eot_start: int) -> TextTurn:
-            return TextTurn(
-                header=header, start=start, end=end, eot_start=eot_start, first_message=first, message=message
-            )
-
-        for mark in self.eots:
-            if words_end <= mark.start < bound:
-                return ended(mark.end, mark.start)
-        if closer is not None and closer.ends_turn and closer.start >= start:
-            opener = self._template.first_special(closer.text)
-            length = opener[0] + len(opener[1]) if opener is not None else len(closer.text)
-            return ended(closer.start + length, closer.start)
-        is_last = closer is None and bound == len(self._text)
-        if closer is None and not is_last and len(own):
-            words_end = self._sampled_until(words_end, bound, message)
-        end = words_end + len(self._text[words_end:bound].rstrip()) if closer is not None or is_last else words_end
-        end = max(end, start)
-        return ended(end, end) if end > start or is_last else None  # only its row can end a last, empty answer
-
-    def _sampled_until(self, words_end: int, bound: int, message: int) -> int:
-        """How far the template's text after an answer is the same when no message follows; whole tokens only."""
-        alone = self._rendered_prefix(message + 1, prompt=False)
-        shared = min(common_prefix_length(self._text, alone), bound)
-        while words_end < shared:
-            found = self._template.first_special(self._text[words_end:shared])
-            if found is None:
-                break
-            words_end += found[0] + len(found[1])
-        return words_end
-
-    # turns without one
-
-    def _turns_without_header(self, turns: Sequence[TextTurn]) -> list[TextTurn]:
-        """Turns of messages whose text lies in no turn yet: the template wrote no header for them."""
-        inside = np.zeros(len(self._text) + 1, np.bool_)
-        for turn in turns:
-            inside[turn.header : turn.end] = True
-        found = []
-        for index in range(len(self._roles)):
-            own = np.flatnonzero((self._message == index) & self._is_own)
-            first = self._first_outside(own, inside)
-            if first is None:
-                continue
-            start = first if np.any(inside[own]) else self._resumed(first)
-            last = int(own[-1]) + 1
-            closer = next((mark for mark in self._headers if mark.start >= last), None)
-            bound = min(self._foreign_after(last - 1), closer.start if closer is not None else len(self._text))
-            made = self._turn(start, start, bound, closer if closer is not None and bound == closer.start else None)
-            found.extend([made] if made is not None else [])
-        return found
-
-    def _first_outside(self, own: Ints, inside: Bools) -> int | None:
-        """The first of a message's characters outside all turns; a name that a tool result repeats does not count."""
-        covered = "".join(self._text[at] for at in own[inside[own]].tolist())
-        outside = own[~inside[own]]
-        for run in np.split(outside, np.flatnonzero(np.diff(outside) > 1) + 1):
-            if len(run) and self._text[run[0] : run[-1] + 1] not in covered:
-                return int(run[0])
-        return None
-
-    def _merged(self, turns: Sequence[TextTurn]) -> list[TextTurn]:
-        """The turns, with consecutive parts of one message joined: the assistant goes on by itself (gpt-oss)."""
-        merged: list[TextTurn] = []
-        for turn in turns:
-            last = merged[-1] if merged else None
-            if last and last.message == turn.first_message >= 0 and self._foreign_after(last.end) >= turn.start:
-                merged[-1] = replace(last, end=turn.end, eot_start=turn.eot_start, message=turn.message)
-            else:
-                merged.append(turn)
-        return merged
-
-
-def _number_empty(turns: Sequence[TextTurn], roles: Sequence[str]) -> list[TextTurn]:
-    """The turns; an empty answer gets the next message of the assistant after its predecessor's."""
-    numbered: list[TextTurn] = []
-    previous = -1
-    for turn in turns:
-        message = turn.message
-        if message < 0:
-            message = next((index for index in range(previous + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), -1)
-        numbered.append(replace(turn, message=message))
-        previous = max(previous, message)
-    return numbered
-
-
-def _refuse_lost_words(messages: Sequence[Message], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
-    """Refuses an answer of which the template wrote nothing: its turn would train a bare end-of-turn token.
-
-    Raises:
-        LostWordsError: a message of the assistant has words, and its turn has none of them.
-    """
-    written = rendered.written()
-    for index in (turn.message for turn in turns if turn.message >= 0 and turn.message not in written):
-        content = messages[index].get("content")
-        if _has_words(content):
-            kind = "a list of parts" if isinstance(content, list) else "text"
-            raise LostWordsError(
-                f"The chat template writes none of the words of message {index} ({rendered.roles[index]}), whose "
-                f"content is {kind}: {content!r:.80}. Its turn would train nothing but an end-of-turn token. Give the "
-                f"content as {'text' if isinstance(content, list) else 'this template reads it'}, or a template that "
-                "writes it as chat_template=."
-            )
-
-
-def _has_words(content: object) -> bool:
-    """Whether a content holds any text that is not whitespace."""
-    if isinstance(content, list):
-        return any(_has_words(part.get("text")) for part in content if isinstance(part, Mapping))
-    return isinstance(content, str) and bool(content.strip())
 
 
 def _added_around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

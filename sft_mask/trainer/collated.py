@@ -118,9 +118,7 @@ class CollatedState:
             trainer.data_collator = own
 
 
-def collated_state(
-    trainer: Any, processor: object, settings: MaskSettings, chat_template: str | None
-) -> CollatedState:
+def collated_state(trainer: Any, processor: object, settings: MaskSettings, chat_template: str | None) -> CollatedState:
     """Builds the collator of a vision trainer and tries it on some rows of every split; the trainer is not changed.
 
     Raises:
@@ -183,7 +181,9 @@ def _look_at(trainer: Any, split: Any, name: str, collator: ResponseOnlyCollator
 def sampled_rows(trainer: Any, split: Any, count: int = _LOOKED_AT) -> list[dict[str, Any]]:
     """Some rows, spread over a split (the first ones of a stream), as the dataloader gives them to the collator."""
     if hasattr(split, "__len__"):
-        picked = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)) if len(split) else ()
+        picked = (
+            np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64)) if len(split) else ()
+        )
         rows = [split[int(at)] for at in picked]
     else:
         rows = list(islice(split, count))

@@ -110,9 +110,7 @@ def train_on_responses_only(
     return trainer
 
 
-def _mask_while_collating(
-    trainer: Any, tokenizer: object, chat_template: str | None, settings: MaskSettings
-) -> object:
+def _mask_while_collating(trainer: Any, tokenizer: object, chat_template: str | None, settings: MaskSettings) -> object:
     """The same for rows with images: the trainer's collator makes the labels, and another one is put around it."""
     from sft_mask.trainer.collated import collated_state
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sft_mask.vision.conversations import VisionRow
     from sft_mask.vision.expansion import ExpandedText
 
+
 class GivenRows(Decoder):
     """Conversations that were read before the collator ran."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask.core.spans import Turns
-from sft_mask.errors import DataError
+from sft_mask.errors import DataError, LostWordsError
 from sft_mask.templates.align import (
     TextTurn,
     bounds_in_beginning,
@@ -19,6 +19,7 @@ from sft_mask.templates.align import (
     turns_of_beginning,
 )
 from sft_mask.templates.tracing.traced_str import TEMPLATE
+from sft_mask.vision.conversations import parts_of
 from sft_mask.vision.expansion import ExpandedText
 from sft_mask.vision.media import MediaTokens, overlaps
 
@@ -99,9 +100,11 @@ class RowReader:
             DataError: the row is not what the template and the processor make of the messages, or a message holds a
                 placeholder.
         """
-        rendered = self.aligner.template.render(conversation.messages)
+        read = self.aligner.conversation(conversation.messages)
+        rendered = read.rendered
         self.media.refuse_typed(rendered)
-        spans = self.aligner.text_turns(conversation.messages, rendered, others=others, tool_calls=tool_calls)
+        spans = read.spans(others, tool_calls=tool_calls)
+        _refuse_lost_words(conversation.messages, rendered, spans)
         own = ExpandedText.unchanged(rendered.text) if expanded is None else expanded.within(rendered.text)
         placed = self._placed(own.after, ids)
         if placed is None:
@@ -135,9 +138,7 @@ class RowReader:
         bounds = zip(own.expansions, first.tolist(), end.tolist(), strict=True)
         return tuple(MediaPiece(each.kind, low, high) for each, low, high in bounds if high > low)
 
-    def _around_one_expansion(
-        self, rendered: Rendered, spans: list[TextTurn], ids: Ints, *, recorded: bool
-    ) -> ReadRow:
+    def _around_one_expansion(self, rendered: Rendered, spans: list[TextTurn], ids: Ints, *, recorded: bool) -> ReadRow:
         """A row whose expansion was not recorded: it may differ from the rendered text in one stretch without a turn.
 
         Raises:
@@ -160,6 +161,23 @@ class RowReader:
                 )
             raise DataError(f"the ids of the row cannot be traced to its messages: {why}. {error}") from error
         return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64), ())
+
+
+def _refuse_lost_words(messages: Sequence[Mapping[str, Any]], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
+    """Refuses an answer of which the template wrote nothing: its turn would train a bare end-of-turn token.
+
+    Raises:
+        LostWordsError: that.
+    """
+    written = rendered.written()
+    for turn in turns:
+        lost = turn.message >= 0 and turn.message not in written
+        if lost and any(str(part.get("text") or "").strip() for part in parts_of(messages[turn.message])):
+            raise LostWordsError(
+                f"the chat template writes none of the words of message {turn.message} "
+                f"({rendered.roles[turn.message]}), so its turn would train nothing but an end-of-turn token. Give a "
+                "template that writes them as chat_template=."
+            )
 
 
 def _sources(rendered: Rendered, own: ExpandedText, placed: _Placed, size: int) -> Ints:

@@ -317,9 +317,7 @@ FAMILIES = {
         "llama3",
         media=_TILE_FRAME,
     ),
-    "llava": Family(
-        _llava, lambda: LLAVA_TEMPLATE, "</s>", ("<image>",), _llava_model("Llava"), "llama2", blanks=True
-    ),
+    "llava": Family(_llava, lambda: LLAVA_TEMPLATE, "</s>", ("<image>",), _llava_model("Llava"), "llama2", blanks=True),
     "llava_next": Family(
         _llava_next,
         _trl("llava_next"),

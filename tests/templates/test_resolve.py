@@ -8,7 +8,7 @@ from support.tiny_chat import CHATML, STOPS, Messages, chat, conversation, ids_o
 
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DetectionError, MarkerError
-from sft_mask.templates.detect import detect_markers
+from sft_mask.templates.detection.detect import detect_markers
 from sft_mask.templates.resolve import Given, Resolved, combine, resolve
 
 TURN = "<|im_start|>{}\n{}<|im_end|>\n"

@@ -14,7 +14,7 @@ from sft_mask.core.spans import Turns
 from sft_mask.core.vocabulary import read_vocabulary
 from sft_mask.errors import DataError
 from sft_mask.templates.chat_template import ChatTemplate
-from sft_mask.templates.detect import detect_markers
+from sft_mask.templates.detection.detect import detect_markers
 from sft_mask.templates.turns import ConversationAligner
 
 PROPERTY = settings(max_examples=10, deadline=None)

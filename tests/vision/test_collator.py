@@ -147,9 +147,10 @@ def test_left_padding_of_a_collator_of_ones_own() -> None:
     made = ResponseOnlyCollator(own, processor)
     batch = made(rows()[:2])
     assert not batch["attention_mask"][0][0]
-    assert trained(processor, batch) == ["A cat on a mat.<|im_end|>", "\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>"][:1] + [
-        "\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>"
-    ]
+    assert trained(processor, batch) == [
+        "A cat on a mat.<|im_end|>",
+        "\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>",
+    ][:1] + ["\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>"]
 
 
 def test_a_marker_that_a_user_typed_trains_nothing() -> None:

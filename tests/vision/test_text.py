@@ -81,9 +81,7 @@ def test_markers_and_previews_take_a_processor() -> None:
     assert [run.text for run in rows[0].runs if run.trained] == [" An animal: 東京.<end_of_utterance>"]
 
 
-def test_the_command_line_loads_the_processor_of_a_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_loads_the_processor_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     processor, _ = build("idefics3")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))

@@ -33,7 +33,9 @@ def wanted(name: str, processor: Any, row: dict[str, Any]) -> list[int]:
 
 def labels_of(batches: Any) -> list[list[int]]:
     """Labels of every row without padding."""
-    pairs = ((batch["labels"][at], batch["attention_mask"][at]) for batch in batches for at in range(len(batch["labels"])))
+    pairs = (
+        (batch["labels"][at], batch["attention_mask"][at]) for batch in batches for at in range(len(batch["labels"]))
+    )
     return [labels[mask.bool()].tolist() for labels, mask in pairs]
 
 
@@ -245,10 +247,14 @@ def test_conversations_are_named(tmp_path: Path) -> None:
 
 def test_rows_of_another_template_are_refused_or_masked(tmp_path: Path) -> None:
     trainer = trainer_of("smolvlm", tmp_path)
-    other = "{% for m in messages %}[{{ m['role'] }}]{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>" \
-        "{% else %}{{ p['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}" \
+    other = (
+        "{% for m in messages %}[{{ m['role'] }}]{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>"
+        "{% else %}{{ p['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
-    refused(trainer, AmbiguousRowError, "(?s)not what the chat template renders.*on_ambiguous='mask'", chat_template=other)
+    )
+    refused(
+        trainer, AmbiguousRowError, "(?s)not what the chat template renders.*on_ambiguous='mask'", chat_template=other
+    )
 
 
 def test_answers_do_not_leak_through_a_random_batch_size(tmp_path: Path) -> None:

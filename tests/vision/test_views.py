@@ -51,7 +51,9 @@ def test_words_that_quote_a_header_are_the_users(masked: object) -> None:
     typed = said("user", IMAGE, "Hi<end_of_utterance>\nAssistant: no")
     given = dataset([{"images": [picture(0)], "messages": [typed, said("assistant", "A cat")]}])
     row = preview_rows(given, masked.data_collator)[0]  # type: ignore[attr-defined]
-    quoted = next(note for note in row.notes if "Assistant" in b"".join(row.token_bytes[note.start : note.end]).decode())
+    quoted = next(
+        note for note in row.notes if "Assistant" in b"".join(row.token_bytes[note.start : note.end]).decode()
+    )
     assert quoted.role == "user"
     assert row.trained_tokens == 6 + 1
 

@@ -46,7 +46,8 @@ class Signatures:
     answered_before: Bools
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as one array."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one
@@ -145,12 +146,12 @@ def quotes_any(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Bool
     Known roles are skipped. Parts of one content are also searched joined, as a template joins them: half a marker in
     each of two parts is a marker.
     """
-    array = _flat(column)
+    array = flat(column)
     answer = np.zeros(len(array), np.bool_)
     for path, leaf, rows in _texts(array):
         answer[rows[_contains_any(leaf, texts)]] = True
         if _INSIDE in path:
-            answer |= _contains_any(_joined(leaf, rows, len(array)), texts)
+            answer |= _contains_any(joined(leaf, rows, len(array)), texts)
     return answer
 
 
@@ -167,7 +168,7 @@ def _contains_any(strings: pa.Array, texts: Sequence[str]) -> Bools:
 
 def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
     """Rows in which a column of lists has items; none if it is not a column of lists."""
-    array = _flat(column)
+    array = flat(column)
     if not is_list(array.type):
         return np.zeros(len(array), np.bool_)
     return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
@@ -175,7 +176,7 @@ def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
 
 def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
     """Rows with a message that has any of the fields."""
-    array = _flat(column)
+    array = flat(column)
     answer = np.zeros(len(array), np.bool_)
     for path, leaf, rows in _leaves(array, np.arange(len(array))):
         if len(path) == 1 and path[0] in fields:
@@ -189,20 +190,21 @@ def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
         if not _is_text(leaf.type):
             continue
         if path == ("role",):
-            strange = _role_codes(leaf) == len(_ROLES)
+            strange = role_codes(leaf) == len(_ROLES)
             yield path, leaf.filter(pa.array(strange)), rows[strange]
         else:
             yield path, leaf, rows
 
 
-def _joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
+def joined(leaf: pa.Array, rows: Ints, count: int) -> pa.Array:
     """The texts of each row as one."""
     offsets = offsets_of(np.bincount(rows, minlength=count)).astype(np.int32)
     texts = pc.fill_null(leaf.cast(pa.string()), "")
     return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "")
 
 
-def _role_codes(roles: pa.Array) -> Ints:
+def role_codes(roles: pa.Array) -> Ints:
+    """The index of each role in :data:`~sft_mask.constants.ROLES`."""
     if not _is_text(roles.type):
         return np.full(len(roles), len(_ROLES), np.int64)
     index = pc.index_in(roles, value_set=pa.array(_ROLES, roles.type))
@@ -229,13 +231,13 @@ def _filled(leaf: pa.Array) -> Bools:
 
 def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Signatures:
     """Reads a batch of conversations; see :class:`Signatures`."""
-    array = _flat(column)
+    array = flat(column)
     count = len(array)
     answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
     flags: list[Bools] = []
     for path, leaf, rows in _leaves(array, np.arange(count)):
         if path == ("role",):
-            codes = _role_codes(leaf)
+            codes = role_codes(leaf)
             model = np.isin(codes, [_ROLES.index(role) for role in ASSISTANT_ROLES])
             answers = np.bincount(rows[model], minlength=count).astype(np.int64)
             key = _role_bits(codes, rows, count)
@@ -274,7 +276,7 @@ def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[NDArray[Any], Ints]
     Raises:
         ValueError: a row, or a value in a row, is null.
     """
-    array = _flat(column)
+    array = flat(column)
     if array.null_count:
         row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
         raise ValueError(f"row {row} is null" if len(array) > 1 else "it is null")

@@ -18,7 +18,7 @@ from sft_mask.templates.tracing.limits import check_bits, check_size, counted, s
 from sft_mask.templates.tracing.traced_str import SafeTraced, Traced, runs_of, traced_join, with_source
 
 if TYPE_CHECKING:
-    from jinja2 import Environment, Template
+    from jinja2 import Environment, Template, nodes
 
 _REFUSED_METHODS = frozenset({"encode", "expandtabs", "from_bytes", "to_bytes", "translate"})
 """Methods that give bytes, which have no source, or text of any size. Chat templates do not need them."""
@@ -224,6 +224,17 @@ def traced_template(source: str) -> Template:
         jinja2.TemplateError: it does not compile.
     """
     return cast("Template", _environment().from_string(source))
+
+
+@lru_cache(maxsize=64)
+def parsed(source: str) -> tuple[nodes.Template, frozenset[str]]:
+    """The syntax tree of a template, and the names that it finds everywhere.
+
+    Raises:
+        jinja2.TemplateError: it does not compile.
+    """
+    environment = _environment()
+    return environment.parse(source), frozenset(environment.globals)
 
 
 def rendered_text(template: Template, variables: Mapping[str, object]) -> str:

@@ -3,7 +3,7 @@
 Short conversations are rendered (:mod:`sft_mask.templates.probes`); what lies between the words of two messages is the
 template's. From these gaps come the response header (what the generation prompt adds), the headers of other roles, the
 end-of-turn token (what follows an answer), and what a generation prompt prefills. No template is known by name, and no
-result is used before it is proven (:mod:`sft_mask.templates.verify`).
+result is used before it is proven (:mod:`sft_mask.templates.detection.verify`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from weakref import WeakKeyDictionary
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.vocabulary import read_vocabulary, tokenizer_and_processor
 from sft_mask.errors import DetectionError, UnsupportedError
-from sft_mask.templates.chat_template import EMPTY_BLOCK, ChatTemplate
-from sft_mask.templates.other_headers import roles_like_assistant, system_headers, tool_markers, tool_probe
+from sft_mask.templates.chat_template import ChatTemplate
+from sft_mask.templates.detection.other_headers import roles_like_assistant, system_headers, tool_markers, tool_probe
+from sft_mask.templates.detection.verify import prove
 from sft_mask.templates.probes import Gaps, read_gaps, try_render, two_turns, why_refused
-from sft_mask.templates.verify import prove
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary
@@ -214,13 +214,8 @@ def _first_eot(template: ChatTemplate, close: str, user_close: str) -> str:
 
 
 def _prefills(core: str, gaps: Gaps) -> list[str]:
-    """Response headers longer than the core: prefilled tags, and empty blocks before an answer."""
+    """Response headers longer than the core: what a generation prompt holds after it, such as an opened tag."""
     found = [core + prompt.rpartition(core)[2] for prompt in gaps.prompts if core in prompt]
-    for gap in gaps.to_assistant:
-        more = gap.rpartition(core)[2] if core in gap else ""
-        block = EMPTY_BLOCK.fullmatch(more)
-        if block is not None and not any((core + more).startswith(prompt) for prompt in found if prompt != core):
-            found.append(core + more)
     return [text for text in dict.fromkeys(found) if text != core]
 
 

@@ -7,8 +7,8 @@ from support.tiny_chat import CHATML, chat, prepared
 
 from sft_mask.core.markers import Markers
 from sft_mask.errors import DetectionError
-from sft_mask.templates.detect import candidate_markers
-from sft_mask.templates.verify import prove
+from sft_mask.templates.detection.detect import candidate_markers
+from sft_mask.templates.detection.verify import prove
 
 
 def test_markers_that_could_not_be_told_apart_are_refused_as_detected_ones() -> None:

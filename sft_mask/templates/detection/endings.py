@@ -14,7 +14,7 @@ from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.patterns import Kind, Pattern, compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.templates.chat_template import common_suffix
-from sft_mask.templates.detect import unique
+from sft_mask.templates.detection.detect import unique
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary

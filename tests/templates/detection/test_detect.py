@@ -11,7 +11,7 @@ from support.trained_texts import trained_texts
 from sft_mask import mask_dataset
 from sft_mask.errors import DetectionError
 from sft_mask.templates.chat_template import ChatTemplate
-from sft_mask.templates.detect import detect_markers, proven_markers
+from sft_mask.templates.detection.detect import detect_markers, proven_markers
 from sft_mask.templates.probes import probes
 from sft_mask.templates.resolve import resolve
 

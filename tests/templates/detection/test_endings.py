@@ -6,7 +6,7 @@ import numpy as np
 from support.tiny_chat import chat, ids_of
 
 from sft_mask.core.markers import Markers
-from sft_mask.templates.endings import learn_endings
+from sft_mask.templates.detection.endings import learn_endings
 
 
 def rows_of(texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
