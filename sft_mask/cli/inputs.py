@@ -60,7 +60,7 @@ def _load_processor(place: str) -> object:
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         return None
     try:
-        loaded = AutoProcessor.from_pretrained(place)
+        loaded = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
         return None  # no processor, or one that needs torchvision: the tokenizer renders the same conversations
     return loaded if isinstance(loaded, ProcessorMixin) else None

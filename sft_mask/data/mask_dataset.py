@@ -106,8 +106,8 @@ def _refuse_images(splits: Mapping[str, object]) -> None:
         there = [column for column in ("image", "images") if column in column_names(split)]
         if there and "input_ids" not in column_names(split):
             raise UnsupportedError(
-                f"The {name} dataset has the column {there[0]!r}: a processor makes the ids of such rows, and with them "
-                "their labels, while they are collated. Call train_on_responses_only(trainer), or put "
+                f"The {name} dataset has the column {there[0]!r}: a processor makes the ids of such rows, and "
+                "with them their labels, while they are collated. Call train_on_responses_only(trainer), or put "
                 "ResponseOnlyCollator(collator, processor) around your own collator. To train on the text alone, "
                 f"remove the column: dataset.remove_columns({there[0]!r})."
             )

@@ -170,7 +170,8 @@ def take_collated_sample(trainer: Any, dataset: object, collator: ResponseOnlyCo
     with _counted_apart(trainer):
         batches = [dict(batch) for batch in trainer.get_eval_dataloader(chosen)]
     ids, labels, padding = _without_padding(batches)
-    masker, rows, at, other_ids = collator.labeller.masker, [], 0, ""
+    masker, at, other_ids = collator.labeller.masker, 0, ""
+    rows: list[SampledRow] = []
     for number, example in enumerate(chosen):
         (collated,) = inspect_collated([example], collator, [number])
         row = collated.row

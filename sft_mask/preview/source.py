@@ -126,7 +126,8 @@ def preview_rows(
     ready = tokenized(rows, info, chat_template, name)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
     masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")
-    return PreviewRows(TokenizedSource(ready, info.tokenizer, masker, name), range(len(ready)))
+    made = _finite(ready)
+    return PreviewRows(TokenizedSource(made, info.tokenizer, masker, name), range(len(made)))
 
 
 def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:

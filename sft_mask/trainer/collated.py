@@ -100,8 +100,8 @@ class CollatedState:
         if not isinstance(given, ResponseOnlyCollator):
             raise LabelsChangedError(
                 f"The trainer's data collator is a {type(given).__name__} now: it was exchanged after "
-                f"train_on_responses_only, and its labels of the {split} dataset would be trained as they are. Exchange "
-                "it before the call, or call train_on_responses_only(trainer) again."
+                f"train_on_responses_only, and its labels of the {split} dataset would be trained as they are. "
+                "Exchange it before the call, or call train_on_responses_only(trainer) again."
             )
         self.collator = given
 

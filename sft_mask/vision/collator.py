@@ -52,6 +52,10 @@ class ResponseOnlyCollator:
     Source of the idea: TRL makes the labels of images in its collator, so that is where they must be made right.
     """
 
+    inner: Collate
+    processor: Any
+    counts: CollatedCounts
+
     def __init__(
         self,
         inner: Collate,

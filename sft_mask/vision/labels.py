@@ -13,7 +13,7 @@ import pyarrow as pa
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
 from sft_mask.data.decide import RowDecider
-from sft_mask.data.masker import Masker
+from sft_mask.data.masker import Masker, OnAmbiguous
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, build_masker, read_tokenizer
 from sft_mask.errors import LabelsChangedError, UnsupportedError
@@ -121,7 +121,7 @@ class BatchLabeller:
         self.settings = settings
         _check_processor(self.info, type(processor).__name__)
         # A row cannot leave a batch: dropped means masked.
-        undecided = "error" if settings.on_ambiguous == "error" else "mask"
+        undecided: OnAmbiguous = "error" if settings.on_ambiguous == "error" else "mask"
         self.masker = build_masker(self.info, [], replace(settings, on_ambiguous=undecided))
         self.masker = replace(self.masker, settings_key=())
 

@@ -1,4 +1,4 @@
-"""Which tokens belong to images and audio: their own ids, whole expansions, and what the template writes around them."""
+"""Which tokens belong to images and audio: their ids, whole expansions, and what the template writes around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The turns of one row with images: the conversation is rendered, expanded as the processor did, and laid on its ids."""
+"""The turns of one row with images: its conversation, rendered and expanded as the processor did, on its ids."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _sources(rendered: Rendered, own: ExpandedText, placed: _Placed, size: int) 
     """The message of each token: of its last byte that is not the template's."""
     message = rendered.message_of()
     edges = np.flatnonzero(np.diff(message, prepend=TEMPLATE, append=TEMPLATE))
-    places = own.places(edges)
+    places = own.places(edges.tolist())
     if own.expansions:  # what follows an image begins where the image ends
         begins = {each.start: each.new_start for each in own.expansions}
         places = np.array([begins.get(edge, place) for edge, place in zip(edges.tolist(), places, strict=True)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,9 @@ def spoken(name: str, processor: Any, ready: Messages, text: str) -> list[tuple[
         if message["role"] != "assistant":
             continue
         prompt = processor.apply_chat_template(ready[:at], tokenize=False, add_generation_prompt=True)
-        shared = len(os.path.commonprefix([prompt, text]))
+        shared = _shared(prompt, text)
         if shared < len(prompt):  # the prompt prefills what a finished answer shows otherwise
-            shared = len(os.path.commonprefix([prompt.rstrip(), text]))
+            shared = _shared(prompt.rstrip(), text)
         begin, said = None, shared
         for part in message["content"]:
             words = part.get("text", "").strip() if part["type"] == "text" else ""
@@ -68,3 +67,7 @@ def _counted(name: str, processor: Any, out: Any, spans: list[tuple[int, int]]) 
     media = processor.tokenizer.convert_tokens_to_ids(list(FAMILIES[name].media))
     trained &= ~np.isin(ids, media)
     return ids.tolist(), trained.tolist()
+
+
+def _shared(left: str, right: str) -> int:
+    return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

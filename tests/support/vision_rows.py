@@ -15,23 +15,8 @@ from support.vision_oracle import expected
 Row = dict[str, Any]
 IMAGE = {"type": "image"}
 _WORDS = [
-    "the",
-    "cat",
-    "東京",
-    "sits\n\n",
-    "on",
-    "a",
-    "mat,",
-    "3.14",
-    "and",
-    "é🙂",
-    "<b>",
-    "USER:",
-    "assistant",
-    "x\ty",
-    "(so)",
-    "'it'",
-    '"is"',
+    *("the", "cat", "東京", "sits\n\n", "on", "a", "mat,", "3.14", "and", "é🙂", "<b>", "USER:", "assistant", "x\ty"),
+    *("(so)", "'it'", '"is"'),
 ]
 
 

@@ -123,7 +123,7 @@ def test_prompt_and_completion(name: str, completion_only: bool) -> None:
 
 @pytest.mark.parametrize("name", ["smolvlm", "gemma3", "llava"])
 def test_a_row_that_is_cut_off_keeps_what_is_left_of_its_answer(name: str) -> None:
-    processor, made = collator(name)
+    _, made = collator(name)
     row = rows()[0]
     whole = made([copy.deepcopy(row)])["labels"][0]
     begins = int((whole != IGNORE_INDEX).nonzero()[0])
@@ -150,7 +150,7 @@ def test_left_padding_of_a_collator_of_ones_own() -> None:
     assert trained(processor, batch) == [
         "A cat on a mat.<|im_end|>",
         "\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>",
-    ][:1] + ["\n\nThey differ: 東京.<|im_end|>In size.<|im_end|>"]
+    ]
 
 
 def test_a_marker_that_a_user_typed_trains_nothing() -> None:

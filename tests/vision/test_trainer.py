@@ -252,9 +252,10 @@ def test_rows_of_another_template_are_refused_or_masked(tmp_path: Path) -> None:
         "{% else %}{{ p['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    refused(
-        trainer, AmbiguousRowError, "(?s)not what the chat template renders.*on_ambiguous='mask'", chat_template=other
-    )
+    match = "(?s)not what the chat template renders.*on_ambiguous='mask'"
+    refused(trainer, AmbiguousRowError, match, chat_template=other)
+    with pytest.raises(NothingToTrainError, match="4 ambiguous, masked"):
+        train_on_responses_only(trainer, chat_template=other, on_ambiguous="drop")
 
 
 def test_answers_do_not_leak_through_a_random_batch_size(tmp_path: Path) -> None:

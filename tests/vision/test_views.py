@@ -55,7 +55,7 @@ def test_words_that_quote_a_header_are_the_users(masked: object) -> None:
         note for note in row.notes if "Assistant" in b"".join(row.token_bytes[note.start : note.end]).decode()
     )
     assert quoted.role == "user"
-    assert row.trained_tokens == 6 + 1
+    assert [run.text for run in row.runs if run.trained] == [" A cat<end_of_utterance>"]
 
 
 def test_the_page_holds_small_pictures_and_nothing_of_the_file(masked: object, tmp_path: Path) -> None:
