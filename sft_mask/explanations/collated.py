@@ -45,7 +45,7 @@ def inspect_collated(
     quiet = collator.never_raising()
     for example, number in zip(examples, numbers, strict=True):
         given = read_row(example)
-        _, labelled = quiet.collate([dict(example)])
+        _, labelled = quiet.collate([dict(example)], with_sources=True)
         row = _inspected(labelled, number, given.conversation)
         yield CollatedRow(row, labelled.masker, given.images)
 

@@ -98,7 +98,13 @@ def bounds_in_beginning(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) 
     The text may have been tokenized in several pieces: SentencePiece adds a space at the beginning of each. ``None``
     where the ids are not those of the text, and where the vocabulary does not say the bytes of its tokens.
     """
-    return None if vocabulary.kind == "opaque" else _matched(raw, ids, vocabulary, beginning=True)
+    if vocabulary.kind == "opaque":
+        return None
+    pieces = [vocabulary.token_bytes(token) for token in ids]
+    if raw.startswith(b"".join(pieces)):  # no space was added, and none was stripped
+        edges = offsets_of([len(piece) for piece in pieces])
+        return edges[:-1], edges[1:]
+    return _matched(raw, ids, vocabulary, beginning=True)
 
 
 def _matched(

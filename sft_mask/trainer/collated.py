@@ -15,6 +15,7 @@ from sft_mask.data.read.formats import named_splits
 from sft_mask.data.setup import MaskSettings, marker_summary
 from sft_mask.errors import DataError, LabelsChangedError, NothingToTrainError, UnsupportedError
 from sft_mask.report import MaskReport, SplitReport
+from sft_mask.report.counts import spelled_reasons
 from sft_mask.trainer.checks import signature_columns
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.vision.collator import ResponseOnlyCollator
@@ -169,7 +170,7 @@ def _look_at(trainer: Any, split: Any, name: str, collator: ResponseOnlyCollator
     report = counts.report()
     if report.trained_tokens:
         return report
-    why = f"{report.dropped_reasons or 'no answers were found'}. Look at a row, and at its roles."
+    why = f"{spelled_reasons(report.dropped_reasons) or 'no answers were found'}. Look at a row, and at its roles."
     if full * 2 > len(rows):
         why = f"{full} of them are {length} tokens long, the trainer's max_length: truncation removed the answers. "
         why += "Raise max_length, set it to None, or make the images smaller."

@@ -144,8 +144,8 @@ class ResponseOnlyCollator:
         batch["labels"] = torch.from_numpy(labelled.in_batch()).to(batch["input_ids"].device)
         return batch
 
-    def collate(self, examples: list[Any]) -> tuple[Any, LabelledRows]:
-        """The batch as ``inner`` makes it, and its labels beside it."""
+    def collate(self, examples: list[Any], *, with_sources: bool = False) -> tuple[Any, LabelledRows]:
+        """The batch as ``inner`` makes it, and its labels beside it; with the message of each token if asked for."""
         labeller = self.labeller
         given = [_read(example, at) for at, example in enumerate(examples)]
         _check_placeholders(given, labeller)
@@ -154,7 +154,8 @@ class ResponseOnlyCollator:
         name = type(self.inner).__name__
         if not isinstance(batch, Mapping) and not hasattr(batch, "get"):
             raise DataError(f"{name} returned a {type(batch).__name__}, not a mapping with input_ids.")
-        return batch, labeller.label(batch, given, recorded.rows(len(given)), name)
+        texts = recorded.rows(len(given))
+        return batch, labeller.label(batch, given, texts, name, with_sources=with_sources)
 
     def _inner(self, examples: list[Any], given: Sequence[VisionRow]) -> Any:
         try:

@@ -46,12 +46,14 @@ class CollatedDecider(RowDecider):
         expanded: what the processor made of each row's text; ``None`` if that was not recorded.
         batch: the rows themselves.
         read: what was read of each row, by its place in the batch.
+        with_sources: whether to find the message of each token.
     """
 
     reader: RowReader | None = None
     expanded: Sequence[ExpandedText] | None = None
     batch: Sequence[VisionRow] = ()
     read: dict[int, ReadRow] = field(default_factory=dict)
+    with_sources: bool = False
     _place: int = -1
     _undecided: Undecided = field(default_factory=lambda: Undecided(""))
 
@@ -89,6 +91,7 @@ class CollatedDecider(RowDecider):
                 expanded,
                 others=others,
                 tool_calls=self.policy.tool_calls,
+                with_sources=self.with_sources,
             )
         except DataError as error:
             self._undecided = Undecided(str(error), lost=isinstance(error, LostWordsError))

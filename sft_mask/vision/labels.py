@@ -134,7 +134,13 @@ class BatchLabeller:
         return RowReader(aligner, MediaTokens(self.info.processor, template, self.info.vocabulary))
 
     def label(
-        self, batch: Mapping[str, Any], given: Sequence[VisionRow], expanded: Sequence[ExpandedText] | None, name: str
+        self,
+        batch: Mapping[str, Any],
+        given: Sequence[VisionRow],
+        expanded: Sequence[ExpandedText] | None,
+        name: str,
+        *,
+        with_sources: bool = False,
     ) -> LabelledRows:
         """Labels of a batch.
 
@@ -143,6 +149,7 @@ class BatchLabeller:
             given: the rows before the collator ran.
             expanded: what the processor made of each row's text; ``None`` if that was not recorded.
             name: of the collator, for errors.
+            with_sources: whether to find the message of each token, which only explanations need.
 
         Raises:
             AmbiguousRowError: a row cannot be decided, and ``on_ambiguous`` is ``"error"``.
@@ -153,7 +160,7 @@ class BatchLabeller:
             raise LabelsChangedError(
                 f"{name} made {len(rows.real)} rows of {len(given)} examples. Each example must stay a row of its own."
             )
-        decider = self._decider(given, expanded)
+        decider = self._decider(given, expanded, with_sources=with_sources)
         # Images are found together with the turns, so the turns come first.
         masker = replace(self.masker, decider=decider)
         table = pa.table({"input_ids": _lists(rows.ids, rows.offsets)})
@@ -168,7 +175,9 @@ class BatchLabeller:
         masked = replace(masked, report=replace(masked.report, images=pieces, image_tokens=int(media.sum())))
         return LabelledRows(masked, rows, decider.read, masker, media)
 
-    def _decider(self, given: Sequence[VisionRow], expanded: Sequence[ExpandedText] | None) -> CollatedDecider:
+    def _decider(
+        self, given: Sequence[VisionRow], expanded: Sequence[ExpandedText] | None, *, with_sources: bool
+    ) -> CollatedDecider:
         own: RowDecider = self.masker.decider
         return CollatedDecider(
             own.policy,
@@ -180,6 +189,7 @@ class BatchLabeller:
             reader=self.reader,
             expanded=expanded,
             batch=given,
+            with_sources=with_sources,
         )
 
     def _media(self, rows: CollatedRows, read: Mapping[int, ReadRow]) -> Bools:

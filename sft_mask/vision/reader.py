@@ -46,13 +46,13 @@ class ReadRow:
     Attributes:
         turns: of the assistant, and those of other roles that were asked for.
         media: ``(tokens,)`` whether each token belongs to an image, a video or audio.
-        sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``.
+        sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``; ``None`` if not asked for.
         pieces: images in order, as far as they were recorded and not cut off.
     """
 
     turns: Turns
     media: Bools
-    sources: Ints
+    sources: Ints | None
     pieces: tuple[MediaPiece, ...]
 
 
@@ -86,6 +86,7 @@ class RowReader:
         *,
         others: Collection[int] = (),
         tool_calls: bool = True,
+        with_sources: bool = False,
     ) -> ReadRow:
         """The turns of a row.
 
@@ -95,6 +96,7 @@ class RowReader:
             expanded: what the processor made of its text; ``None`` if that was not recorded.
             others: messages of other roles whose content counts as a turn too.
             tool_calls: whether tool calls belong to the assistant's turns.
+            with_sources: whether to find the message of each token, which only explanations need.
 
         Raises:
             DataError: the row is not what the template and the processor make of the messages, or a message holds a
@@ -114,7 +116,8 @@ class RowReader:
         media = self.media.are(ids)
         for piece in pieces:
             media[piece.start : piece.end] = True
-        return ReadRow(turns, media, _sources(rendered, own, placed, len(ids)), pieces)
+        sources = _sources(rendered, own, placed, len(ids)) if with_sources else None
+        return ReadRow(turns, media, sources, pieces)
 
     def _placed(self, text: str, ids: Ints) -> _Placed | None:
         """The text on the ids; ``None`` if these are not its tokens."""
@@ -160,7 +163,7 @@ class RowReader:
                     "the rendered text in more than one place"
                 )
             raise DataError(f"the ids of the row cannot be traced to its messages: {why}. {error}") from error
-        return ReadRow(placed, self.media.are(ids), np.full(len(ids), TEMPLATE, np.int64), ())
+        return ReadRow(placed, self.media.are(ids), None, ())
 
 
 def _refuse_lost_words(messages: Sequence[Mapping[str, Any]], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
