@@ -63,9 +63,12 @@ def main(arguments: Sequence[str]) -> dict[str, float]:
         console.print(trainer.mask_report)
         console.print(RowView(preview_rows(trainer)[0]))
     asked = list(shapes.rows(recipe.questions, seed=2))
-    measured = {"loss_before": trainer.evaluate()["eval_loss"], "right_before": right_answers(trainer, processor, asked)}
-    trainer.train()
-    measured |= {"loss_after": trainer.evaluate()["eval_loss"], "right_after": right_answers(trainer, processor, asked)}
+    measured: dict[str, float] = {}
+    for when in ("before", "after"):
+        measured[f"loss_{when}"] = trainer.evaluate()["eval_loss"]
+        measured[f"right_{when}"] = right_answers(trainer, processor, asked)
+        if when == "before":
+            trainer.train()
     trainer.save_model()
     processor.save_pretrained(training.output_dir)
     if trainer.is_world_process_zero():

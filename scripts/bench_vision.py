@@ -1,4 +1,4 @@
-"""What masking adds to a vision collator: four rows with one picture each, through TRL's collator alone and inside ours.
+"""What masking adds to a vision collator: four rows with a picture each, through TRL's collator alone and inside ours.
 
 The processors have the image sizes of the released models, on real tokenizers (as in ``check_vision.py``), without
 torchvision: with it the collator itself is faster, and the share of masking higher.

@@ -36,7 +36,8 @@ def check(name: str, folder: Path, rows: int, seed: int) -> tuple[str, list[str]
     seen = collator.counts.report()
     equal = seen.rows_seen - len(wrong)
     share = f"{100 * seen.image_tokens / seen.tokens:.0f} % | {100 * seen.share:.0f} %"
-    line = f"| {type(processor).__name__} | {FAMILIES[name].real} | {equal:,} of {seen.rows_seen:,} | {seen.images:,} | {share} |"
+    rows_equal = f"{equal:,} of {seen.rows_seen:,}"
+    line = f"| {type(processor).__name__} | {FAMILIES[name].real} | {rows_equal} | {seen.images:,} | {share} |"
     return line, wrong
 
 

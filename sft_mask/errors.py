@@ -33,10 +33,6 @@ class AmbiguousRowError(DataError):
     """Neither markers nor messages can decide which tokens of a row are the assistant's."""
 
 
-class LostWordsError(DataError):
-    """A chat template writes none of the words of an answer."""
-
-
 class UnsupportedError(SftMaskError, NotImplementedError):
     """A tokenizer, trainer or option that is refused by name."""
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 WhichTurns = Literal["all", "last", "flagged"]
 WhichStops = Literal["always", "last", "never"]
 CutAnswers = Literal["keep", "mask"]
+EmptyReasoning = Literal["mask", "train"]
 Reduction = Literal["token", "turn", "sequence"]
 
 _CHOICES: Mapping[str, object] = {
     "turns": WhichTurns,
     "stop": WhichStops,
     "cut_answers": CutAnswers,
+    "empty_reasoning": EmptyReasoning,
     "reduction": Reduction,
 }
 
@@ -47,6 +49,9 @@ class Policy:
             each conversation only, or ``"never"``.
         cut_answers: an answer that is cut off by the end of its row is trained as far as it goes (``"keep"``) or not
             at all (``"mask"``).
+        empty_reasoning: an empty reasoning block that the chat template writes before an answer and some generation
+            prompt of it holds (Qwen3's with ``enable_thinking=False``) is masked (``"mask"``), or trained as what the
+            assistant says after the prompt without it (``"train"``). One that no prompt holds is always trained.
         regions: parts of an answer that are not trained, or count less: ``Region("<think>", "</think>", weight=0.3)``.
         prompt_weight: weight of every token outside of the assistant's turns; 0 leaves them out.
         reduction: what counts equally in the loss: every ``"token"``, every ``"turn"`` (the mean over its tokens), or
@@ -66,6 +71,7 @@ class Policy:
     tool_calls: bool = True
     stop: WhichStops = "always"
     cut_answers: CutAnswers = "keep"
+    empty_reasoning: EmptyReasoning = "mask"
     regions: Sequence[Region] = ()
     prompt_weight: float = 0.0
     reduction: Reduction = "token"
@@ -127,10 +133,17 @@ class Policy:
             return weights
         return [_flagged(message, weight) for message, weight in zip(messages, weights, strict=True)]
 
-    def apply(self, turns: Turns) -> Turns:
-        """The turns to train, without their end-of-turn tokens if these are not trained."""
+    def apply(self, turns: Turns, is_whole: Bools | None = None) -> Turns:
+        """The turns to train, without their end-of-turn tokens if these are not trained.
+
+        Args:
+            turns: all turns of some documents.
+            is_whole: ``(documents,)`` whether a conversation ends with the document; by default each does.
+        """
         turns = turns.select(turns.weight > 0)
         last = is_last_of_document(turns)
+        if is_whole is not None:
+            last = last & is_whole[turns.document]
         keep = last if self.turns == "last" else np.ones(len(turns), np.bool_)
         if self.cut_answers == "mask":
             keep = keep & ~turns.cut

@@ -35,6 +35,7 @@ class UnweightedBatch:
         factor: ``(tokens,)`` by which regions and a ``loss_weights`` column multiply each token's weight.
         may_prompt: ``(tokens,)`` whether a token outside of turns could be trained: it is not padding, was not masked
             before, and its row trains an answer.
+        units: ``(documents,)`` number of the conversation that each document belongs to; by default each is one.
     """
 
     ids: Ids
@@ -44,6 +45,7 @@ class UnweightedBatch:
     documents: Ints
     factor: Floats
     may_prompt: Bools
+    units: Ints | None = None
 
 
 def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
@@ -53,7 +55,7 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
 
         reduction="token"      w
         reduction="turn"       turn's weight * w / sum(w over the turn)
-        reduction="sequence"   w / sum(w over the document)
+        reduction="sequence"   w / sum(w over the document, or over all documents of its conversation)
 
     A document with two turns of weight 1, and a region of weight 0.5 over token 4::
 
@@ -75,7 +77,8 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
         prompt = batch.may_prompt & ~trained_mask(batch.turns, size) & (batch.factor > 0)
         weights[prompt] = policy.prompt_weight * batch.factor[prompt]
     if policy.reduction == "sequence":
-        units = np.repeat(np.arange(len(batch.documents) - 1), np.diff(batch.documents))
+        numbers = np.arange(len(batch.documents) - 1) if batch.units is None else batch.units
+        units = np.repeat(numbers, np.diff(batch.documents))
         weights = mean_within(weights, units, first_tokens)
     labels = np.where(weights > 0, batch.ids, IGNORE_INDEX)
     return encode_labels(labels, weights), int(prompt.sum())

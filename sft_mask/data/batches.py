@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from sft_mask.data.masker import Masker
     from sft_mask.data.read.conversations import Decoder
 from sft_mask.data.outcome import MaskedBatch
+from sft_mask.data.read.conversations import EXPANSION
 
 CONVERSATION = ("messages", "conversations", "prompt", "completion")
-READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs")
+READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs", EXPANSION)
 """Columns that decide labels; no other column is read."""
 
 

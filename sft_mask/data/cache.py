@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.data.stats import SplitStats
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:

@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 
 from sft_mask.core.arrays import Ints, Labels, offsets_of
 from sft_mask.data import cache
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.batches import READ, list_column, mask_rows
+from sft_mask.data.expand import expansion_of
 from sft_mask.data.faults.roles import no_rows
 from sft_mask.data.masker import Masker
 from sft_mask.data.outcome import MaskedBatch
-from sft_mask.data.read.conversations import Decoder
+from sft_mask.data.read.conversations import EXPANSION, Decoder
 from sft_mask.data.read.rows import LOSS_WEIGHTS
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def _batches(dataset: Dataset, used: Ints | None, cutting: RowCutting | None = N
         bounds = _whole_chains(table, cutting.length)
     else:
         bounds = _row_ranges(table["input_ids"])
+    if EXPANSION in table.column_names and used is None:
+        bounds = _whole_conversations(bounds, table)
     order = np.argsort(used, kind="stable") if used is not None else None
     sorted_rows = used[order] if used is not None and order is not None else None
     for first, last in bounds:
@@ -206,6 +209,18 @@ def _whole_chains(table: Any, length: int) -> Iterator[tuple[int, int]]:
         rows = (fitting[-1] if len(fitting) else ends[0]) + 1 if len(ends) else len(lengths)
         yield first, first + int(rows)
         first, count = first + int(rows), _ROWS_AT_ONCE
+
+
+def _whole_conversations(bounds: Iterator[tuple[int, int]], table: Any) -> Iterator[tuple[int, int]]:
+    """The same batches, each moved to where an expanded conversation ends."""
+    conversation = np.concatenate([np.asarray(chunk.field("conversation")) for chunk in table[EXPANSION].chunks])
+    ends = np.append(np.flatnonzero(np.diff(conversation)) + 1, len(conversation))
+    first = 0
+    for _, last in bounds:
+        end = int(ends[np.searchsorted(ends, last)])
+        if end > first:
+            yield first, end
+        first = max(first, end)
 
 
 def _row_ranges(ids: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
@@ -250,7 +265,9 @@ def _label_batches(
     for batch in _batches(dataset, used, masker.cutting):
         if len(batch.places):
             where = f"the {name} dataset"
-            masked = mask_rows(masker, batch.table, decode, batch.numbers, where, adjacent=used is None)
+            expansion = expansion_of(batch.table)
+            numbers = batch.numbers if expansion is None else expansion.conversation
+            masked = mask_rows(masker, batch.table, decode, numbers, where, adjacent=used is None)
             stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:

@@ -20,15 +20,17 @@ import pyarrow as pa
 from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.core.policy import Policy
 from sft_mask.core.spans import SpanFinder, Turns
+from sft_mask.data.accounting.accountant import Account, Accountant, answers_without_words
+from sft_mask.data.accounting.signatures import SignatureCache
 from sft_mask.data.outcome import Batch, Decided, Undecided
-from sft_mask.data.read.conversations import Conversation, Decoder
-from sft_mask.data.signatures import SignatureCache
-from sft_mask.errors import AmbiguousRowError, DataError, LostWordsError, UnsupportedError
-from sft_mask.templates.turns import ConversationAligner
+from sft_mask.data.read.conversations import EXPANSION, Conversation, Decoder
+from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.templates.turns import ConversationAligner, Reading
 from sft_mask.templates.words import WordAligner
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Ids, Ints
+    from sft_mask.core.arrays import Bools, Ids, Ints
+    from sft_mask.data.read.columns import Signatures
 
 _NOT_IN_ROW = "whose messages do not match their text"
 
@@ -65,30 +67,28 @@ class RowDecider:
         """
         none = np.zeros(len(batch), np.bool_)
         has_messages, packed = decode.has_conversation(table), len(batch.documents) != len(batch.offsets)
-        if not has_messages or packed or self.aligner is None:
-            self._refuse_without_messages(table, decode, packed=packed)
+        self._refuse_without_messages(table, decode, packed=packed)
         if not has_messages or packed:
             return Decided(turns, none, none.copy(), dict.fromkeys(range(len(batch)) if has_messages else (), "packed"))
         known, flagged = ~decode.unknown(table), decode.flagged(table)
         seen = decode.signatures(table, self.quotable)
-        doubtful = seen.quotes | (np.bincount(turns.document, minlength=len(batch)) != seen.answers)
-        if not self.prompt_answers:
-            doubtful |= seen.answered_before  # markers alone cannot tell these from answers of the completion
-        doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
+        doubtful = self._doubtful(seen, turns, flagged) | (EXPANSION in table.column_names)
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
         if self.policy.turns != "flagged":
             decided.unread_flags = int(flagged.sum())
         if self.policy.needs_messages:
             decided.ambiguous.update(dict.fromkeys(unmatched, Undecided("Its messages are null.")))
+        accountant = self._accountant(table, decode, seen.signature)
         replaced: dict[int, Turns] = {}
         for row in np.flatnonzero(known & (doubtful | ~self.signatures.trusted(seen.signature))).tolist():
             signature, is_doubtful = int(seen.signature[row]), bool(doubtful[row])
             if not is_doubtful and self.signatures.trusts(signature):
                 continue  # an earlier row of this batch was the last that was needed
             decided.checked[row] = False
-            needed = is_doubtful or not self.signatures.is_unmatched(signature)
-            exact = self._by_messages(table, decode, row, batch.row(row)) if needed else Undecided(_NOT_IN_ROW)
+            exact: Turns | Undecided = Undecided(_NOT_IN_ROW)
+            if is_doubtful or not self.signatures.is_unmatched(signature):
+                exact = self._by_messages(decode.row(table, row), batch.row(row), row, accountant)
             if isinstance(exact, Undecided):
                 self._note(decided, row, exact, signature, doubtful=is_doubtful)
                 continue
@@ -98,7 +98,17 @@ class RowDecider:
             replaced[row] = exact
             decided.exact[row] = True
         decided.turns = _with_replaced(turns, replaced, batch.offsets)
+        if accountant is not None:
+            decided.account = _finished(accountant, decided, table, decode)
         return decided
+
+    def _doubtful(self, seen: Signatures, turns: Turns, flagged: Bools) -> Bools:
+        """``(rows,)`` rows of which markers alone cannot tell what is trained."""
+        doubtful: Bools = seen.quotes | (np.bincount(turns.document, minlength=len(flagged)) != seen.answers)
+        if not self.prompt_answers:
+            doubtful |= seen.answered_before  # markers alone cannot tell these from answers of the completion
+        doubtful |= self.policy.needs_messages | (flagged & (self.policy.turns == "flagged"))
+        return doubtful
 
     def error(self, row: int, undecided: Undecided) -> AmbiguousRowError:
         """The error for a row that could not be decided."""
@@ -107,6 +117,10 @@ class RowDecider:
             return AmbiguousRowError(
                 f"Row {row} has an answer without its words: {why} Or leave such rows out (on_ambiguous='drop' or "
                 "'mask')."
+            )
+        if undecided.refused:
+            return AmbiguousRowError(
+                f"Row {row} cannot be expanded: {why} Or leave such conversations out (on_ambiguous='drop' or 'mask')."
             )
         if not self.from_template:
             return AmbiguousRowError(
@@ -129,25 +143,43 @@ class RowDecider:
 
     # one row by its messages
 
-    def _by_messages(self, table: pa.Table, decode: Decoder, row: int, ids: Ids) -> Turns | Undecided:
-        conversation = decode.row(table, row)
+    def _accountant(self, table: pa.Table, decode: Decoder, signature: Ints) -> Accountant | None:
+        if self.aligner is None:
+            return None
+        last_only = self.policy.turns == "last"
+        return Accountant(decode.census(table), signature, self.signatures, self.aligner, last_only=last_only)
+
+    def _by_messages(
+        self, conversation: Conversation, ids: Ids, row: int, accountant: Accountant | None
+    ) -> Turns | Undecided:
         policy, roles = self.policy, [str(message.get("role")) for message in conversation.messages]
         weights = policy.message_weights(conversation.messages)
         given = 0 if self.prompt_answers else conversation.prompt
         weights[:given] = [0.0] * given
+        if conversation.trained is not None:
+            weights = [weight if at in conversation.trained else 0.0 for at, weight in enumerate(weights)]
+        if conversation.refused is not None:
+            return Undecided(conversation.refused, refused=True)
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in ASSISTANT_ROLES]
-        found = self._rendered_turns(conversation, ids, others)
-        if isinstance(found, Undecided) and not found.lost:
-            by_words = self._turns_of_words(conversation, ids)
-            found = found if isinstance(by_words, Undecided) and self.from_template else by_words
-        return found if isinstance(found, Undecided) else _of_messages(found, weights, roles, given)
+        reading = self._read(conversation, ids, others)
+        if isinstance(reading, Undecided):
+            found = self._turns_of_words(conversation, ids)
+            if isinstance(found, Undecided):
+                return reading if self.from_template else found
+            return _of_messages(found, weights, roles, given)
+        if accountant is not None:
+            accountant.read(row, conversation, reading)
+        empty = [at for at in answers_without_words(conversation.messages, reading) if weights[at]]
+        if empty and (policy.turns != "last" or empty[-1] == reading.conversation.turns[-1].message):
+            return Undecided(_why_empty(conversation.messages[empty[-1]], empty[-1]), lost=True)
+        return _of_messages(reading.turns, weights, roles, given)
 
-    def _rendered_turns(self, conversation: Conversation, ids: Ids, others: list[int]) -> Turns | Undecided:
-        """The turns by the chat template, or why there are none."""
+    def _read(self, conversation: Conversation, ids: Ids, others: list[int]) -> Reading | Undecided:
+        """The row read by the chat template, or why it cannot be."""
         if self.aligner is None:
             return Undecided("")
         try:
-            found = self.aligner.turns(
+            found = self.aligner.read(
                 conversation.messages,
                 ids,
                 tools=conversation.tools,
@@ -156,7 +188,7 @@ class RowDecider:
                 tool_calls=self.policy.tool_calls,
             )
         except DataError as error:
-            return Undecided(str(error), lost=isinstance(error, LostWordsError))
+            return Undecided(str(error))
         self.rendered += 1
         return found
 
@@ -180,6 +212,8 @@ class RowDecider:
     def _refuse_without_messages(self, table: pa.Table, decode: Decoder, *, packed: bool) -> None:
         """Refuses a policy that needs messages for rows that have none, or none that can be rendered."""
         if not self.policy.needs_messages and self.policy.turns != "flagged":
+            return
+        if decode.has_conversation(table) and not packed and self.aligner is not None:
             return
         if not decode.has_conversation(table):
             why = f"the rows have no messages (they have {', '.join(table.column_names)})"
@@ -215,6 +249,29 @@ def _halves(text: str) -> tuple[str, ...]:
     """Halves of a control token: if a template joins two parts of one, a part holds a half. Short ones stay whole."""
     middle = len(text) // 2
     return (text[:middle], text[middle:]) if middle > 2 else (text,)
+
+
+def _finished(accountant: Accountant, decided: Decided, table: pa.Table, decode: Decoder) -> Account:
+    """The account of a batch, with the rows that markers decided."""
+    for row in accountant.extrapolate(np.flatnonzero(decided.checked)).tolist():
+        accountant.infer(row, decode.row(table, row))
+    return accountant.account()
+
+
+def _why_empty(message: Mapping[str, object], index: int) -> str:
+    """Why a turn would train nothing but an end-of-turn token."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, (list, tuple)) and not calls:
+        what, way = f"whose content is a list of parts: {content!r:.80}", "Give the content as text"
+    elif isinstance(content, str) and content.strip():
+        what, way = f"whose content is {content!r:.80}", "Give the content as this template reads it"
+    else:
+        what = f"which calls a tool: {calls!r:.120}" if calls else "which has reasoning only"
+        way = "Write it into the content as the model should say it"
+    return (
+        f"The chat template writes nothing of message {index} ({message.get('role')}), {what}. Its turn would train "
+        f"nothing but an end-of-turn token. {way}, or give a template that writes it as chat_template=."
+    )
 
 
 def _is_same(exact: Turns, marked: Turns, offset: int) -> bool:

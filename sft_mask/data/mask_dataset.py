@@ -13,6 +13,7 @@ from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.policy import Policy, Reduction, combined
 from sft_mask.core.vocabulary import tokenizer_and_processor
 from sft_mask.data.dataset import check_columns
+from sft_mask.data.expand import expanded_dataset, refuse_what_cannot_expand
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row, oddities
 from sft_mask.data.masker import OnAmbiguous
@@ -24,6 +25,9 @@ from sft_mask.data.setup import MaskSettings, TokenizerInfo, masker_for, read_to
 from sft_mask.data.splits import SplitMasker
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.templates.chat_template import with_parts
+
+_LEARNT_FROM = 64
+"""Rows that are tokenized before a dataset is expanded."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ def mask_dataset(
     reduction: Reduction | None = None,
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
+    expand: bool = False,
     return_report: bool = False,
 ) -> Any:
     """Response-only labels before there is a trainer: exact under any packing and truncation that follows.
@@ -56,6 +61,10 @@ def mask_dataset(
         instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
             Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
             the trainer that is built on them puts them into the loss.
+        expand: make the fewest rows in which every trained turn is as inference shows it: the same context, the same
+            words, after its generation prompt (:mod:`sft_mask.templates.expand`). Each turn is trained exactly once,
+            and conversations of a template that keeps its prefix stay one row each. Rows of one conversation share
+            context, so split train and evaluation data before. Needs conversations that are not tokenized yet.
         return_report: also return the :class:`~sft_mask.report.MaskReport` (of a stream: of its first rows).
 
     Returns:
@@ -74,13 +83,21 @@ def mask_dataset(
     _refuse_other_data(splits)
     if info.processor is not None:
         _refuse_images(splits)
-    ready = {name: tokenized(split, info, chat_template, name) for name, split in splits.items()}
-    first = next(iter(ready))
+    if expand:
+        for name, split in splits.items():
+            refuse_what_cannot_expand(split, name)
+    first = next(iter(splits))
+    ready = {first: _head(splits[first])} if expand else splits
+    ready = {name: tokenized(split, info, chat_template, name) for name, split in ready.items()}
     masker = masker_for(info, sample_rows(ready[first]), settings, splits[first], f"the {first} dataset")
     split_masker = SplitMasker(masker)
-    masked = {name: split_masker.label(split, name, source=splits[name]) for name, split in ready.items()}
+    if expand:
+        ready = {name: expanded_dataset(split, masker, name) for name, split in splits.items()}
+    masked = {
+        name: split_masker.label(split, name, source=splits[name], expand=expand) for name, split in ready.items()
+    }
     report = split_masker.report({name: stats for name, (_, stats) in masked.items()})
-    weighted = [name for name, split in ready.items() if masker.carries_weights(column_names(split))]
+    weighted = [name for name, split in splits.items() if masker.carries_weights(column_names(split))]
     if weighted and is_main_process():
         logger.warning(
             "Labels of %s carry weights. Call train_on_responses_only(trainer) on the trainer that is built on them: "
@@ -90,6 +107,11 @@ def mask_dataset(
     made = {name: note_masked(split, masker.policy) for name, (split, _) in masked.items()}
     answer = type(dataset)(made) if is_dict else made["train"]
     return (answer, report) if return_report else answer
+
+
+def _head(dataset: Any) -> object:
+    """The first rows, from which markers are learnt."""
+    return dataset.select(range(min(_LEARNT_FROM, len(dataset)))) if hasattr(dataset, "__len__") else dataset
 
 
 def _refuse_other_data(splits: Mapping[str, object]) -> None:

@@ -17,11 +17,12 @@ from sft_mask.core.policy import Policy
 from sft_mask.core.regions import in_regions
 from sft_mask.core.spans import SpanFinder, Turns
 from sft_mask.core.token_weights import UnweightedBatch, weighted_labels
+from sft_mask.data.accounting.stats import Trained, count_batch
 from sft_mask.data.decide import RowDecider
+from sft_mask.data.expand import Expansion, expansion_of, shared_beginnings
 from sft_mask.data.outcome import Batch, Decided, MaskedBatch
 from sft_mask.data.read.conversations import Decoder
 from sft_mask.data.read.rows import LOSS_WEIGHTS, documents_of, existing_labels, loss_weights, token_ids
-from sft_mask.data.stats import Trained, count_batch
 from sft_mask.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Masker:
         on_ambiguous: what happens to a row that cannot be decided.
         cutting: how the trainer cut the rows, if it may have cut inside a conversation.
         settings_key: the settings that this masker was built from, for fingerprints.
+        max_length: where the trainer truncated the rows.
     """
 
     finder: SpanFinder
@@ -49,6 +51,7 @@ class Masker:
     on_ambiguous: OnAmbiguous = "error"
     cutting: RowCutting | None = None
     settings_key: tuple[object, ...] = ()
+    max_length: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -112,7 +115,8 @@ class Masker:
         ids, offsets = batch.ids, batch.offsets
         existing = existing_labels(table, offsets)
         decided = decided or self._decide(table, decode, batch, adjacent=adjacent)
-        turns = self.policy.apply(decided.turns)
+        expansion = expansion_of(table)
+        turns = self._chosen(decided.turns, expansion)
         labels = make_labels(ids, turns, existing)
         factor = self._region_weights(ids, turns) * loss_weights(table, offsets, first_row)
         counts_everywhere = bool(np.all(factor))
@@ -123,12 +127,24 @@ class Masker:
             trained = Trained.of_turns(turns, offsets)
         else:
             trained = Trained.of_labels(labels, turns, offsets)
-        report = count_batch(decided, turns, trained, batch, reasons)
+        report = count_batch(
+            decided,
+            turns,
+            trained,
+            batch,
+            reasons,
+            first_row=first_row,
+            max_length=self.max_length,
+            expansion=expansion,
+        )
         if not self.carries_weights(table.column_names):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(batch, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor = np.broadcast_to(factor, labels.shape)
-        unweighted = UnweightedBatch(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt)
+        units = None if expansion is None else expansion.units
+        if units is not None and self.policy.prompt_weight:
+            may_prompt &= ~shared_beginnings(ids, offsets, units)
+        unweighted = UnweightedBatch(ids, labels, decided.turns, turns, batch.documents, factor, may_prompt, units)
         weighted, prompt = weighted_labels(unweighted, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
@@ -136,6 +152,13 @@ class Masker:
     def decide(self, table: pa.Table, decode: Decoder) -> Decided:
         """The turns of a batch, before labels are made of them."""
         return self._decide(table, decode, _batch_of(table, 0), adjacent=False)
+
+    def _chosen(self, turns: Turns, expansion: Expansion | None) -> Turns:
+        """The turns to train; of an expanded conversation the last one is in its last row."""
+        if expansion is None:
+            return self.policy.apply(turns)
+        policy = replace(self.policy, turns="all") if self.policy.turns == "last" else self.policy
+        return policy.apply(turns, expansion.is_last)
 
     def carries_weights(self, columns: Collection[str]) -> bool:
         """Whether labels of rows with these columns are int64 and carry weights."""

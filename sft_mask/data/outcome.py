@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ids, Ints, Labels
     from sft_mask.core.spans import Turns
+    from sft_mask.data.accounting.accountant import Account
     from sft_mask.report import SplitReport
 
 
@@ -35,10 +36,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Why a row could not be decided; ``lost`` if the chat template leaves out the text of an answer."""
+    """Why a row could not be decided.
+
+    Attributes:
+        why: in a sentence.
+        lost: whether the chat template leaves out the words of an answer.
+        refused: whether it is a conversation that could not be expanded.
+    """
 
     why: str
     lost: bool = False
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -53,6 +61,8 @@ class Decided:
         ambiguous: rows that could not be decided.
         mid_turn: number of rows that begin inside a turn; what comes before their first header is masked.
         unread_flags: number of rows whose messages have flags that the policy does not read.
+        account: what became of the fields of the messages; ``None`` if the rows have none, or no template to render
+            them.
     """
 
     turns: Turns
@@ -62,6 +72,7 @@ class Decided:
     ambiguous: dict[int, Undecided] = field(default_factory=dict)
     mid_turn: int = 0
     unread_flags: int = 0
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)

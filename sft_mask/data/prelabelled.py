@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
 from sft_mask.core.label_codec import PLAIN_BELOW, has_weights
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.read.columns import list_values
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import LabelsChangedError, UnsupportedError
 from sft_mask.report import SplitReport
 

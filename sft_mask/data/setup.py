@@ -24,7 +24,7 @@ from sft_mask.templates.words import WordAligner
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids
 
-_VERSION = "4"
+_VERSION = "5"
 """Part of every fingerprint; changes when a mask can change."""
 
 
@@ -100,19 +100,27 @@ def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSetting
         response=settings.response_part,
         rows=rows,
         max_length=settings.max_length,
+        train_empty_reasoning=settings.policy.empty_reasoning == "train",
     )
     chat = info.template
     template = (chat.source, chat.tool_source, dict(chat.variables), chat.in_parts) if chat is not None else None
     key = (_VERSION, resolved.markers, settings.policy, settings.on_ambiguous, settings.prompt_answers, template)
     decider = RowDecider(
         settings.policy,
-        _aligner(info, resolved),
+        _aligner(info, resolved, settings.policy),
         WordAligner(resolved.finder, resolved.markers),
         quotable_texts(resolved.finder),
         resolved.from_template,
         settings.prompt_answers,
     )
-    return Masker(resolved.finder, resolved.markers, decider, settings.on_ambiguous, settings_key=(*key, _digest(info)))
+    return Masker(
+        resolved.finder,
+        resolved.markers,
+        decider,
+        settings.on_ambiguous,
+        settings_key=(*key, _digest(info)),
+        max_length=settings.max_length,
+    )
 
 
 def masker_for(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings, source: object, name: str) -> Masker:
@@ -148,13 +156,19 @@ def _are_the_templates(info: TokenizerInfo, settings: MaskSettings) -> bool:
         return False
 
 
-def _aligner(info: TokenizerInfo, resolved: Resolved) -> ConversationAligner | None:
+def _aligner(info: TokenizerInfo, resolved: Resolved, policy: Policy) -> ConversationAligner | None:
     if info.template is None:
         return None
     markers = resolved.markers
     if not resolved.from_template:
         markers = _spelled(markers, info.vocabulary)
-    return ConversationAligner(info.template, markers, info.vocabulary, info.tokenizer)
+    return ConversationAligner(
+        info.template,
+        markers,
+        info.vocabulary,
+        info.tokenizer,
+        train_empty_reasoning=policy.empty_reasoning == "train",
+    )
 
 
 def _spelled(markers: Markers, vocabulary: Vocabulary) -> Markers:

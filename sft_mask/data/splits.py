@@ -10,16 +10,16 @@ import numpy as np
 
 from sft_mask._compat import main_process_first
 from sft_mask.core.packing import RowCutting
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.dataset import label_dataset
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels
 from sft_mask.data.read.formats import column_names, sample_rows
 from sft_mask.data.setup import marker_summary
-from sft_mask.data.stats import SplitStats
 from sft_mask.data.stream import label_stream
 from sft_mask.errors import DataError, MarkerError, NothingToTrainError
-from sft_mask.report import MaskReport, SplitReport
+from sft_mask.report import MaskReport, SplitReport, spelled_losses
 
 _SAMPLED_ROWS = 64
 
@@ -82,6 +82,7 @@ class SplitMasker:
         *,
         keep_all_rows: bool = False,
         source: object = None,
+        expand: bool = False,
     ) -> tuple[object, SplitStats]:
         """Labels a split, whether it came masked or not.
 
@@ -91,6 +92,7 @@ class SplitMasker:
             cutting: how a trainer cut its rows.
             keep_all_rows: keep rows that train nothing too.
             source: the dataset that it was made from, where that is another one: errors name its columns.
+            expand: expand the conversations of a stream; those of a dataset were expanded before.
 
         Raises:
             NothingToTrainError: no row of the split (or of the first batch of a stream) would train anything.
@@ -103,7 +105,7 @@ class SplitMasker:
             with main_process_first():  # the other processes of a node read what it wrote
                 labelled, stats = label_dataset(split, masker, name=name, keep_all_rows=keep_all_rows)
         else:
-            labelled, stats = label_stream(split, masker, name, keep_all_rows=keep_all_rows)
+            labelled, stats = label_stream(split, masker, name, keep_all_rows=keep_all_rows, expand=expand)
         if not stats.report.trained_tokens:
             raise _nothing(split, name, stats.report, masker, self.max_length, split if source is None else source)
         return labelled, stats
@@ -132,6 +134,8 @@ def _nothing(
             f"{report.rows_ambiguous} of them are ambiguous, and on_ambiguous={masker.on_ambiguous!r} leaves them out. "
             "Call again with on_ambiguous='error' to read why."
         )
+        if report.not_rendered:
+            why += f" The chat template leaves out words: not rendered: {spelled_losses(report)}."
     else:
         why = (
             "No row holds an answer that is not masked already (labels that were IGNORE_INDEX stay so). Compare the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,22 @@ import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.batches import CONVERSATION, mask_rows
+from sft_mask.data.expand import EXPANSION_TYPE, Expander
 from sft_mask.data.masker import Masker
 from sft_mask.data.read import Row
-from sft_mask.data.read.conversations import Conversation, Decoder, mappings, read_tools, read_variables
+from sft_mask.data.read.conversations import (
+    EXPANSION,
+    Conversation,
+    Decoder,
+    expanded,
+    mappings,
+    read_tools,
+    read_variables,
+)
+from sft_mask.data.read.formats import column_names
 from sft_mask.data.read.rows import LOSS_WEIGHTS
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,7 +72,12 @@ class LabelBatch:
 
 
 def label_stream(
-    dataset: IterableDataset, masker: Masker, name: str = "train", *, keep_all_rows: bool = False
+    dataset: IterableDataset,
+    masker: Masker,
+    name: str = "train",
+    *,
+    keep_all_rows: bool = False,
+    expand: bool = False,
 ) -> tuple[IterableDataset, SplitStats]:
     """A stream with response-only labels, made as rows are read; rows that would train nothing are skipped
     (unless ``keep_all_rows``).
@@ -74,10 +90,28 @@ def label_stream(
     """
     stats = SplitStats()
     label = LabelBatch(masker, stats, f"the {name} dataset")
-    labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
+    if expand:
+        expander = _ExpandedLabels(Expander(masker, name), label)
+        labelled = dataset.map(
+            expander, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True, remove_columns=column_names(dataset)
+        )
+    else:
+        labelled = dataset.map(label, batched=True, batch_size=_ROWS_AT_ONCE, with_indices=True)
     if next(iter(labelled), None) is None:
         raise DataError(f"There are no rows in the {name} dataset. Give it rows, or leave this split out.")
     return labelled if keep_all_rows else labelled.filter(has_trained_token), stats
+
+
+@dataclass(frozen=True, slots=True)
+class _ExpandedLabels:
+    """Conversations to expanded rows with labels, whole conversations at a time."""
+
+    expand: Expander
+    label: LabelBatch
+
+    def __call__(self, batch: Row, numbers: Sequence[int]) -> dict[str, object]:
+        rows = self.expand(batch, numbers)
+        return {**rows, **self.label(rows, [each["conversation"] for each in rows[EXPANSION]])}
 
 
 def has_trained_token(row: Row) -> bool:
@@ -99,14 +133,16 @@ def batch_table(batch: Row) -> pa.Table:
         )
     columns = {_PLACE: pa.array(range(len(batch["input_ids"])), pa.int64())}
     columns["input_ids"] = _lists("input_ids", batch["input_ids"])
-    for name in ("labels", "seq_lengths"):
-        if _is_filled(batch.get(name)):
-            columns[name] = _lists(name, batch[name])
+    columns.update(
+        {name: _lists(name, batch[name]) for name in ("labels", "seq_lengths") if _is_filled(batch.get(name))}
+    )
     if batch.get(LOSS_WEIGHTS) is not None:
         columns[LOSS_WEIGHTS] = _lists(LOSS_WEIGHTS, batch[LOSS_WEIGHTS], pa.float64())
     for name in CONVERSATION:
         if _is_filled(batch.get(name)) and all(_is_conversation(value) for value in batch[name]):
             columns[name] = _as_json(batch[name])
+    if EXPANSION in batch:
+        columns[EXPANSION] = pa.array(batch[EXPANSION], EXPANSION_TYPE)
     for name in ("tools", "chat_template_kwargs"):
         if _is_filled(batch.get(name)):
             columns[name] = pa.array([_dumped(value) if value else None for value in batch[name]], pa.string())
@@ -177,4 +213,7 @@ class _BatchDecoder(Decoder):
         there = [name for name in ("tools", "chat_template_kwargs") if name in table.column_names]
         extra = {name: self._batch[name][place] for name in there}
         variables = read_variables(extra.get("chat_template_kwargs"))
-        return Conversation(messages, read_tools(extra.get("tools")), variables)
+        columns = self.columns(table)
+        prompt = len(self._batch[columns[0]][place]) if len(columns) > 1 else 0
+        talk = Conversation(messages, read_tools(extra.get("tools")), variables, prompt)
+        return expanded(talk, self._batch[EXPANSION][place]) if EXPANSION in table.column_names else talk

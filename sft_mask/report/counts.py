@@ -6,9 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
-_REASONS = ("dropped_reasons", "unchecked_reasons")
-"""Fields of a split that count by reason."""
+_REASONS = ("dropped_reasons", "unchecked_reasons", "fields", "fields_trained", "fields_cut", "not_rendered", "prompts")
+"""Fields of a split that count by name."""
+
+OF_ASSISTANT = ("tool calls", "reasoning", "assistant contents")
+"""Names of the fields that the assistant has to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +68,50 @@ class SplitReport:
     """Their tokens, those of their frames included; never trained."""
     rows_with_unread_flags: int = 0
     """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
+    rows_at_max_length: int = 0
+    """Rows without messages that are as long as the trainer lets them be, so that their end may be missing."""
+    answers_cut_off: int = 0
+    """Answers of which truncation left nothing in their row; known of rows with messages."""
+    tokens_cut_off: int = 0
+    """Their tokens."""
+    fields: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """What the messages hold, by name (``"tool calls"``, ``"reasoning"``, ``"assistant contents"``, ``"tool
+    definitions"``, ...), in all rows whose messages were accounted for, dropped ones too. Each is trained, cut off, not
+    rendered, or else in its row and masked."""
+    fields_trained: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, what is trained."""
+    fields_cut: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, what truncation cut off whole."""
+    not_rendered: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, what the chat template does not write."""
+    first_not_rendered: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """The first row of each kind that the chat template does not write."""
+    turns_compared: int = 0
+    """Trained turns that were compared with what inference shows."""
+    turns_in_other_form: int = 0
+    """Of these, the turns whose context or words are others at inference."""
+    turns_without_reasoning: int = 0
+    """Of these, the turns whose reasoning inference shows and the row lacks."""
+    turns_after_no_prompt: int = 0
+    """Compared turns that no generation prompt of the template leads to."""
+    prompts: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Compared turns by the arguments of the generation prompt that leads to them (``"enable_thinking=False"``)."""
+    rows_before: int = 0
+    """Conversations that ``expand=True`` made the rows from; 0 without it."""
+    tokens_before: int = 0
+    """Tokens of these conversations in one row each."""
 
     def __post_init__(self) -> None:
-        for name in _REASONS:
+        for name in (*_REASONS, "first_not_rendered"):
             object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
 
     def __add__(self, other: SplitReport) -> SplitReport:
         if not isinstance(other, SplitReport):
             return NotImplemented
-        return SplitReport(
-            dropped_reasons=Counter(self.dropped_reasons) + Counter(other.dropped_reasons),
-            unchecked_reasons=Counter(self.unchecked_reasons) + Counter(other.unchecked_reasons),
-            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
-        )
+        first = [*self.first_not_rendered.items(), *other.first_not_rendered.items()]
+        added: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        added.update({name: Counter(getattr(self, name)) + Counter(getattr(other, name)) for name in _REASONS})
+        return SplitReport(**added, first_not_rendered=dict(sorted(first, key=lambda kind: -kind[1])))
 
     @property
     def rows_seen(self) -> int:
@@ -87,6 +122,11 @@ class SplitReport:
     def turns_without_stop(self) -> int:
         """Assistant turns without an end-of-turn token, although their row goes on after them."""
         return max(self.turns - self.turns_with_stop - self.turns_cut, 0)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """What the assistant's messages hold and the chat template does not write: tool calls, reasoning, contents."""
+        return {name: count for name, count in self.not_rendered.items() if name in OF_ASSISTANT}
 
     @property
     def prompt_tokens(self) -> int:
@@ -118,11 +158,11 @@ class SplitReport:
             "response_prompt_ratio": ratio if math.isfinite(ratio) else None,
         }
         counts = {name: getattr(self, name) for name in _COUNTS}
-        reasons = {name: dict(getattr(self, name)) for name in _REASONS}
+        reasons = {name: dict(getattr(self, name)) for name in (*_REASONS, "first_not_rendered")}
         return {**counts, **reasons, **derived}
 
 
-_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in _REASONS)
+_COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in (*_REASONS, "first_not_rendered"))
 
 
 def spelled_reasons(counts: Mapping[str, int]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft_mask.report.accounting import account_lines
 from sft_mask.report.counts import SplitReport, counted, percent, spelled_reasons
 from sft_mask.report.warnings import all_warnings
 
@@ -127,6 +128,7 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
     if split.rows_dropped:
         reasons = spelled_reasons(split.dropped_reasons)
         lines.append(f"  dropped  {counted(split.rows_dropped, 'row')}" + (f": {reasons}" if reasons else ""))
+    lines.extend(account_lines(split))
     decided = ", ".join(f"{count:,} {how}" for count, how in _how_decided(split) if count)
     return [*lines, f"  decided  {decided}"] if decided else lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sft_mask.report.accounting import account_warnings, loss_warnings
 from sft_mask.report.counts import SplitReport, counted, percent, spelled_reasons
 
 MANY_CUT = 0.05
@@ -65,7 +66,7 @@ def warnings_for(split: SplitReport, stops_expected: bool = True) -> tuple[str, 
         )
         return (nothing,)
     stops = _stops(split) if stops_expected else ()
-    return (*stops, *_rows(split), *_share(split))
+    return (*stops, *_rows(split), *_share(split), *loss_warnings(split), *account_warnings(split))
 
 
 def _stops(split: SplitReport) -> Iterator[str]:

@@ -55,6 +55,11 @@ class TextTurn:
     first_message: int
     message: int
 
+    @property
+    def opens_message(self) -> int:
+        """The message whose words the turn begins with; that of an empty answer where there are none."""
+        return self.first_message if self.first_message >= 0 else self.message
+
 
 # characters and tokens
 

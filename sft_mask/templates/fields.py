@@ -107,6 +107,10 @@ class WrittenFields:
         count = 0 if _is_inline(message) else self._counts.get((field.message, REASONING[0], 0), 0)
         return count >= len(_dense(reasoning)) or self._has_words(reasoning, field.message)
 
+    def has_any(self, message: int) -> bool:
+        """Whether the text holds any word of a message."""
+        return any(count for (index, _, _), count in self._counts.items() if index == message)
+
     def place(self, field: Field, messages: Sequence[Message]) -> tuple[int, int] | None:
         """From the first to the last character of a field; ``None`` if the text has none of its source."""
         name = {FieldKind.CONTENT: "content", FieldKind.REASONING: REASONING[0], FieldKind.CALL: "tool_calls"}.get(

@@ -115,7 +115,7 @@ class InferenceForms:
 
     def opens(self, sampled: Sampled) -> bool:
         """Whether some generation prompt is a beginning of a finished answer, as it must be at inference."""
-        text, first = sampled.text, max(sampled.turn.first_message, 0)
+        text, first = sampled.text, sampled.turn.opens_message
         prompts = (self._prompt_text(first, prompt.arguments) for prompt in self._prompts)
         return any(prompt is not None and text.startswith(prompt) for prompt in prompts)
 
@@ -136,8 +136,7 @@ class InferenceForms:
         A last answer that its template leaves open (the end of turn is the next header) is compared without its end.
         """
         context = conversation.rendered.text[: turn.start]
-        first = turn.first_message if turn.first_message >= 0 else turn.message
-        prompt = self.prompt_before(context, first)
+        prompt = self.prompt_before(context, turn.opens_message)
         spelled = None if prompt is None else str(prompt)
         if turn.message == len(self._messages) - 1:
             return Form(True, False, spelled)

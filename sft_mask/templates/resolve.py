@@ -12,6 +12,7 @@ from sft_mask.core.markers import Markers, MarkerText, as_marker_texts
 from sft_mask.core.patterns import compile_patterns
 from sft_mask.core.spans import SpanFinder
 from sft_mask.errors import DetectionError, MarkerError
+from sft_mask.templates.chat_template import EMPTY_BLOCK
 from sft_mask.templates.detection.detect import proven_markers, unique
 from sft_mask.templates.detection.endings import after_eot, learn_endings, with_eos_at_row_ends
 
@@ -56,6 +57,7 @@ def resolve(
     response: object = None,
     rows: Sequence[Ids] = (),
     max_length: int | None = None,
+    train_empty_reasoning: bool = False,
 ) -> Resolved:
     """The markers to use.
 
@@ -67,6 +69,7 @@ def resolve(
         response: markers before the assistant's turns, or ``None``.
         rows: some rows of ids; what ends an answer is learnt from them where the template does not say it.
         max_length: where the rows were truncated, for the error that says so.
+        train_empty_reasoning: whether an empty reasoning block is trained although a generation prompt holds it.
 
     Raises:
         MarkerError: one marker only, an empty one, one for both roles, or markers that occur in no row.
@@ -76,9 +79,11 @@ def resolve(
     detected: Markers | None
     if given is None:
         detected = proven_markers(template, vocabulary, tokenizer)
+        detected = _without_empty_blocks(detected) if train_empty_reasoning else detected
         choices = [detected]
     else:
         detected = _detected_or_none(template, vocabulary, tokenizer)
+        detected = _without_empty_blocks(detected) if train_empty_reasoning and detected is not None else detected
         if detected is not None:
             given = _as_written(given, detected, vocabulary)
             _refuse_contradiction(given, detected)
@@ -113,6 +118,13 @@ def _detected_or_none(template: ChatTemplate | None, vocabulary: Vocabulary, tok
         return proven_markers(template, vocabulary, tokenizer)
     except DetectionError:
         return None
+
+
+def _without_empty_blocks(markers: Markers) -> Markers:
+    """The markers, without response headers that end in an empty reasoning block."""
+    first, *more = markers.response
+    kept = [text for text in more if not (isinstance(text, str) and EMPTY_BLOCK.search(text))]
+    return replace(markers, response=(first, *kept))
 
 
 def _opens_any(finder: SpanFinder, rows: Sequence[Ids]) -> bool:

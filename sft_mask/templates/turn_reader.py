@@ -281,13 +281,19 @@ class TurnReader:
 
 
 def _number_empty(turns: Sequence[TextTurn], roles: Sequence[str]) -> list[TextTurn]:
-    """The turns; an empty answer gets the next message of the assistant after its predecessor's."""
+    """The turns; an empty answer gets the next message of the assistant after its predecessor's.
+
+    Where there is none, it is the empty last part of its predecessor (gpt-oss: reasoning, and an empty content).
+    """
     numbered: list[TextTurn] = []
     previous = -1
     for turn in turns:
         message = turn.message
         if message < 0:
             message = next((index for index in range(previous + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), -1)
+        if message < 0 and numbered and turn.end > turn.start:
+            numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
+            continue
         numbered.append(replace(turn, message=message))
         previous = max(previous, message)
     return numbered

@@ -20,8 +20,8 @@ from sft_mask.trainer.read import TrainerInfo, collates_labels, read_trainer, sp
 from sft_mask.trainer.refusals import normalizes_by_tokens, refuse_with_weights
 
 if TYPE_CHECKING:
+    from sft_mask.data.accounting.stats import SplitStats
     from sft_mask.data.masker import Masker, OnAmbiguous
-    from sft_mask.data.stats import SplitStats
     from sft_mask.report import MaskReport
     from sft_mask.trainer.collated import CollatedState
     from sft_mask.trainer.hook import MaskState

@@ -17,10 +17,10 @@ import torch
 
 from sft_mask._compat import LossPath
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.masker import Masker
 from sft_mask.data.read import Row
 from sft_mask.data.splits import SplitMasker
-from sft_mask.data.stats import SplitStats
 from sft_mask.report import MaskReport
 from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.collated import CollatedState

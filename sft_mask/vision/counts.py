@@ -18,7 +18,7 @@ _REASONS = (
     "with answers that were masked before",
     "ambiguous, masked",
 )
-_COUNTS = tuple(each.name for each in fields(SplitReport) if not each.name.endswith("reasons"))
+_COUNTS = tuple(each.name for each in fields(SplitReport) if each.type == "int")
 _LINE = len(_COUNTS) + len(_REASONS)
 
 

@@ -13,7 +13,8 @@ from sft_mask.core.spans import Turns
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.outcome import Batch, Decided, Undecided
 from sft_mask.data.read.conversations import Conversation, Decoder
-from sft_mask.errors import AmbiguousRowError, DataError, LostWordsError, UnsupportedError
+from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
+from sft_mask.templates.turns import Reading
 from sft_mask.vision.reader import ReadRow, RowReader
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class CollatedDecider(RowDecider):
         replaced: list[Turns] = [turns.select(~by_messages[turns.document])]
         for row in np.flatnonzero(by_messages).tolist():
             self._place = row
-            exact = self._by_messages(table, decode, row, batch.row(row))
+            exact = self._by_messages(decode.row(table, row), batch.row(row), row, None)
             if isinstance(exact, Undecided):
                 decided.ambiguous[row] = exact
                 decided.exact[row] = False
@@ -80,8 +81,8 @@ class CollatedDecider(RowDecider):
         decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
         return decided
 
-    def _rendered_turns(self, conversation: Conversation, ids: Ids, others: list[int]) -> Turns | Undecided:
-        """The turns by rendering and expansion, or why there are none."""
+    def _read(self, conversation: Conversation, ids: Ids, others: list[int]) -> Reading | Undecided:
+        """The row read by rendering and expansion, or why it cannot be."""
         assert self.reader is not None, "a processor without a chat template was refused"
         expanded = None if self.expanded is None else self.expanded[self._place]
         try:
@@ -94,11 +95,11 @@ class CollatedDecider(RowDecider):
                 with_sources=self.with_sources,
             )
         except DataError as error:
-            self._undecided = Undecided(str(error), lost=isinstance(error, LostWordsError))
+            self._undecided = Undecided(str(error))
             return self._undecided
         self.read[self._place] = found
         self.rendered += 1
-        return found.turns
+        return found.reading
 
     def _turns_of_words(self, conversation: Conversation, ids: Ids) -> Turns | Undecided:
         """Words alone do not show where an image is."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.core.spans import Turns
-from sft_mask.errors import DataError, LostWordsError
+from sft_mask.errors import DataError
 from sft_mask.templates.align import (
     TextTurn,
     bounds_in_beginning,
@@ -19,7 +18,7 @@ from sft_mask.templates.align import (
     turns_of_beginning,
 )
 from sft_mask.templates.tracing.traced_str import TEMPLATE
-from sft_mask.vision.conversations import parts_of
+from sft_mask.templates.turns import Reading, TextConversation
 from sft_mask.vision.expansion import ExpandedText
 from sft_mask.vision.media import MediaTokens, overlaps
 
@@ -44,13 +43,13 @@ class ReadRow:
     """What was read of one row.
 
     Attributes:
-        turns: of the assistant, and those of other roles that were asked for.
+        reading: the turns of the assistant, and those of other roles that were asked for.
         media: ``(tokens,)`` whether each token belongs to an image, a video or audio.
         sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``; ``None`` if not asked for.
         pieces: images in order, as far as they were recorded and not cut off.
     """
 
-    turns: Turns
+    reading: Reading
     media: Bools
     sources: Ints | None
     pieces: tuple[MediaPiece, ...]
@@ -106,18 +105,17 @@ class RowReader:
         rendered = read.rendered
         self.media.refuse_typed(rendered)
         spans = read.spans(others, tool_calls=tool_calls)
-        _refuse_lost_words(conversation.messages, rendered, spans)
         own = ExpandedText.unchanged(rendered.text) if expanded is None else expanded.within(rendered.text)
         placed = self._placed(own.after, ids)
         if placed is None:
-            return self._around_one_expansion(rendered, spans, ids, recorded=expanded is not None)
+            return self._around_one_expansion(read, spans, ids, recorded=expanded is not None)
         turns = turns_of_beginning(placed.text, own.turns(spans), placed.first, placed.last).moved(placed.low)
         pieces = self._pieces(rendered, own, placed)
         media = self.media.are(ids)
         for piece in pieces:
             media[piece.start : piece.end] = True
         sources = _sources(rendered, own, placed, len(ids)) if with_sources else None
-        return ReadRow(turns, media, sources, pieces)
+        return ReadRow(Reading(turns, read), media, sources, pieces)
 
     def _placed(self, text: str, ids: Ints) -> _Placed | None:
         """The text on the ids; ``None`` if these are not its tokens."""
@@ -141,13 +139,15 @@ class RowReader:
         bounds = zip(own.expansions, first.tolist(), end.tolist(), strict=True)
         return tuple(MediaPiece(each.kind, low, high) for each, low, high in bounds if high > low)
 
-    def _around_one_expansion(self, rendered: Rendered, spans: list[TextTurn], ids: Ints, *, recorded: bool) -> ReadRow:
+    def _around_one_expansion(
+        self, read: TextConversation, spans: list[TextTurn], ids: Ints, *, recorded: bool
+    ) -> ReadRow:
         """A row whose expansion was not recorded: it may differ from the rendered text in one stretch without a turn.
 
         Raises:
             DataError: it differs elsewhere.
         """
-        aligner = self.aligner
+        aligner, rendered = self.aligner, read.rendered
         whole = np.asarray(aligner.tokenizer(rendered.text, add_special_tokens=False)["input_ids"], np.int64)
         first, last = token_bounds(rendered.text, whole.tolist(), aligner.vocabulary, aligner.tokenizer)
         turns = turns_of_beginning(rendered.text, spans, first, last)
@@ -163,24 +163,7 @@ class RowReader:
                     "the rendered text in more than one place"
                 )
             raise DataError(f"the ids of the row cannot be traced to its messages: {why}. {error}") from error
-        return ReadRow(placed, self.media.are(ids), None, ())
-
-
-def _refuse_lost_words(messages: Sequence[Mapping[str, Any]], rendered: Rendered, turns: Sequence[TextTurn]) -> None:
-    """Refuses an answer of which the template wrote nothing: its turn would train a bare end-of-turn token.
-
-    Raises:
-        LostWordsError: that.
-    """
-    written = rendered.written()
-    for turn in turns:
-        lost = turn.message >= 0 and turn.message not in written
-        if lost and any(str(part.get("text") or "").strip() for part in parts_of(messages[turn.message])):
-            raise LostWordsError(
-                f"the chat template writes none of the words of message {turn.message} "
-                f"({rendered.roles[turn.message]}), so its turn would train nothing but an end-of-turn token. Give a "
-                "template that writes them as chat_template=."
-            )
+        return ReadRow(Reading(placed, read), self.media.are(ids), None, ())
 
 
 def _sources(rendered: Rendered, own: ExpandedText, placed: _Placed, size: int) -> Ints:

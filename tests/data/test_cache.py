@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.cache import schema, store, stored
-from sft_mask.data.stats import SplitStats
 
 
 def test_a_label_file_with_fewer_or_more_rows_is_not_taken(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from support.trained_texts import trained_texts
 from sft_mask import mask_dataset
 from sft_mask.errors import DataError, SftMaskError, UnsupportedError
 from sft_mask.preview import preview_rows
-from sft_mask.templates import limits
 from sft_mask.templates.render import Rendered, render
+from sft_mask.templates.tracing import limits
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sft_mask.data.signatures import SignatureCache
+from sft_mask.data.accounting.signatures import SignatureCache
 
 
 def test_one_disagreement_among_the_first_rows_of_a_signature_is_enough_to_distrust_markers() -> None:

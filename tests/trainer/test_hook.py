@@ -16,8 +16,8 @@ from trl import SFTTrainer
 
 from sft_mask import train_on_responses_only
 from sft_mask.constants import IGNORE_INDEX
+from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.splits import SplitMasker
-from sft_mask.data.stats import SplitStats
 from sft_mask.errors import DataError, LabelsChangedError
 from sft_mask.report import SplitReport
 from sft_mask.trainer.checks import check_labels

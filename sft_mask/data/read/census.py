@@ -1,8 +1,8 @@
 """What the messages of a batch hold, field by field, without a Python object for each message.
 
-A chat template treats fields alike that look alike: of messages with the same role, after the same role, before or after
-the last user, with or without a tool call. So a field's ``look`` says what is worth knowing about it, and what was seen
-of a few fields of one look and one conversation signature is known of all.
+A chat template treats fields alike that look alike: of messages with the same role, after the same role, before or
+after the last user, with or without a tool call. So a field's ``look`` says what is worth knowing about it, and what
+was seen of a few fields of one look and one conversation signature is known of all.
 """
 
 from __future__ import annotations

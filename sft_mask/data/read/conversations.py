@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS
+from sft_mask.data.read.census import Census, census
 from sft_mask.data.read.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
 from sft_mask.errors import DataError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _EXTRAS = ("tools", "chat_template_kwargs")
 _MESSAGES = ("messages", "conversations", "prompt", "completion")
+EXPANSION: Final = "expansion"
+"""A column of rows that ``expand=True`` made: see :mod:`sft_mask.data.expand`."""
 _JSON_ESCAPE = "\\u"
 """In JSON text any character, a marker's too, can be written as an escape."""
 
@@ -32,12 +35,16 @@ class Conversation:
         tools: tool definitions.
         variables: ``chat_template_kwargs``.
         prompt: how many of the messages are the prompt's; they are never trained.
+        trained: the only messages that are trained in an expanded row; ``None`` for all.
+        refused: why a conversation could not be expanded.
     """
 
     messages: Sequence[Mapping[str, object]]
     tools: object = None
     variables: Mapping[str, object] | None = None
     prompt: int = 0
+    trained: frozenset[int] | None = None
+    refused: str | None = None
 
 
 class Decoder:
@@ -98,6 +105,17 @@ class Decoder:
         answered_before = parts[0].answers > 0 if len(parts) > 1 else np.zeros(table.num_rows, np.bool_)
         return Signatures(answers, quotes, key, answered_before)
 
+    def census(self, table: pa.Table) -> Census:
+        """The fields of the rows' messages; see :func:`sft_mask.data.read.census.census`."""
+        tools = table["tools"] if "tools" in table.column_names else None
+        found = census([table[name] for name in self.columns(table)], tools, table.num_rows)
+        if EXPANSION not in table.column_names:
+            return found
+        owned = table[EXPANSION].combine_chunks().field("owned").to_pylist()
+        owners = [{-1, *own} if 0 in own else set(own) for own in owned]  # tool definitions with the first message
+        places = zip(found.row.tolist(), found.message.tolist(), strict=True)
+        return found.select(np.array([message in owners[row] for row, message in places], np.bool_))
+
     def row(self, table: pa.Table, row: int) -> Conversation:
         """The conversation of one row, decoded.
 
@@ -113,7 +131,13 @@ class Decoder:
         messages = [message for part in parts for message in part]
         prompt = len(parts[0]) if len(parts) > 1 else 0
         variables = read_variables(values.get("chat_template_kwargs"))
-        return Conversation(messages, read_tools(values.get("tools")), variables, prompt)
+        talk = Conversation(messages, read_tools(values.get("tools")), variables, prompt)
+        return expanded(talk, table[EXPANSION][row].as_py()) if EXPANSION in table.column_names else talk
+
+
+def expanded(talk: Conversation, expansion: Mapping[str, Any]) -> Conversation:
+    """The conversation of a row that ``expand=True`` made."""
+    return replace(talk, trained=frozenset(expansion["trained"]), refused=expansion["refused"])
 
 
 def mappings(column: str, messages: Sequence[Any] | None) -> Sequence[Mapping[str, object]]:

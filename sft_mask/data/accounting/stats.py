@@ -11,11 +11,13 @@ import numpy as np
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import Bools, Ints, Labels, offsets_of
+from sft_mask.data.accounting.totals import count_fields
 from sft_mask.data.read.rows import rows_of
 from sft_mask.report import SplitReport
 
 if TYPE_CHECKING:
     from sft_mask.core.spans import Turns
+    from sft_mask.data.expand import Expansion
     from sft_mask.data.outcome import Batch, Decided
 
 
@@ -66,6 +68,10 @@ def count_batch(
     trained: Trained,
     batch: Batch,
     reasons: Mapping[int, str],
+    *,
+    first_row: int = 0,
+    max_length: int | None = None,
+    expansion: Expansion | None = None,
 ) -> SplitReport:
     """Counts over the rows of a batch that train something, and the reasons why the others do not.
 
@@ -75,11 +81,15 @@ def count_batch(
         trained: what the labels make of them.
         batch: the rows.
         reasons: why rows are left out although they may hold answers.
+        first_row: number of the batch's first row in its dataset.
+        max_length: where the trainer truncated the rows.
+        expansion: how expanded rows belong to conversations; answers that are context in a row are not counted there.
     """
     offsets, documents = batch.offsets, batch.documents
     kept = trained.rows > 0
     row_of_document = rows_of(documents, offsets)
-    turns, row_of_turn = decided.turns, row_of_document[decided.turns.document]
+    turns = decided.turns if expansion is None else decided.turns.select(decided.turns.weight > 0)
+    row_of_turn = row_of_document[turns.document]
     counts = kept[row_of_turn]
     found = np.bincount(row_of_turn, minlength=len(kept))
     chosen_in = np.bincount(row_of_document[trained_turns.document], minlength=len(kept))
@@ -90,7 +100,9 @@ def count_batch(
     unmatched = Counter(why for row, why in decided.unmatched.items() if kept[row])
     ambiguous = np.zeros(len(kept), np.bool_)
     ambiguous[list(decided.ambiguous)] = True
-    return SplitReport(
+    account = decided.account
+    full = np.diff(offsets) == max_length if max_length else np.zeros(len(kept), np.bool_)
+    report = SplitReport(
         rows=int(kept.sum()),
         documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
         tokens=int(np.diff(offsets)[kept].sum()),
@@ -110,7 +122,11 @@ def count_batch(
         rows_ambiguous=len(decided.ambiguous),
         rows_mid_turn=decided.mid_turn,
         rows_with_unread_flags=decided.unread_flags,
+        rows_at_max_length=int((full & ~decided.exact & ~decided.checked).sum()),
+        rows_before=0 if expansion is None else int((expansion.tokens > 0).sum()),
+        tokens_before=0 if expansion is None else int(expansion.tokens.sum()),
     )
+    return report if account is None else report + count_fields(account, decided.turns, trained_turns, first_row)
 
 
 def _cause(found: int, chosen: int) -> str:

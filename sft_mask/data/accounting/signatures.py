@@ -7,7 +7,9 @@ markers alone if both agreed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +28,7 @@ class SignatureCache:
         self._agreed: Counter[int] = Counter()
         self._disagreed: set[int] = set()
         self._unmatched: Counter[int] = Counter()
+        self._fates: dict[int, tuple[int, Hashable, bool]] = {}
 
     def trusts(self, signature: int) -> bool:
         """Whether markers alone may decide rows of this signature."""
@@ -50,6 +53,21 @@ class SignatureCache:
         """Whether so many rows of this signature did not match that no further one is tried."""
         return self._unmatched[signature] >= ROWS_TO_VERIFY
 
+    def add_fate(self, key: int, fate: Hashable) -> None:
+        """Counts what became of a field; ``key`` stands for its signature and its look."""
+        count, first, is_same = self._fates.get(key, (0, fate, True))
+        self._fates[key] = count + 1, first, is_same and first == fate
+
+    def fate(self, key: int) -> Hashable:
+        """What becomes of fields like this one; ``None`` while that is not known, or differs."""
+        count, fate, is_same = self._fates.get(key, (0, None, True))
+        return fate if is_same and count >= ROWS_TO_VERIFY else None
+
+    def is_open(self, key: int, most: float = math.inf) -> bool:
+        """Whether fields like this one must still be looked at: at most that many, if they do not all go one way."""
+        count, _, is_same = self._fates.get(key, (0, None, True))
+        return count < (ROWS_TO_VERIFY if is_same else most)
+
     def copy(self) -> SignatureCache:
         """A copy, for :meth:`restore`."""
         made = SignatureCache()
@@ -59,4 +77,4 @@ class SignatureCache:
     def restore(self, earlier: SignatureCache) -> None:
         """Goes back to what was known earlier, so that the rows of a failed batch meet the same error again."""
         self._agreed, self._unmatched = Counter(earlier._agreed), Counter(earlier._unmatched)
-        self._disagreed = set(earlier._disagreed)
+        self._disagreed, self._fates = set(earlier._disagreed), dict(earlier._fates)

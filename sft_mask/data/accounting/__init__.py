@@ -1,0 +1,1 @@
+"""What became of rows and of the fields of their messages: learnt row by row, counted batch by batch."""
