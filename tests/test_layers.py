@@ -25,6 +25,7 @@ ALLOWED = {
     "sft_mask.cli.inputs": {"datasets", "transformers"},
     "sft_mask.cli.output": {"datasets"},
     "sft_mask.data.dataset": {"datasets"},
+    "sft_mask.data.expand": {"datasets"},
     "sft_mask.doctor.checks.loss": {"torch"},
     "sft_mask.doctor.samples": {"datasets"},
     "sft_mask._tensors": {"torch"},

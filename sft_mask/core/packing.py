@@ -52,7 +52,7 @@ def cut_at(turns: Turns, offsets: Ints) -> Turns:
     if not len(turns):
         return turns
     first = np.searchsorted(offsets, turns.start, side="right") - 1
-    last = np.searchsorted(offsets, turns.end, side="left") - 1
+    last = np.searchsorted(offsets, turns.end) - 1
     parts = last - first + 1
     whole = turns.select(np.repeat(np.arange(len(turns)), parts))
     row = np.arange(len(whole)) - np.repeat(offsets_of(parts)[:-1], parts) + np.repeat(first, parts)

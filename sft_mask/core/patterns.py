@@ -90,9 +90,10 @@ def _with_separator(headers: Sequence[MarkerText], separator: str) -> list[Marke
 
 def _begins_with_token(pattern: Pattern, vocabulary: Vocabulary) -> bool:
     """Whether a marker begins with an added token, special or not, which a tokenizer never splits."""
-    if pattern.atoms[0] >= _BYTE_ATOMS or not isinstance(pattern.text, str):
-        return pattern.atoms[0] >= _BYTE_ATOMS
-    return any(pattern.text.startswith(token.content) for token in vocabulary.added.values() if token.content.strip())
+    if pattern.atoms[0] >= _BYTE_ATOMS:
+        return True
+    contents = tuple(token.content for token in vocabulary.added.values() if token.content.strip())
+    return isinstance(pattern.text, str) and pattern.text.startswith(contents)
 
 
 def _refuse_shared(patterns: Sequence[Pattern]) -> None:
@@ -141,7 +142,7 @@ class _Spelling:
 
     def _writes_space_after(self, content: str) -> bool:
         ids = self._tokenizer(content + "x", add_special_tokens=False)["input_ids"]
-        return self._vocabulary.bytes_of(ids).removeprefix(b" ") == f"{content} x".encode()
+        return self._vocabulary.bytes_of(ids) == f"{content} x".encode()
 
 
 def _without_swallowed(atoms: tuple[int, ...]) -> tuple[int, ...]:

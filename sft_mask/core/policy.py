@@ -128,10 +128,9 @@ class Policy:
             DataError: a message's own ``train`` or ``weight`` is invalid.
         """
         by_role = self.role_weights
-        weights = [by_role.get(str(message.get("role")), 0.0) for message in messages]
-        if self.turns != "flagged":
-            return weights
-        return [_flagged(message, weight) for message, weight in zip(messages, weights, strict=True)]
+        weighted = ((message, by_role.get(str(message.get("role")), 0.0)) for message in messages)
+        flagged = self.turns == "flagged"
+        return [_flagged(message, weight) if flagged else weight for message, weight in weighted]
 
     def apply(self, turns: Turns, is_whole: Bools | None = None) -> Turns:
         """The turns to train, without their end-of-turn tokens if these are not trained.

@@ -58,7 +58,7 @@ class Region:
     weight: float = 0.0
 
     def __post_init__(self) -> None:
-        ways = (self.start and self.end, self.pattern, self.text)
+        ways = (self.start, self.pattern, self.text)
         if sum(map(bool, ways)) != 1 or bool(self.start) != bool(self.end):
             raise MarkerError(
                 f"Region(start={self.start!r}, end={self.end!r}, pattern={self.pattern!r}, text={self.text!r}): give "
@@ -95,7 +95,7 @@ class Region:
         >>> list(Region("<think>", "</think>").find_after(b"assistant: <think>", b"a</think>b"))
         [(0, 9)]
         """
-        opened = prefilled.rfind(self.start.encode()) if self.start else -1
+        opened = prefilled.rfind(self.start.encode())  # without a start and an end, both are found at the very end
         if opened < 0 or self.end.encode() in prefilled[opened + len(self.start.encode()) :]:
             yield from self.find(answer)
             return
@@ -108,8 +108,8 @@ class Region:
 def in_regions(ids: Ids, turns: Turns, vocabulary: Vocabulary, regions: Sequence[Region]) -> Floats:
     """``(tokens,)`` the product of the weights of the regions that each token lies in with all of its bytes."""
     factor = np.ones(len(ids))
-    bounds = (turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end)
-    for header, start, said, end in zip(*(bound.tolist() for bound in bounds), strict=True):
+    bounds = np.column_stack((turns.header, turns.start, np.minimum(turns.end, turns.eot_start), turns.end))
+    for header, start, said, end in bounds.tolist():
         prefilled = vocabulary.bytes_of(ids[header:start].tolist())
         texts = [vocabulary.token_bytes(token_id) for token_id in ids[start:end].tolist()]
         begins, answer = [0, *accumulate(map(len, texts))], b"".join(texts)

@@ -138,8 +138,6 @@ def _start_offsets(trie: MarkerTrie) -> list[_StartOffsets]:
         ids.update(vocabulary.ids_holding(trie.first_bytes))
     found: list[_StartOffsets] = []
     for token_id in sorted(ids):
-        if not 0 <= token_id < vocabulary.size:
-            continue
         steps = ((skip, trie.step(0, token_id, skip)) for skip in _offsets_to_try(trie, token_id))
         alive = [(skip, step) for skip, step in steps if step.node >= 0 or step.pattern >= 0]
         found.extend(_StartOffsets(vocabulary.size + 1) for _ in range(len(found), len(alive)))
@@ -165,7 +163,7 @@ class _Pairs:
 
     def __init__(self, trie: MarkerTrie, offsets: Sequence[_StartOffsets]) -> None:
         size = trie.vocabulary.size + 1
-        self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE, np.uint64)
+        self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE)
         nodes = np.unique(np.concatenate([each.node for each in offsets]))
         bits = {int(node): np.uint64(1 << min(number, 62)) for number, node in enumerate(nodes[nodes >= 0])}
         for each in offsets:
@@ -181,7 +179,7 @@ class _Pairs:
             for atom in trie.nodes[node].edges:
                 if atom < NO_BYTE:
                     of_byte[atom] |= bit
-                elif atom - NO_BYTE < vocabulary.size:
+                else:
                     self.second[atom - NO_BYTE] |= bit
         self.second |= of_byte[vocabulary.first_bytes]
 
@@ -316,18 +314,18 @@ class MarkerSearch:
             last = int(np.searchsorted(whole.start, start)) - 1
             first = int(offsets[np.searchsorted(offsets, start >> _BITS, side="right") - 1]) << _BITS
             if last >= 0 and whole.start[last] >= first and self._is_eot[whole.pattern[last]]:
-                sure[index] = not self._text(ids, int(whole.end[last]), start).strip()
+                sure[index] = self._is_whitespace(ids, int(whole.end[last]), start)
         cut.pattern[cut.pattern < 0] = -1 - cut.pattern[cut.pattern < 0]
         return sure
 
-    def _text(self, ids: Ids, start: int, end: int) -> bytes:
-        """The bytes between two positions; ``b"-"`` if a control token is among them."""
-        tokens = [int(token) for token in ids[start >> _BITS : (end >> _BITS) + 1]]
-        if not tokens or any(map(self.trie.vocabulary.is_special, tokens[:-1])):
-            return b"-" if tokens else b""
-        before, last = self.trie.vocabulary.bytes_of(tokens[:-1]), self.trie.vocabulary.token_bytes(tokens[-1])
-        low, high = start & ((1 << _BITS) - 1), end & ((1 << _BITS) - 1)
-        return (before + last[:high])[low:]
+    def _is_whitespace(self, ids: Ids, start: int, end: int) -> bool:
+        """Whether nothing but whitespace is between two positions, no control token either."""
+        before, last = ids[start >> _BITS : end >> _BITS].tolist(), int(ids[end >> _BITS])
+        vocabulary, offset = self.trie.vocabulary, (1 << _BITS) - 1
+        if any(map(vocabulary.is_special, before)):
+            return False
+        text = vocabulary.bytes_of(before) + vocabulary.token_bytes(last)[: end & offset]
+        return not text[start & offset :].strip()
 
 
 def _without_overlaps(found: Found) -> Found:

@@ -319,7 +319,7 @@ class SpanFinder:
 
     def _look_of(self, tokens: Ids) -> NDArray[np.int8]:
         unread = tokens[self._looks[tokens] == _UNREAD]
-        for token_id in np.unique(unread).tolist() if len(unread) else ():
+        for token_id in np.unique(unread).tolist():
             if not self.vocabulary.token_bytes(token_id).strip() and not self.vocabulary.is_special(token_id):
                 self._looks[token_id] = _WHITESPACE
             else:

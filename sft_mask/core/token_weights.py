@@ -70,18 +70,19 @@ def weighted_labels(batch: UnweightedBatch, policy: Policy) -> tuple[Ints, int]:
     weights = np.where(batch.labels != IGNORE_INDEX, batch.factor, 0.0)
     if policy.reduction == "turn":
         numbers = np.arange(len(batch.trained))
-        weights = mean_within(weights, over_turns(batch.trained, numbers, size, outside=-1), first_tokens)
+        weights = mean_within(weights, over_turns(batch.trained, numbers, size), first_tokens)  # 0 outside of turns
     weights *= over_turns(batch.trained, batch.trained.weight, size)
-    prompt = np.zeros(size, np.bool_)
+    of_prompt = 0
     if policy.prompt_weight:
         prompt = batch.may_prompt & ~trained_mask(batch.turns, size) & (batch.factor > 0)
         weights[prompt] = policy.prompt_weight * batch.factor[prompt]
+        of_prompt = int(prompt.sum())
     if policy.reduction == "sequence":
         numbers = np.arange(len(batch.documents) - 1) if batch.units is None else batch.units
         units = np.repeat(numbers, np.diff(batch.documents))
         weights = mean_within(weights, units, first_tokens)
     labels = np.where(weights > 0, batch.ids, IGNORE_INDEX)
-    return encode_labels(labels, weights), int(prompt.sum())
+    return encode_labels(labels, weights), of_prompt
 
 
 def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
@@ -89,14 +90,10 @@ def mean_within(weights: Floats, units: Ints, first_tokens: Ints) -> Floats:
 
     Args:
         weights: ``(tokens,)``.
-        units: ``(tokens,)`` number of each token's unit, ``-1`` for none.
+        units: ``(tokens,)`` number of each token's unit.
         first_tokens: first token of each document, which nothing predicts: its weight becomes 0.
     """
     weights = weights.copy()
     weights[first_tokens] = 0
-    inside = units >= 0
-    own = weights[inside]
-    sums = np.bincount(units[inside], own, minlength=int(units.max(initial=-1)) + 1)[units[inside]]
-    scaled = np.zeros_like(weights)
-    scaled[inside] = np.divide(own, sums, out=np.zeros(len(own)), where=sums > _NOTHING)
-    return scaled
+    sums = np.bincount(units, weights)[units]
+    return np.divide(weights, sums, out=np.zeros(len(weights)), where=sums > _NOTHING)

@@ -64,7 +64,7 @@ class Vocabulary:
         size: number of ids; ids outside ``[0, size)`` have no text.
         tokens: the tokenizer's own spelling of each id, ``None`` where the vocabulary has a hole.
         kind: ``"opaque"`` where ids cannot be mapped to exact bytes.
-        added: added tokens by id.
+        added: added tokens by id; each of these ids is below ``size``.
         name: of the tokenizer, for errors.
     """
 
@@ -134,13 +134,13 @@ class Vocabulary:
             return self._spelled_bytes(np.arange(self.size))
         tokens = [token or "" for token in self.tokens]
         characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
-        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64, self.size))
+        owner = np.repeat(np.arange(self.size), np.fromiter(map(len, tokens), np.int64))
         alphabet = np.array([*map(ord, self._alphabet)])
         byte_of = np.full(alphabet.max() + 2, -1, np.int64)
         byte_of[alphabet] = list(self._alphabet.values())
         flat = byte_of[np.minimum(characters, len(byte_of) - 1)]
         # Few tokens are spelled otherwise; these are read one by one.
-        others = np.union1d(owner[flat < 0], [token_id for token_id in self.added if token_id < self.size])
+        others = np.union1d(owner[flat < 0], [*self.added])
         regular = np.isin(owner, others, invert=True)
         other_bytes, other_owner = self._spelled_bytes(others.astype(np.int64))
         owner = np.append(owner[regular], other_owner)
@@ -149,7 +149,7 @@ class Vocabulary:
 
     def _spelled_bytes(self, token_ids: Ints) -> tuple[NDArray[np.uint8], Ints]:
         spelled = list(map(self.token_bytes, token_ids.tolist()))
-        lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
+        lengths = np.fromiter(map(len, spelled), np.int64)
         return np.frombuffer(b"".join(spelled), np.uint8), np.repeat(token_ids, lengths)
 
     def is_special(self, token_id: int) -> bool:
@@ -181,9 +181,8 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     size = len(tokens)
     added = _added_tokens(tokenizer)
     for token_id, token in added.items():
-        if token_id < size:
-            tokens[token_id] = token.content
-    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        tokens[token_id] = token.content
+    name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
     if vocabulary.kind != "opaque" and not _spells_probe(vocabulary, tokenizer):
         return Vocabulary(size, tokens, "opaque", added, name)
@@ -197,7 +196,7 @@ def _spellings(tokenizer: Any) -> list[str | None]:
     if None not in tokens:  # as many ids as tokens: none is larger
         return tokens
     vocab = tokenizer.get_vocab()
-    tokens = [None] * (max(vocab.values(), default=-1) + 1)
+    tokens = [None] * (max(vocab.values()) + 1)
     for token, token_id in vocab.items():
         tokens[token_id] = token
     return tokens

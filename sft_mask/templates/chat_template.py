@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|channel>\w*\s*<channel\|>)\s*")
-"""An empty reasoning block: a pair of tags alone. The assistant never samples one that it was not asked for."""
+"""An empty reasoning block: a pair of tags alone. Where a generation prompt holds it, it is not sampled."""
+EMPTY_BLOCK_AT_END = re.compile(rf"(?:{EMPTY_BLOCK.pattern})\Z")
 
 _TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
 

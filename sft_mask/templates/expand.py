@@ -72,6 +72,8 @@ def expanded_rows(
     for index in sorted(trained, reverse=True):
         if index >= done or messages[index].get("role") not in ASSISTANT_ROLES:
             continue
+        if forms.sampled(index) is None and forms.is_unwritten(index):
+            continue  # a call that the template drops, say: there is nothing to train
         sampled = _sampled(forms, messages, index)
         done = sampled.turn.opens_message
         row = next((row for row in reversed(rows) if row.text.startswith(sampled.text)), None)
@@ -115,17 +117,10 @@ def _finished(sampled: Sampled, whole: TextConversation, index: int) -> str:
     text, later = sampled.conversation.rendered.text, whole.turn_of(index)
     if sampled.stops or later is None or later.end == later.eot_start:
         return text
-    return _up_to_words(sampled.conversation, index) + whole.rendered.text[_words_end(whole, index) : later.end]
-
-
-def _words_end(conversation: TextConversation, index: int) -> int:
-    own = np.flatnonzero(conversation.rendered.message_of() == index)
-    turn = conversation.turn_of(index)
-    return int(own[-1]) + 1 if len(own) else turn.start if turn is not None else len(conversation.rendered.text)
-
-
-def _up_to_words(conversation: TextConversation, index: int) -> str:
-    return conversation.rendered.text[: _words_end(conversation, index)]
+    own = np.flatnonzero(whole.rendered.message_of()[: later.eot_start] == index)
+    before = whole.rendered.text[int(own[-1]) + 1 if len(own) else later.start : later.eot_start]
+    space = before[len(before.rstrip()) :]
+    return text[: sampled.turn.end] + space + whole.rendered.text[later.eot_start : later.end]
 
 
 def _with_owners(rows: list[ExpandedRow], messages: Sequence[Message], trained: Collection[int]) -> list[ExpandedRow]:

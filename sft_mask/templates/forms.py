@@ -102,6 +102,14 @@ class InferenceForms:
         turn = conversation.turns[-1] if conversation.turns else None
         return Sampled(conversation, turn) if turn is not None and turn.message == message else None
 
+    def is_unwritten(self, message: int) -> bool:
+        """Whether the template writes nothing of an answer that ends the conversation."""
+        try:
+            rendered = self._aligner.conversation(self._messages[: message + 1], self._tools, self._variables).rendered
+        except DataError:
+            return False
+        return not WrittenFields(rendered).has_any(message)
+
     @cached_property
     def _prompts(self) -> tuple[Prompt, ...]:
         return prompts_after(self._aligner.template)

@@ -15,13 +15,14 @@ from sft_mask.core.arrays import Bools, Ints, common_prefix_length
 from sft_mask.core.patterns import Kind
 from sft_mask.errors import DataError
 from sft_mask.templates.align import TextTurn
-from sft_mask.templates.chat_template import EMPTY_BLOCK
+from sft_mask.templates.chat_template import EMPTY_BLOCK_AT_END
 from sft_mask.templates.probes import prompts_after
 from sft_mask.templates.tracing.traced_str import TEMPLATE
 
 if TYPE_CHECKING:
     from sft_mask.core.markers import Markers
     from sft_mask.templates.chat_template import ChatTemplate
+    from sft_mask.templates.prompts import Arguments, Prompt
     from sft_mask.templates.render import Rendered
 
 Message = Mapping[str, object]
@@ -56,12 +57,10 @@ class WrittenMarkers:
         self._pattern = re.compile("|".join(re.escape(text) for text in texts) or r"(?!)")
 
     @cached_property
-    def empty_blocks(self) -> tuple[str, ...]:
-        """The empty reasoning blocks that generation prompts end with, the longest first."""
-        tails = [] if self._train_empty_reasoning else [prompt.tail for prompt in prompts_after(self.template)]
-        found = (EMPTY_BLOCK.search(tail) for tail in tails)
-        blocks = {match.group().lstrip() for match in found if match is not None and match.end() == len(match.string)}
-        return tuple(sorted(blocks, key=len, reverse=True))
+    def with_empty_block(self) -> tuple[Prompt, ...]:
+        """The generation prompts that end with an empty reasoning block."""
+        prompts = () if self._train_empty_reasoning else prompts_after(self.template)
+        return tuple(prompt for prompt in prompts if EMPTY_BLOCK_AT_END.search(prompt.tail))
 
     def _marker_kinds(self) -> dict[str, tuple[Kind, bool]]:
         """Each marker's kind, and whether it is a header whose first token ends the turn before it."""
@@ -76,8 +75,9 @@ class WrittenMarkers:
         for text in self._markers.headers:
             if isinstance(text, str):
                 kinds[text] = (Kind.OTHER, text in self._markers.eot_headers)
-        for text in response:
-            kinds[text] = (Kind.RESPONSE, False)
+        for number, text in enumerate(response):
+            if not number or not EMPTY_BLOCK_AT_END.search(text):  # whether a prompt holds it depends on the prompt
+                kinds[text] = (Kind.RESPONSE, False)
         return kinds
 
     def marks(self, rendered: Rendered) -> list[Mark]:
@@ -120,7 +120,7 @@ class TurnReader:
                 turns.extend(self._turns_after(header, closer))
         turns.extend(self._turns_without_header(turns))
         turns.sort(key=lambda turn: turn.start)
-        numbered = _number_empty(self._merged(turns), self._roles)
+        numbered = self._numbered(self._merged(turns))
         return [turn for turn in numbered if turn.end > turn.start or turn.message >= 0]
 
     # the text
@@ -141,14 +141,17 @@ class TurnReader:
         other = np.flatnonzero(self._message[own] != self._message[own[0]]) if len(own) else own
         return int(own[other[0]]) if len(other) else len(self._text)
 
-    def _rendered_prefix(self, count: int, *, prompt: bool) -> str:
+    def _rendered_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None = None) -> str:
         """The text of the first messages alone; empty where the template refuses them."""
         if not count:
             return ""
         given = self._messages[:count]
         try:
             return self._template.render(
-                given, tools=self._tools, add_generation_prompt=prompt, variables=self._variables
+                given,
+                tools=self._tools,
+                add_generation_prompt=prompt,
+                variables={**(self._variables or {}), **(arguments or {})},
             ).text
         except DataError:
             return ""
@@ -174,18 +177,30 @@ class TurnReader:
             begins = start = resumed if resumed > ends else int(own[0])
 
     def _after_empty_block(self, start: int, bound: int) -> int:
-        """The position after an empty reasoning block that the template wrote before an answer, if a prompt holds it.
+        """The position after an empty reasoning block that the template wrote before an answer, if its prompt holds it.
 
         Otherwise the assistant has to sample it.
         """
-        block = EMPTY_BLOCK.match(self._text, start, bound)
-        if block is None or len(self._own_between(start, block.end())):
-            return start
-        opens = block.end() - len(block.group().lstrip())
-        for held in self._written.empty_blocks:
-            if block.group().strip() == held.strip():
-                return opens + common_prefix_length(self._text[opens:bound], held)
+        own = self._own_between(start, bound)
+        before = self._text[start : int(own[0]) if len(own) else bound]
+        for prompt in self._written.with_empty_block:
+            if prompt.tail.split()[-1] not in before:  # the closing tag
+                continue
+            text = self._rendered_prefix(self._message_at(start), prompt=True, arguments=prompt.arguments)
+            end = len(text.rstrip())
+            if start < end <= start + len(before) and self._text.startswith(text[:end]):
+                return min(bound, common_prefix_length(self._text, text))
         return start
+
+    def _message_at(self, start: int) -> int:
+        """The message of the assistant whose turn begins at a position."""
+        own = self._own_between(start, len(self._text))
+        before = int(self._message[:start].max(initial=-1))
+        roles = self._roles
+        following = next((index for index in range(before + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), None)
+        if following is not None:
+            return following
+        return int(self._message[own[0]]) if len(own) else len(roles)
 
     def _after_prefill(self, header: Mark, start: int) -> int:
         """The position after the beginning of an answer that its generation prompt holds already (``<think>``)."""
@@ -268,6 +283,29 @@ class TurnReader:
                 return int(run[0])
         return None
 
+    def _numbered(self, turns: Sequence[TextTurn]) -> list[TextTurn]:
+        """The turns; an empty answer gets the next message of the assistant after its predecessor's.
+
+        If that message cannot be meant, because other messages would be between them or there is none, it is the empty
+        last part of its predecessor (gpt-oss: reasoning, and an empty content).
+        """
+        numbered: list[TextTurn] = []
+        previous = -1
+        for turn in turns:
+            message = turn.message
+            if message < 0:
+                message = next((at for at in range(previous + 1, len(self._roles)) if self._is_answer(at)), -1)
+                follows = numbered and turn.end > turn.start and self._foreign_after(numbered[-1].end) >= turn.start
+                if follows and message != previous + 1:
+                    numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
+                    continue
+            numbered.append(replace(turn, message=message))
+            previous = max(previous, message)
+        return numbered
+
+    def _is_answer(self, message: int) -> bool:
+        return self._roles[message] in ASSISTANT_ROLES
+
     def _merged(self, turns: Sequence[TextTurn]) -> list[TextTurn]:
         """The turns, with consecutive parts of one message joined: the assistant goes on by itself (gpt-oss)."""
         merged: list[TextTurn] = []
@@ -278,22 +316,3 @@ class TurnReader:
             else:
                 merged.append(turn)
         return merged
-
-
-def _number_empty(turns: Sequence[TextTurn], roles: Sequence[str]) -> list[TextTurn]:
-    """The turns; an empty answer gets the next message of the assistant after its predecessor's.
-
-    Where there is none, it is the empty last part of its predecessor (gpt-oss: reasoning, and an empty content).
-    """
-    numbered: list[TextTurn] = []
-    previous = -1
-    for turn in turns:
-        message = turn.message
-        if message < 0:
-            message = next((index for index in range(previous + 1, len(roles)) if roles[index] in ASSISTANT_ROLES), -1)
-        if message < 0 and numbered and turn.end > turn.start:
-            numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
-            continue
-        numbered.append(replace(turn, message=message))
-        previous = max(previous, message)
-    return numbered

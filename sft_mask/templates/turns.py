@@ -155,12 +155,17 @@ class ConversationAligner:
 
     @cached_property
     def frame(self) -> RowFrame:
-        """What a row may hold around a conversation: the tokenizer's own BOS and EOS, and the EOS of a trainer."""
+        """What a row may hold around a conversation: the tokenizer's own BOS and EOS, the EOS of a trainer, and the
+        beginning of a next message's header, where that ends an answer.
+        """
         before, after = _added_around(self.tokenizer)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         leads = dict.fromkeys((before, () if bos is None else (int(bos),)))
         ends = () if eos is None else (int(eos),)
-        tails = dict.fromkeys((ends, after, ends + after))
+        headers = [text for text in self.markers.eot_headers if isinstance(text, str)]
+        leads_of = [self.template.lead(text) for text in headers]
+        next_headers = [tuple(self.tokenizer(lead, add_special_tokens=False)["input_ids"]) for lead in leads_of if lead]
+        tails = dict.fromkeys((ends, after, ends + after, *next_headers))
         return RowFrame(tuple(filter(None, leads)), tuple(filter(None, tails)), self._is_whitespace)
 
     def _is_whitespace(self, ids: Ints) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.tiny_tokenizers import byte_level, encode, sentencepiece, swallowing, word_level
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, normalizers, processors
 
 from sft_mask.core.markers import Markers
 from sft_mask.core.patterns import Kind, MarkerTrie, compile_patterns, marker_atoms, token_atom
-from sft_mask.core.vocabulary import read_vocabulary
+from sft_mask.core.vocabulary import AddedTokenInfo, Vocabulary, read_vocabulary
 from sft_mask.errors import MarkerError
 
 START, STOP = "<|im_start|>", "<|im_end|>"
@@ -78,7 +79,11 @@ def test_ids_and_text_of_an_opaque_tokenizer_are_whole_tokens():
     assert list(marker_atoms(tuple(encode(tokenizer, "user :")), vocabulary, tokenizer)) == expected
 
 
-@pytest.mark.parametrize("outside", [-1, 100_000])
+def test_the_first_and_the_last_id_may_be_a_marker() -> None:
+    assert [pattern.text for pattern in compiled(byte_level(), Markers(((0,),), ((258,),))).patterns] == [(0,), (258,)]
+
+
+@pytest.mark.parametrize("outside", [-1, 259, 100_000])
 def test_an_id_that_the_tokenizer_does_not_have_is_refused(outside: int):
     with pytest.raises(MarkerError, match=f"holds the id {outside}, but .* has the ids 0 to 258"):
         compiled(byte_level(), Markers(((5, outside),), ("U",)))
@@ -118,18 +123,29 @@ def test_the_first_token_of_a_header_stops_where_that_is_said_or_where_it_is_a_s
     assert stopping == {f"{STOP}\nU", f"{STOP}S"}, "half a header in plain text stops nothing"
 
 
+def test_a_header_ends_a_turn_by_its_first_token_if_that_is_an_added_token_or_its_id() -> None:
+    tokenizer = byte_level(added=["[INST]"])
+    ids = [tuple(encode(tokenizer, text)) for text in (f"{STOP}V", "VV")]
+    headers = ("[INST]U", "x[INST]", f"{STOP}U", "U", *ids)
+    patterns = compiled(tokenizer, Markers(("A",), headers, eot_headers=headers)).patterns
+    assert [pattern.text for pattern in patterns if pattern.first_token_ends_turn] == ["[INST]U", f"{STOP}U", ids[0]]
+
+
 def test_a_separator_stands_before_every_header_that_is_text():
     trie = compiled(byte_level(), Markers(("A",), ("U", (5, 6)), separator="\n"))
     assert [pattern.text for pattern in trie.patterns] == ["A", "\nA", "U", (5, 6), "\nU"]
 
 
 def test_text_behind_a_control_token_may_have_a_blank_glued_in_front():
-    def texts(legacy: bool) -> list[bytes]:
+    def texts(legacy: bool, bos: bool = False) -> list[bytes]:
         tokenizer = sentencepiece(legacy=legacy)
+        if bos:
+            before = processors.TemplateProcessing("</s> $A", special_tokens=[("</s>", encode(tokenizer, "</s>")[0])])
+            tokenizer.backend_tokenizer.post_processor = before
         patterns = compiled(tokenizer, Markers(("<s>A",), ("U",))).patterns
         return [bytes(atom for atom in pattern.atoms if atom < 256) for pattern in patterns]
 
-    assert texts(legacy=True) == [b"A", b" A", b"U"]
+    assert texts(legacy=True) == texts(legacy=True, bos=True) == [b"A", b" A", b"U"]
     assert texts(legacy=False) == [b"A", b"U"]
 
 
@@ -153,6 +169,17 @@ def test_blanks_before_a_control_token_may_have_been_eaten_by_another():
         ("x<|user|>", b"x"),
         ("\n", b"\n"),
     ]
+
+
+def test_the_first_id_may_be_a_control_token_that_swallows_whitespace() -> None:
+    names = ["<c>", "A", "U", "\u010a"]
+    vocabulary = Vocabulary(4, names, "byte-level", {0: AddedTokenInfo(0, "<c>", True, False, True)})
+    no_normalizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(normalizer=None))
+    trie = compile_patterns(Markers(("\n<c>A",), ("U",)), vocabulary, no_normalizer)
+    control = token_atom(0)
+    assert [pattern.atoms for pattern in trie.patterns] == [(10, control, 65), (control, 65), (85,)]
+    ends = compile_patterns(Markers(("A",), ("<c>U",), eot_headers=("<c>U",)), vocabulary, no_normalizer)
+    assert [pattern.first_token_ends_turn for pattern in ends.patterns] == [False, True]
 
 
 # reading tokens

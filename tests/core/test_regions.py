@@ -66,13 +66,54 @@ def test_a_region_that_the_header_opened_runs_from_the_answer_s_first_token(toke
     assert trained_text(tokenizer, "secret </think> Yes.", thinking, header=header) == " Yes.<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("header", "answer", "places"),
+    [
+        (b"<think>", b"a</think>b", [(0, 9)]),
+        (b"A: <think>", b"a</think>b<think>c", [(0, 9), (10, 18)]),
+        (b"A: <think>x", b"a</think>b", [(0, 9)]),
+        (b"<think>x</think>", b"a</think>b", []),
+        (b"</think><think>", b"a</think>b", [(0, 9)]),
+        (b"<think>x</think><think>", b"a</think>b", [(0, 9)]),
+        (b"<think>", b"a", [(0, 1)]),
+        (b"<think>", b"", []),
+        (b"A: ", b"a</think>b", []),
+    ],
+)
+def test_what_a_header_opened_and_did_not_close_is_a_region_from_the_answer_s_first_byte(
+    header: bytes, answer: bytes, places: list[tuple[int, int]]
+) -> None:
+    assert list(Region("<think>", "</think>").find_after(header, answer)) == places
+
+
+def test_what_ends_before_a_region_opens_does_not_close_it() -> None:
+    assert list(Region("<reasoning>", "]").find_after(b"some words [x] <reasoning>", b"a]b")) == [(0, 2)]
+
+
+@pytest.mark.parametrize("region", [Region(text="ab"), Region(pattern="a.")])
+def test_a_header_opens_no_region_of_a_text_or_a_pattern(region: Region) -> None:
+    assert list(region.find_after(b"xab", b"xabab")) == [(1, 3), (3, 5)]
+
+
+def test_a_pattern_that_also_matches_nothing_is_a_region_only_where_it_matches_something() -> None:
+    assert list(Region(pattern="x*").find(b"axxb")) == [(1, 3)]
+
+
+def test_only_a_text_reaches_the_end_of_turn_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert trained_text(tokenizer, "Yes.", Region(text="<|im_end|>")) == "Yes."
+    assert trained_text(tokenizer, "Yes.", Region(pattern="im_end")) == "Yes.<|im_end|>"
+    assert trained_text(tokenizer, "Yes.", Region(".", "<|im_end|>")) == "Yes<|im_end|>"
+
+
 @pytest.mark.parametrize("text", [1, None, b"x"])
 def test_a_region_of_no_text_is_refused(text: object) -> None:
     with pytest.raises(MarkerError):
         Region(text, text)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", [{}, {"start": "<think>"}, {"end": "x"}, {"start": "a", "end": "b", "pattern": "c"}])
+@pytest.mark.parametrize(
+    "given", [{}, {"start": "a"}, {"end": "b"}, {"end": "b", "text": "c"}, {"start": "a", "end": "b", "pattern": "c"}]
+)
 def test_a_region_needs_both_edges_or_a_pattern(given: dict[str, str]) -> None:
     with pytest.raises(MarkerError, match="give both start and end, or a pattern, or a text"):
         Region(**given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -375,6 +376,38 @@ def test_tokens_outside_the_offsets_are_not_read():
     assert (spans(turns), turns.document.tolist()) == ([(8, 10)], [0])
 
 
+def some_turns(start: int) -> Turns:
+    """Two turns of different messages, roles and weights; the first has no header."""
+    at, yes = np.array([start, start + 4]), np.array([True, False])
+    turns = Turns.of_assistant(at, at + 3, yes, ~yes, np.array([0, 1]), at - np.array([0, 2]), at + np.array([2, 3]))
+    return replace(turns, message=np.array([1, 3]), role=np.array([2, 3]), weight=np.array([1.0, 0.5]))
+
+
+def test_no_turns_have_columns_of_the_same_types() -> None:
+    for name in Turns.__slots__:
+        assert getattr(Turns.empty(), name).dtype == getattr(some_turns(5), name).dtype, name
+
+
+def test_moved_turns_begin_and_end_further_on_and_are_otherwise_the_same() -> None:
+    moved, wanted = some_turns(5).moved(10), some_turns(15)
+    assert [getattr(moved, name).tolist() for name in Turns.__slots__] == [
+        getattr(wanted, name).tolist() for name in Turns.__slots__
+    ]
+    assert some_turns(5).moved(np.array([0, 10])).start.tolist() == [5, 19]
+
+
+def test_a_header_before_the_first_token_begins_at_it() -> None:
+    assert some_turns(5).moved(-5).header.tolist() == [0, 2]
+    assert some_turns(1).moved(-4).header.tolist() == [0, 0]
+
+
+def test_joined_turns_keep_every_column() -> None:
+    joined = Turns.joined([some_turns(5), Turns.empty(), some_turns(20)])
+    assert [getattr(joined, name).tolist() for name in Turns.__slots__] == [
+        [*getattr(some_turns(5), name).tolist(), *getattr(some_turns(20), name).tolist()] for name in Turns.__slots__
+    ]
+
+
 # ids
 
 
@@ -661,6 +694,13 @@ def test_an_answer_that_ends_its_document_is_cut_though_the_next_begins_with_a_h
 def test_words_after_a_quoted_end_of_turn_token_are_the_answers_where_headers_may_be_unknown() -> None:
     unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
     assert turns_of("<a>x<e>y<e><q>z", markers=unknown) == [(1, 5, False)]
+    assert turns_of("<a>x<e>\ny<e><q>z", markers=unknown) == [(1, 6, False)]
+
+
+def test_a_control_token_of_whitespace_is_a_control_token() -> None:
+    tokenizer = byte_level(specials=("<q>", "<a>", "<e>", "\n\n"))
+    unknown = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
+    assert trained(tokenizer, unknown, "<a>x<e>\n\ntool<e><q>z") == ["x|<e>"]
 
 
 def test_half_a_header_at_the_end_of_a_row_is_not_an_answer_and_less_of_it_is() -> None:
@@ -688,6 +728,8 @@ def test_a_header_right_after_one_of_two_that_overlap_is_found() -> None:
         (f"Yo{STOP}\n{START}user\nHi{STOP}\n", True),
         (f"{STOP}\n{START}user\nHi{STOP}\n", True),
         ("words of one message", True),
+        (f"{PAD}{PAD}", True),
+        (f"words{PAD}", True),
         ("", False),
     ],
 )
@@ -696,6 +738,7 @@ def test_a_document_whose_turn_ends_before_any_begins_begins_inside_it(text: str
     rows = [encode(tokenizer, text), encode(tokenizer, f"{START}user\nHi{STOP}\n")]
     ids, offsets = np.array([*rows[0], *rows[1]], np.int64), np.array([0, len(rows[0]), len(rows[0]) + len(rows[1])])
     assert finder_for(tokenizer, CHATML).begin_inside_turn(ids, offsets).tolist() == [inside, False]
+    assert finder_for(tokenizer, CHATML, PAD).begin_inside_turn(ids, offsets).tolist() == [inside, False]
 
 
 def test_a_header_that_ends_the_turn_before_it_shows_that_a_document_begins_inside_it() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.tiny_tokenizers import SPECIALS, byte_level, encode, sentencepiece, swallowing, word_level
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sft_mask.core.vocabulary import Vocabulary, gpt2_byte_alphabet, read_vocabulary
@@ -56,6 +57,35 @@ def test_words_without_bytes_make_an_opaque_vocabulary():
 def test_a_normalizer_that_loses_text_makes_an_opaque_vocabulary():
     assert read_vocabulary(byte_level(normalizer=normalizers.Lowercase())).kind == "opaque"
     assert read_vocabulary(byte_level(normalizer=normalizers.NFC())).kind == "byte-level"
+
+
+def test_a_vocabulary_whose_bytes_are_not_those_of_a_text_is_opaque_and_else_the_same() -> None:
+    exact, lossy = byte_level(added=["<think>"]), byte_level(added=["<think>"], normalizer=normalizers.Lowercase())
+    assert read_vocabulary(lossy) == replace(read_vocabulary(exact), kind="opaque")
+
+
+def test_the_pre_tokenizer_alone_shows_how_ids_are_spelled() -> None:
+    bytes_only, spaces_only = byte_level(), sentencepiece(legacy=False)
+    for tokenizer in (bytes_only, spaces_only):
+        tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    assert [read_vocabulary(tokenizer).kind for tokenizer in (bytes_only, spaces_only)] == [
+        "byte-level",
+        "sentencepiece",
+    ]
+
+
+def test_a_word_level_tokenizer_that_cannot_read_every_text_is_opaque() -> None:
+    backend = Tokenizer(models.WordLevel({"user": 0, "[UNK]": 1}, unk_token="[OTHER]"))
+    assert read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend)).kind == "opaque"
+
+
+@pytest.mark.parametrize(("make", "kind"), [(byte_level, "byte-level"), (sentencepiece, "sentencepiece")])
+def test_a_token_that_the_tokenizer_adds_before_a_text_does_not_make_it_opaque(make: Any, kind: str) -> None:
+    tokenizer = make(specials=("<bos>",))
+    bos = ("<bos>", tokenizer.convert_tokens_to_ids("<bos>"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[bos])
+    assert tokenizer("x")["input_ids"][0] == bos[1]
+    assert read_vocabulary(tokenizer).kind == kind
 
 
 def test_a_word_piece_vocabulary_is_opaque():
@@ -123,7 +153,14 @@ def test_spellings_are_those_of_the_vocabulary_with_and_without_holes():
 
 
 def test_a_hole_in_the_vocabulary_has_no_bytes():
-    assert Vocabulary(2, ["a", None], "byte-level", {}).token_bytes(1) == b""
+    vocabulary = Vocabulary(2, ["a", None], "byte-level", {})
+    assert [vocabulary.token_bytes(token) for token in (0, 1, 2)] == [b"a", b"", b""]
+
+
+@pytest.mark.parametrize("word", ["▁hello", "<0x0A0>", "<0x0A.", "a0x0A>"])
+def test_only_a_byte_in_angle_brackets_is_a_byte(word: str) -> None:
+    vocabulary = Vocabulary(1, [word], "sentencepiece", {})
+    assert vocabulary.token_bytes(0) == word.replace("▁", " ").encode()
 
 
 def test_text_shows_broken_characters_as_such():
@@ -136,6 +173,9 @@ def test_the_size_counts_added_tokens_and_the_name_is_for_messages():
     vocabulary = read_vocabulary(byte_level())
     assert vocabulary.size == 256 + len(SPECIALS)
     assert vocabulary.name == type(byte_level()).__name__
+    named = byte_level()
+    named.name_or_path = "me/model"
+    assert read_vocabulary(named).name == "me/model"
 
 
 def test_a_bar_in_the_name_of_a_control_token_is_not_a_space() -> None:

@@ -215,7 +215,9 @@ def _first_eot(template: ChatTemplate, close: str, user_close: str) -> str:
 
 def _prefills(core: str, gaps: Gaps) -> list[str]:
     """Response headers longer than the core: what a generation prompt holds after it, such as an opened tag."""
-    found = [core + prompt.rpartition(core)[2] for prompt in gaps.prompts if core in prompt]
+    parted = [prompt.rpartition(core) for prompt in gaps.prompts if core in prompt]
+    # A prompt that also changes what is before its header (GLM's "/nothink") answers another question.
+    found = [core + more for before, _, more in parted if before == parted[0][0]]
     return [text for text in dict.fromkeys(found) if text != core]
 
 
