@@ -75,6 +75,13 @@ def is_sft_trainer(trainer: object) -> bool:
     return any((kind.__module__, kind.__name__) == _TRAINER or kind in exported for kind in type(trainer).__mro__)
 
 
+def is_hf_trainer(trainer: object) -> bool:
+    """Whether a trainer is a ``transformers.Trainer`` or of a class made from it."""
+    return any(
+        (kind.__module__, kind.__name__) == ("transformers.trainer", "Trainer") for kind in type(trainer).__mro__
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LossPath:
     """The classes of a trainer whose ``compute_loss`` runs, as far as their source shows.

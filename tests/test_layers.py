@@ -22,6 +22,7 @@ FRAMEWORKS = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 HEAVY = FRAMEWORKS | {"numpy", "pyarrow", "rich", "jinja2"}
 ALLOWED = {
     "sft_mask._compat": {"trl", "accelerate"},
+    "sft_mask.cli.files": {"datasets"},
     "sft_mask.cli.inputs": {"datasets", "transformers"},
     "sft_mask.cli.output": {"datasets"},
     "sft_mask.data.dataset": {"datasets"},

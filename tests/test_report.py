@@ -24,11 +24,12 @@ HEALTHY = SplitReport(
     stops_trained=200,
     rows_checked=100,
 )
+COUNTS = [f for f in fields(SplitReport) if f.type == "int"]
 CHATML = MarkerSummary("<|im_start|>user\n", "<|im_start|>assistant\n", ("<|im_end|>",), detected=True)
 
 
 def test_addition_sums_every_field():
-    numbers = {f.name: index + 1 for index, f in enumerate(fields(SplitReport)) if not f.name.endswith("_reasons")}
+    numbers = {f.name: index + 1 for index, f in enumerate(COUNTS)}
     total = SplitReport(**numbers) + SplitReport(**numbers) + SplitReport()
     assert {name: getattr(total, name) for name in numbers} == {name: 2 * value for name, value in numbers.items()}
 
@@ -80,10 +81,12 @@ def test_to_dict_is_json_with_the_derived_numbers():
     assert set(data["splits"]["train"]) > {f.name for f in fields(SplitReport)}
 
 
-def test_no_split_takes_more_than_six_lines():
-    full = SplitReport(**{f.name: 7 for f in fields(SplitReport) if not f.name.endswith("_reasons")})
+def test_no_split_takes_more_than_thirteen_lines():
+    full = SplitReport(**{f.name: 7 for f in COUNTS if f.type == "int"})
+    lost = {"fields": {"tool calls": 9}, "not_rendered": {"tool calls": 2}, "first_not_rendered": {"tool calls": 1}}
+    full = replace(full, **lost, prompts={"enable_thinking=False": 7})
     lines = split_lines("train", replace(full, dropped_reasons={"cut": 3, "no answer": 4}))
-    assert len(lines) == 6
+    assert len(lines) == 13
     assert "7 rows: 3 cut, 4 no answer" in lines[4]
 
 
@@ -169,3 +172,18 @@ def test_report_needs_the_standard_library_only():
     code = "import sys, sft_mask.report; print(sorted({'rich','numpy','torch','transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_not_rendered_adds_with_the_first_row_of_each_kind():
+    one = SplitReport(fields={"reasoning": 4}, not_rendered={"reasoning": 3}, first_not_rendered={"reasoning": 7})
+    two = SplitReport(
+        fields={"reasoning": 1, "tool calls": 2},
+        not_rendered={"reasoning": 1, "tool calls": 2},
+        first_not_rendered={"reasoning": 2, "tool calls": 9},
+    )
+    for both in (one + two, two + one):
+        assert both.not_rendered == {"reasoning": 4, "tool calls": 2}
+        assert both.first_not_rendered == {"reasoning": 2, "tool calls": 9}
+        assert both.lost == {"reasoning": 4, "tool calls": 2}
+    (warning,) = [each for each in warnings_for(HEALTHY + one + two) if "does not write" in each]
+    assert "2 of 2 tool calls (first in row 9), 4 of 5 reasoning (first in row 2)" in warning

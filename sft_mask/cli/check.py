@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+from sft_mask.cli.words import in_shell_words
 
 if TYPE_CHECKING:
     from sft_mask.report import MaskReport
@@ -22,7 +23,8 @@ def add_parser(commands: object) -> None:
         Masks every row and prints what is trained: shares, end-of-turn tokens, cut and dropped rows, and whether
         markers or messages decided the rows.
 
-        exit codes: 0 no warnings, 1 warnings, 2 the data cannot be masked at all
+        exit codes: 0 no problems, 1 problems (a warning, a row that cannot be decided, nothing to train), 2 the model
+        or the data cannot be read, so nothing was checked
         """,
         examples="""
           sft-mask check Qwen/Qwen3-8B chats.jsonl
@@ -32,6 +34,12 @@ def add_parser(commands: object) -> None:
     )
     add_model(parser)
     add_data(parser)
+    _add_on_ambiguous(parser)
+    add_json(parser)
+    add_settings(parser)
+
+
+def _add_on_ambiguous(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-ambiguous",
         metavar="error|drop|mask",
@@ -39,26 +47,24 @@ def add_parser(commands: object) -> None:
         help="rows that neither markers nor messages decide: stop at the first, drop them, or keep them all masked "
         "(default: drop)",
     )
-    add_json(parser)
-    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
     from sft_mask import mask_dataset
     from sft_mask.cli.inputs import load_data, load_tokenizer
-    from sft_mask.cli.output import console, print_json
+    from sft_mask.cli.output import console, in_words_for_the_shell, print_json
 
     tokenizer = load_tokenizer(args.model)
     data = load_data(args)
     settings = settings_of(args)
     _, report = mask_dataset(data, tokenizer, on_ambiguous=args.on_ambiguous, return_report=True, **settings)
-    problems = problems_of(report)
+    problems = [in_shell_words(problem) for problem in problems_of(report)]
     if args.json:
         print_json({**report.to_dict(), "problems": problems})
     else:
         out = console()
-        out.print(report)
+        out.print(in_words_for_the_shell(report))
         for problem in problems[len(report.warnings) :]:  # the report has printed its warnings
             out.print(f"problem: {problem}", style="yellow")
         verdict = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}" if problems else "no problems"

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sft_mask.cli.files import STDIN, kind_of, read_path, read_stdin
 from sft_mask.errors import DataError, SftMaskError
 
-_KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
-_COMPRESSED = {".gz", ".zst", ".xz", ".bz2"}
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -23,7 +22,8 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
-    datasets.logging.set_verbosity_error()
+    logging.getLogger("sft_mask").setLevel(logging.ERROR)  # its warnings are in the report, in words for the shell
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it would print an error of a file before the command's own
     transformers.logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -75,38 +75,31 @@ def load_data(args: argparse.Namespace) -> object:
     name, split = args.data, args.split
     path = Path(name).expanduser()
     quiet_libraries()
-    from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    if not path.exists() and ":" in name and split is None:
+    if name != STDIN and not path.exists() and ":" in name and split is None:
         name, _, split = name.rpartition(":")
-    if not path.exists() and (name.startswith((".", "~", "/")) or name.count("/") > 1 or _kind_of(path)):
+    if name != STDIN and not path.exists() and _looks_like_a_path(name):
         raise DataError(f"There is no file or folder {name}.")
     try:
-        data = _read(path, args.subset) if path.exists() else load_dataset(name, args.subset)
+        data = _read(name, path, args.subset)
     except SftMaskError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"{name} cannot be read: {_first_line(error.__cause__ or error)}") from error
-    return _one_split(data, split, name)
+    return _one_split(data, split, "standard input" if name == STDIN else name)
 
 
-def _read(path: Path, subset: str | None) -> object:
-    from datasets import load_dataset, load_from_disk
-
-    if path.is_file():
-        kind = _kind_of(path)
-        if kind is None:
-            raise DataError(f"{path} is not of a known kind. Give a file that ends in {', '.join(_KINDS)}.")
-        return load_dataset(kind, data_files=str(path))
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return load_from_disk(str(path))
-    return load_dataset(str(path), subset)
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "~", "/")) or name.count("/") > 1 or kind_of(Path(name)) is not None
 
 
-def _kind_of(path: Path) -> str | None:
-    endings = [ending for ending in path.suffixes if ending not in _COMPRESSED]
-    return _KINDS.get(endings[-1].lower()) if endings else None
+def _read(name: str, path: Path, subset: str | None) -> object:
+    from datasets import load_dataset
+
+    if name == STDIN:
+        return read_stdin()
+    return read_path(path, subset) if path.exists() else load_dataset(name, subset)
 
 
 def _one_split(data: Any, split: str | None, name: str) -> object:

@@ -37,7 +37,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds DATA and how to read it."""
     parser.add_argument(
-        "data", metavar="DATA", help="JSONL, JSON, Parquet, CSV or Arrow file, folder, or name or name:split on the Hub"
+        "data",
+        metavar="DATA",
+        help="JSONL, JSON, Parquet, CSV or Arrow file, folder, name or name:split on the Hub, or - for standard input",
     )
     parser.add_argument("--split", metavar="NAME", help="which split of the data (default: train, or the only one)")
     parser.add_argument("--subset", metavar="NAME", help="which configuration of a dataset on the Hub")

@@ -35,17 +35,22 @@ def add_parser(commands: object) -> None:
           sft-mask preview ./my-model chats.jsonl --row 17 --why
           sft-mask preview ./my-model chats.jsonl --html mask.html --open
           sft-mask preview ./my-model chats.jsonl --turns last | less -R
+          head -n 100 chats.jsonl | sft-mask preview ./my-model - --row 99
         """,
     )
     add_model(parser)
     add_data(parser)
+    _add_shown(parser)
+    add_json(parser)
+    add_settings(parser)
+
+
+def _add_shown(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help=f"the first N rows (default: {_SHOWN}, with --html all)")
     parser.add_argument("--row", type=int, metavar="K", help="only row K, counted from 0")
     parser.add_argument("--why", action="store_true", help="list under each row why its tokens are trained or not")
     parser.add_argument("--html", metavar="FILE", help="write a page for the browser instead")
     parser.add_argument("--open", action="store_true", help="with --html: open the page in the browser")
-    add_json(parser)
-    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,10 +92,12 @@ def _chosen(rows: PreviewRows, args: argparse.Namespace) -> Sequence[PreviewRow]
 
 
 def _write(rows: Sequence[PreviewRow], args: argparse.Namespace) -> int:
+    from sft_mask.cli.files import STDIN
     from sft_mask.cli.output import console, progress
     from sft_mask.preview import write_html
 
-    title = f"What is trained of {Path(args.data).name}"
+    name = "standard input" if args.data == STDIN else Path(args.data).name
+    title = f"What is trained of {name}"
     path = write_html(progress(rows, len(rows), "Writing"), args.html, title=title)
     console().print(f"{len(rows):,} rows: {path.resolve().as_uri()}", soft_wrap=True)
     if args.open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from sft_mask.cli.options import (
     add_command,
@@ -14,6 +15,7 @@ from sft_mask.cli.options import (
     settings_of,
     template_of,
 )
+from sft_mask.errors import DataError
 
 
 def add_parser(commands: object) -> None:
@@ -40,6 +42,7 @@ def add_parser(commands: object) -> None:
     write.add_argument(
         "--rows", type=int, metavar="N", default=32, help="number of rows, spread over the data (default: 32)"
     )
+    write.add_argument("--force", action="store_true", help="replace FILE if it is there")
     add_settings(write)
     check = add_command(
         verbs,
@@ -65,6 +68,11 @@ def run_write(args: argparse.Namespace) -> int:
     from sft_mask.cli.output import console
     from sft_mask.preview.snapshot import write_snapshot
 
+    if Path(args.file).exists() and not args.force:
+        raise DataError(
+            f"{args.file} exists, and what it records would be lost. Compare with it (sft-mask snapshot check), give "
+            "another name, or replace it with --force."
+        )
     tokenizer = load_tokenizer(args.model)
     count = write_snapshot(args.file, load_data(args), tokenizer, rows=args.rows, **settings_of(args))
     console().print(f"{args.file}: {count:,} rows. Commit it, and run `sft-mask snapshot check` after upgrades.")

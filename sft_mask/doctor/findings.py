@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
+
+import sft_mask.doctor.symptoms as symptoms
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,6 +22,7 @@ class Finding:
         cure: what to do.
         split: where it was seen.
         example: one place, such as ``"row 3, tokens 5 to 9: 'walk'"``.
+        also: other symptoms of the same cause.
     """
 
     symptom: str
@@ -27,14 +30,45 @@ class Finding:
     cure: str
     split: str = "train"
     example: str = ""
+    also: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(style, line) of the report."""
-        yield "bold red", f"✗ {self.symptom} ({self.split})"
+        yield "bold red", f"✗ {'; '.join((self.symptom, *self.also))} ({self.split})"
         yield "", f"  why   {self.diagnosis}"
         if self.example:
             yield "dim", f"  seen  {self.example}"
         yield "green", f"  cure  {self.cure}"
+
+
+def by_cause(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings with those joined that one cure mends, in the order of the first of each.
+
+    >>> user, system = (Finding(s, f"Tokens of the {s}.", "Mask.") for s in ("user", "system"))
+    >>> by_cause([user, system])[0].diagnosis
+    'Tokens of the user. Tokens of the system.'
+    """
+    causes: dict[str, list[Finding]] = {}
+    for finding in findings:
+        causes.setdefault(finding.cure, []).append(finding)
+    return tuple(_joined(same) for same in causes.values())
+
+
+def _joined(same: Sequence[Finding]) -> Finding:
+    splits = list(dict.fromkeys(finding.split for finding in same))
+    texts = {split: " ".join(each.diagnosis for each in same if each.split == split) for split in splits}
+    seen = list(dict.fromkeys(texts.values()))
+    # what people notice of a split that is only evaluated is its loss
+    ordered = sorted(same, key=lambda each: "train" not in splits and each.symptom != symptoms.INCOMPARABLE)
+    first, *others = dict.fromkeys(each for finding in ordered for each in (finding.symptom, *finding.also))
+    return Finding(
+        first,
+        seen[0] if len(seen) == 1 else " ".join(f"{split}: {text}" for split, text in texts.items()),
+        same[0].cure,
+        " and ".join(splits),
+        next((finding.example for finding in same if finding.example), ""),
+        tuple(others),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +93,7 @@ class Diagnosis:
     @property
     def symptoms(self) -> tuple[str, ...]:
         """The symptoms, each once."""
-        return tuple(dict.fromkeys(finding.symptom for finding in self.findings))
+        return tuple(dict.fromkeys(each for finding in self.findings for each in (finding.symptom, *finding.also)))
 
     def to_dict(self) -> dict[str, object]:
         """For ``json.dumps``."""

@@ -141,8 +141,7 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
     dataset = _finite(state.original(masked))
     if isinstance(trainer.data_collator, ResponseOnlyCollator):
         return PreviewRows(CollatedSource(dataset, trainer.data_collator, name), range(len(dataset)))
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    source = TokenizedSource(dataset, tokenizer, never_raising(state.masker), name)
+    source = TokenizedSource(dataset, state.tokenizer, never_raising(state.masker), name)
     return PreviewRows(source, range(len(dataset)))
 
 

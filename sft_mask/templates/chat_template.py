@@ -20,7 +20,8 @@ EMPTY_BLOCK = re.compile(r"\s*(?:<([\w|:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|<\|chan
 """An empty reasoning block: a pair of tags alone. Where a generation prompt holds it, it is not sampled."""
 EMPTY_BLOCK_AT_END = re.compile(rf"(?:{EMPTY_BLOCK.pattern})\Z")
 
-_TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
+TAG = re.compile(r"</?[\w|:]+>|\[/?[A-Z_]+\]")
+"""A tag that opens or closes a part of an answer."""
 
 
 def common_prefix(texts: Sequence[str]) -> str:
@@ -160,7 +161,7 @@ class ChatTemplate:
         specials = "|".join(re.escape(special) for special in self.specials)
         pattern = f"(?=({specials}))" if specials else r"(?!)"
         found = [match.span(1) for match in re.finditer(pattern, text)]
-        found.extend(match.span() for match in _TAG.finditer(text))
+        found.extend(match.span() for match in TAG.finditer(text))
         return sorted(found, reverse=True)
 
 

@@ -183,7 +183,7 @@ def _content(message: Message) -> tuple[str, str]:
     own = next((message[name] for name in REASONING if message.get(name)), None)
     if own is not None:
         return content, "".join(_texts(own))
-    inline = INLINE.match(content) if message.get("role") in ASSISTANT_ROLES else None
+    inline = INLINE.match(content) if str(message.get("role")) in ASSISTANT_ROLES else None
     return (content[inline.end() :], inline.group(1)) if inline is not None else (content, "")
 
 

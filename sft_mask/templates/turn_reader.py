@@ -15,7 +15,7 @@ from sft_mask.core.arrays import Bools, Ints, common_prefix_length
 from sft_mask.core.patterns import Kind
 from sft_mask.errors import DataError
 from sft_mask.templates.align import TextTurn
-from sft_mask.templates.chat_template import EMPTY_BLOCK_AT_END
+from sft_mask.templates.chat_template import EMPTY_BLOCK_AT_END, TAG
 from sft_mask.templates.probes import prompts_after
 from sft_mask.templates.tracing.traced_str import TEMPLATE
 
@@ -51,6 +51,8 @@ class WrittenMarkers:
     def __init__(self, template: ChatTemplate, markers: Markers, *, train_empty_reasoning: bool = False) -> None:
         self.template = template
         self._markers, self._train_empty_reasoning = markers, train_empty_reasoning
+        self.core = str(markers.response[0]) if markers.response else ""
+        self.eot_headers = frozenset(markers.eot_headers)
         self.prefilled = [text for text in markers.response[1:] if isinstance(text, str)]
         self._kinds = self._marker_kinds()
         texts = sorted(self._kinds, key=len, reverse=True)
@@ -74,7 +76,8 @@ class WrittenMarkers:
                 kinds[text] = (Kind.EOT, False)
         for text in self._markers.headers:
             if isinstance(text, str):
-                kinds[text] = (Kind.OTHER, text in self._markers.eot_headers)
+                ends_turn = any(isinstance(eot, str) and text.startswith(eot) for eot in self._markers.eots)
+                kinds[text] = (Kind.OTHER, ends_turn or text in self._markers.eot_headers)
         for number, text in enumerate(response):
             if not number or not EMPTY_BLOCK_AT_END.search(text):  # whether a prompt holds it depends on the prompt
                 kinds[text] = (Kind.RESPONSE, False)
@@ -169,12 +172,18 @@ class TurnReader:
         while True:
             ends = min(self._foreign_after(start), self._next_message_after(start), bound)
             turn = self._turn(begins, start, ends, closer if ends == bound else None)
-            turns.extend([turn] if turn is not None else [])
+            if turn is not None and not self._is_next_result(header, turn):
+                turns.append(turn)
             own = self._own_between(ends, bound)
             if not len(own):
                 return turns
             resumed = self._resumed(int(own[0]))
             begins = start = resumed if resumed > ends else int(own[0])
+
+    def _is_next_result(self, header: Mark, turn: TextTurn) -> bool:
+        """Whether a turn is only the header of a second tool result, right after the first (parallel calls)."""
+        is_next = self._text[turn.eot_start : turn.end] in self._written.eot_headers
+        return is_next and turn.first_message < 0 and not header.text.startswith(self._written.core)
 
     def _after_empty_block(self, start: int, bound: int) -> int:
         """The position after an empty reasoning block that the template wrote before an answer, if its prompt holds it.
@@ -184,7 +193,7 @@ class TurnReader:
         own = self._own_between(start, bound)
         before = self._text[start : int(own[0]) if len(own) else bound]
         for prompt in self._written.with_empty_block:
-            if prompt.tail.split()[-1] not in before:  # the closing tag
+            if TAG.findall(prompt.tail)[-1] not in before:  # the closing tag
                 continue
             text = self._rendered_prefix(self._message_at(start), prompt=True, arguments=prompt.arguments)
             end = len(text.rstrip())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sft_mask._compat import is_sft_trainer
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.read import Row
 from sft_mask.errors import LabelsChangedError
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _COLLATED_ROWS = 4
-_WAY_OUT = "Use TRL's default collator, or one that pads the dataset's labels."
 
 
 def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: bool = True) -> None:
@@ -29,7 +30,8 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
         LabelsChangedError: the collator drops or rebuilds labels, or the rows have none, or train every token.
     """
     name = type(trainer.data_collator).__name__
-    rows = _rows(trainer, dataset)
+    _check_signature(trainer)
+    rows = collator_rows(trainer, dataset)
     if any("labels" not in row for row in rows):
         raise LabelsChangedError(
             f"The rows of the {split} dataset have no labels (they have {', '.join(rows[0])}): it was replaced after "
@@ -43,14 +45,16 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     wanted = [_trained(row["labels"], row.get("seq_lengths")) for row in rows]
     try:
         given = trainer.data_collator([dict(row) for row in rows])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) cannot collate rows that have labels: {error} {_WAY_OUT}"
+            f"The trainer's data collator ({name}) cannot collate rows that have labels ({type(error).__name__}: "
+            f"{_first_line(error)}). {collator_way_out(trainer)}"
         ) from error
     labels = given.get("labels") if isinstance(given, Mapping) or hasattr(given, "get") else None
     if labels is None:
         raise LabelsChangedError(
-            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. {_WAY_OUT}"
+            f"The trainer's data collator ({name}) returns no labels, so the loss would not see the mask. "
+            f"{collator_way_out(trainer)}"
         )
     batch = np.asarray(labels)
     if _arrives(batch, wanted) or _arrives(batch, [_trained(row["labels"], None, first=True) for row in rows]):
@@ -58,16 +62,39 @@ def check_collator(trainer: Any, dataset: object, split: str, *, may_train_all: 
     went_in, came_out = sum(map(len, wanted)), int((batch != IGNORE_INDEX).sum())
     raise LabelsChangedError(
         f"The trainer's data collator ({name}) changes labels: {went_in} trained tokens went in, {came_out} came out. "
-        f"One that rebuilds them from input_ids trains the prompts. {_WAY_OUT}"
+        f"One that rebuilds them from input_ids trains the prompts. {collator_way_out(trainer)}"
     )
 
 
-def _rows(trainer: Any, dataset: Any) -> list[dict[str, Any]]:
+def collator_way_out(trainer: Any) -> str:
+    """What to do where a collator does not let labels through."""
+    if is_sft_trainer(trainer):
+        return "Use TRL's default collator, or one that pads the dataset's labels."
+    tokenizer = "tokenizer" if getattr(trainer, "processing_class", None) is None else "trainer.processing_class"
+    collator = f"transformers.DataCollatorForSeq2Seq({tokenizer})"
+    return f"Use a collator that pads the dataset's labels: trainer.data_collator = {collator}."
+
+
+def _first_line(error: Exception) -> str:
+    return shorten(str(error).strip().partition("\n")[0], 120, placeholder=" …")
+
+
+def _check_signature(trainer: Any) -> None:
+    """Refuses a model for which the trainer would take the labels out of the rows."""
+    if trainer.args.remove_unused_columns and "labels" not in signature_columns(trainer):
+        raise LabelsChangedError(
+            f"The forward of the trainer's {type(trainer.model).__name__} takes no labels, so the trainer removes them "
+            "from the rows and the loss would not see the mask. Let forward take labels, or set "
+            "trainer.args.remove_unused_columns = False if compute_loss reads them from the batch."
+        )
+
+
+def collator_rows(trainer: Any, dataset: Any, count: int = _COLLATED_ROWS) -> list[dict[str, Any]]:
     """The first rows as the trainer's dataloader hands them to the collator."""
     if hasattr(dataset, "__len__"):
-        rows = [dataset[at] for at in range(min(_COLLATED_ROWS, len(dataset)))]
+        rows = [dataset[at] for at in range(min(count, len(dataset)))]
     else:
-        rows = list(islice(dataset, _COLLATED_ROWS))
+        rows = list(islice(dataset, count))
     if not trainer.args.remove_unused_columns:
         return [dict(row) for row in rows]
     names = signature_columns(trainer)

@@ -61,6 +61,11 @@ class CollatedState:
         """What decides labels."""
         return self.collator.labeller.masker
 
+    @property
+    def tokenizer(self) -> object:
+        """The one that the processor has."""
+        return self.collator.labeller.info.tokenizer
+
     def report(self) -> MaskReport:
         """What the rows train that were collated so far by this process and its workers; before the first batch, what
         the rows train that were looked at.

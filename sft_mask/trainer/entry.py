@@ -46,7 +46,7 @@ def train_on_responses_only(
     on_ambiguous: OnAmbiguous = "error",
     chat_template: str | None = None,
 ) -> Any:
-    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only, with images or without.
+    """Makes a built ``trl.SFTTrainer`` train on the assistant's answers only, or any other ``transformers.Trainer``.
 
     Labels of ``train_dataset`` and ``eval_dataset`` become response-only: the token itself where the model has to
     sample it at inference (the answer and the end-of-turn token after it), ``IGNORE_INDEX`` everywhere else. A label
@@ -57,7 +57,8 @@ def train_on_responses_only(
     (:class:`~sft_mask.ResponseOnlyCollator`), and a row that trains nothing stays in its batch, masked.
 
     Args:
-        trainer: a built ``SFTTrainer``; not needed with ``return_function`` and a ``tokenizer``.
+        trainer: a built ``SFTTrainer``, or another ``transformers.Trainer`` whose datasets have ``input_ids`` and whose
+            collator pads labels; not needed with ``return_function`` and a ``tokenizer``.
         instruction_part: text before the user's words, several texts, or token ids. Leave both parts out to have them
             read from the chat template.
         response_part: text before the assistant's words, likewise.
@@ -147,6 +148,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         splits=splits,
         stats={name: stats for name, (_, stats) in masked.items()},
         originals=[(split, info.splits[name]) for name, (split, _) in masked.items()],
+        tokenizer=info.tokenizer.tokenizer,
         collator=trainer.data_collator,
     )
     _hook(trainer, state)  # first: nothing after it can fail

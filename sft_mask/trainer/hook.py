@@ -45,6 +45,7 @@ class MaskState:
         splits: masks later datasets as the training data was, and knows whether labels carry weights.
         stats: counts of the trainer's splits, by name; those of streams grow.
         originals: pairs of a masked split and what it was before.
+        tokenizer: the one that wrote the rows.
         collator: the one that was found to let labels through.
         masked: datasets that were masked later, as long as they exist, by ``id``.
         calls: batches seen.
@@ -56,6 +57,7 @@ class MaskState:
     splits: SplitMasker
     stats: Mapping[str, SplitStats]
     originals: Sequence[tuple[object, object]]
+    tokenizer: object = None
     collator: object = None
     masked: WeakValueDictionary[int, object] = field(default_factory=WeakValueDictionary)
     calls: int = 0
@@ -116,7 +118,6 @@ class ResponseOnlyMixin:
     train_dataset: Any
     eval_dataset: Any
     data_collator: object
-    _skip_prepare_dataset: bool
 
     @property
     def mask_report(self) -> MaskReport:
@@ -223,7 +224,7 @@ class ResponseOnlyMixin:
 
     def evaluate(self, eval_dataset: object = None, *args: object, **kwargs: object) -> object:
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        if given and self._skip_prepare_dataset:  # otherwise TRL calls _prepare_dataset
+        if given and getattr(self, "_skip_prepare_dataset", True):  # otherwise TRL calls _prepare_dataset
             if isinstance(eval_dataset, dict):
                 eval_dataset = {name: self._masked_later(split, name) for name, split in eval_dataset.items()}
             else:

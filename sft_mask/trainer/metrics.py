@@ -32,7 +32,9 @@ class Meter:
     def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
-        total = mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
+        if mask is None or mask.shape != labels.shape:
+            mask = torch.ones_like(labels)
+        total = (mask != 0).sum()  # some packers number the documents in it
         trained = labels != IGNORE_INDEX if weights is None else weights > 0
         counts = torch.stack([trained[..., 1:].sum(), total.to(labels.device)])
         self.since = self.since or time.monotonic()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft_mask._compat import is_sft_trainer
 from sft_mask.core.packing import RowCutting
 from sft_mask.data.dataset import check_columns
 from sft_mask.data.read.formats import named_splits
 from sft_mask.data.setup import TokenizerInfo, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.trainer.kinds import check_kind, check_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +35,38 @@ class TrainerInfo:
     prompt_answers: bool
 
 
-def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) -> TrainerInfo:
+def read_trainer(
+    trainer: object, tokenizer: object, chat_template: str | None, verb: str = "train_on_responses_only"
+) -> TrainerInfo:
     """Reads a built trainer. What an earlier call masked is taken as it was before that call.
 
+    Args:
+        trainer: an ``SFTTrainer``, or another ``transformers.Trainer`` over tokenized rows.
+        tokenizer: instead of the trainer's ``processing_class``.
+        chat_template: instead of the tokenizer's.
+        verb: the function that the trainer was given to, for errors.
+
     Raises:
-        UnsupportedError: not an ``SFTTrainer``.
+        UnsupportedError: another kind of trainer or model, or no tokenizer.
         DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
     """
-    _refuse_other_trainer(trainer)
+    is_trls = check_kind(trainer, verb)
     built: Any = trainer
     if built.train_dataset is None:
-        raise DataError("The trainer has no train_dataset. Give it one before train_on_responses_only.")
-    info = read_tokenizer(speaker(built, tokenizer), chat_template or getattr(built, "chat_template", None))
+        raise DataError(f"The trainer has no train_dataset. Give it one before {verb}.")
+    tokenizer = speaker(built, tokenizer) or getattr(getattr(built, "_sft_mask", None), "tokenizer", None)
+    if tokenizer is None:
+        raise UnsupportedError(
+            f"The trainer has no processing_class. Give its tokenizer: {verb}(trainer, tokenizer=...)."
+        )
+    info = read_tokenizer(tokenizer, chat_template or getattr(built, "chat_template", None))
     splits = _splits(built)
     for name, split in splits.items():
+        check_rows(split, name, split_attribute(name))
         if hasattr(split, "__len__"):
             check_columns(split, name)
+    if not is_trls:
+        return TrainerInfo(info, splits, None, None, None, False)
     args = built.args
     cutting = _cutting(built, args.packing)
     eval_cutting = _cutting(built, args.packing if args.eval_packing is None else args.eval_packing)
@@ -58,28 +74,29 @@ def read_trainer(trainer: object, tokenizer: object, chat_template: str | None) 
     return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
 
 
-def collates_labels(trainer: object) -> bool:
+def collates_labels(trainer: object, verb: str = "train_on_responses_only") -> bool:
     """Whether a trainer makes its labels while collating: TRL does for datasets with a column of images.
 
     Raises:
-        UnsupportedError: not an ``SFTTrainer``.
+        UnsupportedError: another kind of trainer or model.
     """
-    _refuse_other_trainer(trainer)
-    return bool(getattr(trainer, "_is_vision_dataset", False))
-
-
-def _refuse_other_trainer(trainer: object) -> None:
-    if not is_sft_trainer(trainer):
-        raise UnsupportedError(
-            f"train_on_responses_only needs a trl.SFTTrainer, not {type(trainer).__name__}. For another trainer or "
-            "your own loop, mask the data before: mask_dataset(dataset, tokenizer)."
-        )
+    return check_kind(trainer, verb) and bool(getattr(trainer, "_is_vision_dataset", False))
 
 
 def speaker(trainer: Any, given: object) -> object:
     """The tokenizer or processor that rendered the rows: the trainer's, unless another tokenizer was given."""
     own = trainer.processing_class
     return own if given is None or getattr(own, "tokenizer", own) is given else given
+
+
+def split_attribute(name: str) -> str:
+    """How a split of a trainer is written in Python.
+
+    >>> split_attribute("train"), split_attribute("eval"), split_attribute("eval:chats")
+    ('trainer.train_dataset', 'trainer.eval_dataset', "trainer.eval_dataset['chats']")
+    """
+    kind, _, key = name.partition(":")
+    return f"trainer.{kind}_dataset" + (f"[{key!r}]" if key else "")
 
 
 def _splits(trainer: Any) -> dict[str, object]:

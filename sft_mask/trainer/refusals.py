@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sft_mask._compat import LossPath, has_fused_lm_head, loss_path
+from sft_mask._compat import LossPath, has_fused_lm_head, is_sft_trainer, loss_path
 from sft_mask.errors import UnsupportedError
 
 _WITHOUT = "train without weights (prompt_weight, reduction, weights of roles, regions or messages, loss_weights)."
@@ -14,10 +14,16 @@ def refuse_with_weights(trainer: Any) -> None:
     """Refuses what cannot train with weights.
 
     Raises:
-        UnsupportedError: label smoothing, ``compute_loss_func``, ``loss_type="dft"``, context or sequence parallelism,
-            Liger, a TRL without the fused LM head, or a class whose ``compute_loss`` does not call TRL's, or not with
-            the number of tokens of the step.
+        UnsupportedError: a trainer that is not an ``SFTTrainer``, label smoothing, ``compute_loss_func``,
+            ``loss_type="dft"``, context or sequence parallelism, Liger, a TRL without the fused LM head, or a class
+            whose ``compute_loss`` does not call TRL's, or not with the number of tokens of the step.
     """
+    if not is_sft_trainer(trainer):
+        raise UnsupportedError(
+            f"Token weights do not work with a {type(trainer).__name__}: it trains with the loss that the model "
+            "computes from its labels, in which every trained token counts the same, so the weights would be ignored. "
+            f"Use trl.SFTTrainer, or {_WITHOUT}"
+        )
     args = trainer.args
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     reasons = {

@@ -203,9 +203,9 @@ TOOL_TURNS = {
         '<|tool_call>call:look{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>', "No.<turn|>",
     ],
     "glm4moe": [
-        "\n<tool_call>look\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>"
+        "\n<think></think>\n<tool_call>look\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>"
         "<|observation|>",
-        "\nNo.",
+        "\n<think></think>\nNo.",
     ],
     "gptoss": [
         ' to=functions.look<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>',

@@ -707,10 +707,10 @@ def test_a_slow_tokenizer_is_refused_by_name() -> None:
     refused(build("out"), UnsupportedError, "SlowTokenizer is not a fast tokenizer", tokenizer=SlowTokenizer())
 
 
-def test_another_trainer_is_refused_by_name() -> None:
+def test_another_trainer_needs_rows_that_are_tokenized() -> None:
     args = TrainingArguments("out", use_cpu=True, report_to=[])
-    trainer = Trainer(model(), args, train_dataset=messages_dataset(3))
-    refused(trainer, UnsupportedError, r"needs a trl.SFTTrainer, not Trainer.*mask_dataset")
+    trainer = Trainer(model(), args, train_dataset=messages_dataset(3), processing_class=tokenizer())
+    refused(trainer, DataError, r"no input_ids column in the train dataset .*mask_dataset\(dataset, tokenizer\)")
     with pytest.raises(UnsupportedError, match="not NoneType"):
         train_on_responses_only(None, USER, ASSISTANT)
 

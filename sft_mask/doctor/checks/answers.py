@@ -6,71 +6,70 @@ from collections.abc import Iterator
 
 import sft_mask.doctor.symptoms as symptoms
 from sft_mask.doctor.findings import Finding
-from sft_mask.doctor.samples import Sample
+from sft_mask.doctor.samples import FEW, Sample, SampledRow
 
-_FEW = 0.5
-"""Below this share of the answers' tokens the mask is taken for wrong, and not for a choice."""
 _MANY_CUT = 0.2
 
 
 def check_untrained_rows(sample: Sample) -> Iterator[Finding]:
     """Finds rows that train nothing, or that all do."""
-    empty = [sampled.row.number for sampled in sample.rows if not sampled.trained.any()]
-    if empty and len(empty) == len(sample.rows):
-        yield Finding(
-            symptoms.NOTHING,
-            f"none of {sample.tokens} tokens of {len(sample.rows)} rows is trained.",
-            "Compare the markers with a row, and check whether max_length cut the answers off.",
-            sample.name,
-        )
-    elif empty:
-        yield Finding(
-            symptoms.NOTHING,
-            f"{len(empty)} of {len(sample.rows)} rows train nothing; the loss of a batch of such rows is 0.",
-            "Drop them (train_on_responses_only does), or raise max_length if it cut the answers off.",
-            sample.name,
-            f"row {empty[0]}",
-        )
+    empty = [sampled for sampled in sample.rows if not sampled.trained.any()]
+    if not empty:
+        return
+    hidden = sum(bool(sampled.should.any()) for sampled in empty)
+    if hidden:
+        cure = sample.cures.collator if any(sampled.stored.any() for sampled in empty) else sample.cures.afresh
+        cause = f"{hidden} of these have an answer, whose labels are masked."
+    else:
+        cure = f"{sample.cures.longer} if it cut the answers off, or drop these rows (train_on_responses_only does)."
+        cause = f"no answer is found in them; the first, row {empty[0].row.number}, has {len(empty[0].trained)} tokens."
+    if len(empty) == len(sample.rows):
+        seen = f"none of {sample.tokens} tokens of {len(sample.rows)} rows is trained; {cause}"
+    else:
+        seen = f"{len(empty)} of {len(sample.rows)} rows train nothing; the loss of a batch of such rows is 0; {cause}"
+    yield Finding(symptoms.NOTHING, seen, cure, sample.name, f"row {empty[0].row.number}")
 
 
 def check_answers(sample: Sample) -> Iterator[Finding]:
     """Finds answers most of whose tokens are masked."""
-    trained, answers = sample.counts("answer")
-    if sample.trained_tokens and trained < _FEW * answers:
+    count = sample.counts("answer")
+    if sample.trained_tokens and count.trained < FEW * count.wanted:
         yield Finding(
             symptoms.WRONG_WORDS,
-            f"only {trained} of {answers} tokens of the assistant's answers are trained.",
-            "Check whether instruction_part and response_part are swapped, and whether labels were masked before.",
+            f"only {count.trained} of {count.wanted} tokens of the assistant's answers are trained.",
+            sample.cure if count.stored < FEW * count.wanted else sample.cures.collator,
             sample.name,
         )
 
 
 def check_eots(sample: Sample) -> Iterator[Finding]:
-    """Finds end-of-turn tokens none of which is trained."""
-    trained, eots = sample.counts("eot")
-    if trained or not eots or not sample.trained_tokens or sample.policy.stop != "always":
+    """Finds end-of-turn tokens of which none or few are trained."""
+    count = sample.counts("eot")
+    if not sample.trained_tokens or count.trained >= FEW * count.wanted:
         return
-    in_dataset = any(sampled.stored[part.start : part.end].any() for sampled, part in sample.parts("eot"))
-    why = f"none of the {eots} end-of-turn tokens is trained, although the loss looks healthy"
+    some, verb = (f"only {count.trained}", "are") if count.trained else ("none", "is")
+    why = f"{some} of the {count.wanted} end-of-turn tokens {verb} trained, although the loss looks healthy"
+    in_dataset = count.stored >= FEW * count.wanted
     if in_dataset:
         why += "; the dataset trains them, so the data collator masks them as padding: both are the same token"
-    cure = "Call train_on_responses_only(trainer) between building the trainer and .train()."
-    yield Finding(
-        symptoms.ENDLESS,
-        f"{why}.",
-        "Use TRL's default collator, which pads by length." if in_dataset else cure,
-        sample.name,
-    )
+    cure = sample.cures.collator if in_dataset else sample.cure
+    yield Finding(symptoms.ENDLESS, f"{why}.", cure, sample.name)
 
 
 def check_cut_answers(sample: Sample) -> Iterator[Finding]:
-    """Finds many rows that end inside an answer."""
-    cut = [sampled.row.number for sampled in sample.rows if sampled.row.turns.cut.any()]
+    """Finds many rows that end inside an answer which is trained."""
+    cut = [sampled.row.number for sampled in sample.rows if _trains_cut_answer(sampled)]
     if sample.trained_tokens and len(cut) > _MANY_CUT * len(sample.rows):
         yield Finding(
             symptoms.POOR,
             f"{len(cut)} of {len(sample.rows)} rows end in the middle of an answer: the model learns half sentences.",
-            "Raise max_length, or leave such answers out with Policy(cut_answers='mask').",
+            f"{sample.cures.longer}, or leave such answers out: train_on_responses_only(trainer, "
+            "policy=Policy(cut_answers='mask')).",
             sample.name,
             f"row {cut[0]}",
         )
+
+
+def _trains_cut_answer(sampled: SampledRow) -> bool:
+    turns = sampled.row.turns.select(sampled.row.turns.cut)
+    return any(sampled.trained[start:end].any() for start, end in zip(turns.start, turns.end, strict=True))

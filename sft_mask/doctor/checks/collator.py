@@ -9,22 +9,20 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Sample
 
-_CURE = "Use a data collator that keeps input_ids and labels as they are, such as TRL's default."
-
 
 def check_collator(sample: Sample) -> Iterator[Finding]:
-    """Finds changed tokens, shifted labels, and labels that the dataset masks."""
+    """Finds changed tokens, shifted labels, or labels that the dataset masks."""
+    wrong = sum(sampled.wrong_ids for sampled in sample.rows)
+    more = sum(int((sampled.trained & ~sampled.stored).sum()) for sampled in sample.rows)
     if sample.other_ids:
         why = f"the data collator changes the tokens: {sample.other_ids}."
-        yield Finding(symptoms.BROKEN, why, _CURE, sample.name)
-    wrong = sum(sampled.wrong_ids for sampled in sample.rows)
-    if wrong:
+    elif wrong:
         why = f"{wrong} labels are not the token at their position: labels must not be shifted, the model does that."
-        yield Finding(symptoms.BROKEN, why, _CURE, sample.name)
-    more = sum(int((sampled.trained & ~sampled.stored).sum()) for sampled in sample.rows)
-    if more:
+    elif more:
         why = f"{more} tokens that the dataset masks are trained in the batches: the data collator rebuilds labels."
-        yield Finding(symptoms.BROKEN, why, _CURE, sample.name)
+    else:
+        return
+    yield Finding(symptoms.BROKEN, why, sample.cures.collator, sample.name)
 
 
 def check_padding(sample: Sample) -> Iterator[Finding]:
@@ -33,7 +31,7 @@ def check_padding(sample: Sample) -> Iterator[Finding]:
         yield Finding(
             symptoms.ENDLESS,
             f"{sample.trained_padding} padding tokens are trained.",
-            "Use a data collator that leaves padding out of the labels, such as TRL's default.",
+            sample.cure if sample.stored_padding else sample.cures.collator,
             sample.name,
         )
 
@@ -47,11 +45,9 @@ def check_documents(sample: Sample) -> Iterator[Finding]:
         starts = positions == 0
         if bool((batch["labels"][starts] != IGNORE_INDEX).any()):
             why = "the first token of a packed document is trained: it would be predicted from the document before."
-            cure = "Mask the first label of each document, as TRL's collator does."
         elif batch.get("attention_mask") is not None and int(starts.sum()) > len(positions):
             why = "padding-free batches have an attention_mask, so documents see each other."
-            cure = "Leave attention_mask out of padding-free batches."
         else:
             continue
-        yield Finding(symptoms.POOR, why, cure, sample.name)
+        yield Finding(symptoms.POOR, why, sample.cures.collator, sample.name)
         return

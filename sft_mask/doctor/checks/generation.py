@@ -26,5 +26,5 @@ def check_generation_stops(examined: Examined) -> Iterator[Finding]:
         yield Finding(
             symptoms.ENDLESS,
             f"the model learns to stop with token {token}, but its generation config stops at {sorted(stops_at)}.",
-            f"Set trainer.model.generation_config.eos_token_id = [{token}, ...] before saving.",
+            f"Before saving, set trainer.model.generation_config.eos_token_id = {sorted({*stops_at, token})}",
         )

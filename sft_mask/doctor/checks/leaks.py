@@ -18,7 +18,6 @@ _MOST_CHARACTERS = 40
 class _Leak:
     symptom: str
     tokens: str
-    cure: str = "Call train_on_responses_only(trainer) between building the trainer and .train()."
 
 
 _LEAKS = {
@@ -26,33 +25,25 @@ _LEAKS = {
     "system": _Leak(symptoms.SYSTEM, "of system prompts"),
     "developer": _Leak(symptoms.SYSTEM, "of system prompts"),
     "tool": _Leak(symptoms.IMITATES, "of tool results"),
-    "header": _Leak(
-        symptoms.POOR,
-        "of headers, which the generation prompt already contains at inference",
-        "Give the whole header as response_part, with its newline, or leave both markers out.",
-    ),
+    "header": _Leak(symptoms.POOR, "of headers, which the generation prompt already contains at inference"),
     "prefilled": _Leak(
         symptoms.POOR, "that the template prefills (an empty reasoning block, a tag), which the model never samples"
     ),
-    "media": _Leak(
-        symptoms.POOR,
-        "of images and of their frames (the model never samples them)",
-        "Call train_on_responses_only(trainer): TRL's own collator trains every token of an image.",
-    ),
+    "media": _Leak(symptoms.POOR, "of images and of their frames (the model never samples them)"),
     "after": _Leak(symptoms.POOR, "that the template writes after an end-of-turn token, which the model never samples"),
 }
 
 
 def check_leaks(sample: Sample) -> Iterator[Finding]:
     """Finds trained tokens of users, system prompts, tools, headers, and of the template around answers."""
-    if sample.policy.prompt_weight:
+    if sample.policy.prompt_weight or sample.is_final:
         return
     counts: dict[str, int] = {}
     first: dict[str, tuple[SampledRow, Part]] = {}
     for sampled in sample.rows:
         for part in sampled.parts:
             cause = _cause(part)
-            leaked = int(sampled.trained[part.start : part.end].sum())
+            leaked = int((sampled.trained & sampled.stored)[part.start : part.end].sum())
             if cause and leaked and not (part.kind == "other" and sample.policy.role_weights.get(part.role)):
                 counts[cause] = counts.get(cause, 0) + leaked
                 first.setdefault(cause, (sampled, part))
@@ -60,7 +51,7 @@ def check_leaks(sample: Sample) -> Iterator[Finding]:
         leak, (sampled, part) = _LEAKS[cause], first[cause]
         text = sample.vocabulary.text(sampled.row.ids[part.start : part.end].tolist())[:_MOST_CHARACTERS]
         place = f"row {sampled.row.number}, tokens {part.start} to {part.end - 1}: {text!r}"
-        yield Finding(leak.symptom, f"{count} tokens {leak.tokens} are trained.", leak.cure, sample.name, place)
+        yield Finding(leak.symptom, f"{count} tokens {leak.tokens} are trained.", sample.cure, sample.name, place)
 
 
 def _cause(part: Part) -> str | None:

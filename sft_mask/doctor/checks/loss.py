@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import sft_mask.doctor.symptoms as symptoms
+from sft_mask._compat import is_sft_trainer
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Examined
@@ -22,7 +23,6 @@ with extra("train", "The doctor"):
 
 _CLOSE = 2e-3
 """Relative difference that half precision and another order of summation can make."""
-_METHOD = "The trainer's compute_loss was changed: call super().compute_loss, or remove the change."
 
 
 def check_loss(examined: Examined) -> Iterator[Finding]:
@@ -45,37 +45,54 @@ def check_loss(examined: Examined) -> Iterator[Finding]:
 @contextmanager
 def _metrics_kept(trainer: Any) -> Iterator[None]:
     """Keeps what the loss counts in the block out of the trainer's log."""
-    metrics = {mode: dict(kept) for mode, kept in trainer._metrics.items()}
-    tokens, state = trainer._total_train_tokens, getattr(trainer, "_sft_mask", None)
+    names = ("_metrics", "_total_train_tokens") if is_sft_trainer(trainer) else ()
+    before, state = {name: deepcopy(getattr(trainer, name)) for name in names}, getattr(trainer, "_sft_mask", None)
     counted = copy(state)
     if state is not None:
         state.meters = {mode: Meter() for mode in state.meters}
     try:
         yield
     finally:
-        trainer._total_train_tokens = tokens
-        for mode, kept in metrics.items():
-            trainer._metrics[mode].clear()
-            trainer._metrics[mode].update(kept)
+        vars(trainer).update(before)
         if counted is not None:
             trainer._sft_mask = counted
 
 
-def _compare(trainer: object, batch: dict[str, object]) -> Iterator[Finding]:
+def _compare(trainer: Any, batch: dict[str, object]) -> Iterator[Finding]:
     loss = _loss(trainer, batch)
+    other, after = _with_other_trained_token(batch), _with_other_last_token(batch)
     reference = _reference(trainer, batch)
-    if abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
-        yield Finding(
-            symptoms.BROKEN,
-            f"the trainer's loss of a batch is {loss:.6g}, cross-entropy over its labels in fp32 is {reference:.6g}.",
-            "Remove what changes the loss (label smoothing, loss_type, compute_loss_func, a compute_loss of your own).",
-        )
-    other = _with_other_trained_token(batch)
     if other is not None and _ignores_labels(trainer, other, loss):
-        yield Finding(symptoms.BROKEN, "the loss does not change with a trained label.", _METHOD)
-    after = _with_other_last_token(batch)
-    if after is not None and abs(_loss(trainer, after) - loss) > 1e-6 * max(abs(loss), 1.0):
-        yield Finding(symptoms.BROKEN, "the loss changes with a masked token that nothing trained follows.", _METHOD)
+        why = "the loss does not change with a trained label."
+    elif after is not None and abs(_loss(trainer, after) - loss) > 1e-6 * max(abs(loss), 1.0):
+        why = "the loss changes with a masked token that nothing trained follows."
+    elif abs(loss - reference) > _CLOSE * max(abs(reference), 1.0):
+        why = f"the trainer's loss of a batch is {loss:.6g}, cross-entropy over its labels in fp32 is {reference:.6g}."
+    else:
+        return
+    yield Finding(symptoms.BROKEN, why, _cure(trainer))
+
+
+def _cure(trainer: Any) -> str:
+    """What to do about a changed loss: the first thing that is known to change it."""
+    smoothing, kind = trainer.args.label_smoothing_factor, getattr(trainer.args, "loss_type", "nll")
+    if smoothing:
+        return f"Build the trainer without label_smoothing_factor={smoothing:g}."
+    if trainer.compute_loss_func is not None:
+        return "trainer.compute_loss_func = None"
+    if kind not in ("nll", "chunked_nll"):
+        return f"Build the trainer without loss_type={kind!r}."
+    if "compute_loss" in vars(trainer):
+        return "Remove the compute_loss that was set on the trainer: del trainer.compute_loss"
+    owner = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and not _is_ours(kind))
+    return (
+        f"Let compute_loss of {owner.__name__} return super().compute_loss(model, inputs, return_outputs, "
+        "num_items_in_batch) with the batch it was given, or remove it."
+    )
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("sft_mask.") or vars(kind)["compute_loss"].__module__.startswith("sft_mask.")
 
 
 def _loss(trainer: Any, batch: dict[str, object]) -> float:

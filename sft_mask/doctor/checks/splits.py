@@ -11,14 +11,12 @@ from sft_mask.report.warnings import SHARE_FACTOR
 
 
 def check_shares(examined: Examined) -> Iterator[Finding]:
-    """Finds evaluation splits whose trained share is far from that of train."""
+    """Finds evaluation splits whose trained share is far from that of train, where one of the two masks is wrong."""
     samples = examined.samples
     train = samples["train"].share if "train" in samples else 0.0
     for name, sample in samples.items():
-        if train and sample.rows and max(sample.share, train) > SHARE_FACTOR * min(sample.share, train):
-            yield Finding(
-                symptoms.INCOMPARABLE,
-                f"{sample.share:.1%} of the tokens of {name} are trained, but {train:.1%} of train.",
-                "Call train_on_responses_only after eval_dataset is set, or mask both with mask_dataset.",
-                name,
-            )
+        cure = next((each.cure for split in (name, "train") for each in examined.findings if each.split == split), None)
+        far = train and sample.rows and max(sample.share, train) > SHARE_FACTOR * min(sample.share, train)
+        if cure is not None and far:
+            why = f"{sample.share:.1%} of the tokens of {name} are trained, but {train:.1%} of train."
+            yield Finding(symptoms.INCOMPARABLE, why, cure, name)

@@ -15,6 +15,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
+from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.vocabulary import read_vocabulary, tokenizer_and_processor
 from sft_mask.errors import DetectionError, UnsupportedError
@@ -216,8 +217,11 @@ def _first_eot(template: ChatTemplate, close: str, user_close: str) -> str:
 def _prefills(core: str, gaps: Gaps) -> list[str]:
     """Response headers longer than the core: what a generation prompt holds after it, such as an opened tag."""
     parted = [prompt.rpartition(core) for prompt in gaps.prompts if core in prompt]
-    # A prompt that also changes what is before its header (GLM's "/nothink") answers another question.
-    found = [core + more for before, _, more in parted if before == parted[0][0]]
+    found = []
+    for before, _, more in parted:
+        # A prompt may also change what is before its header: GLM's "/nothink<|assistant|>\n<think></think>".
+        asked = before[common_prefix_length(before, parted[0][0]) :]
+        found.append(asked + core + more if more else core)
     return [text for text in dict.fromkeys(found) if text != core]
 
 
