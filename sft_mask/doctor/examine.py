@@ -130,4 +130,6 @@ def _no_labels(error: Exception, split: str, trainer: Any) -> Finding:
     else:
         reason = str(error).removesuffix(collator_way_out(trainer)).strip()
         seen, cure = f"the batches have no labels, or none that can be read: {reason}", cures.collator
+        if collates_labels(trainer, "diagnose"):
+            cure = "Call train_on_responses_only(trainer) again: it puts its own collator around the new one."
     return Finding(symptoms.BROKEN, seen, cure, split)
