@@ -3,12 +3,15 @@
     python recipes/answer.py outputs/smollm2-135m "What is the capital of Japan?"
 
 Hardware: anything with enough memory for the model. The folder is one that recipes/lora_sft.py saved; its tokenizer,
-chat template and generation config (whose EOS is the end-of-turn token that was trained) are used as they are.
+chat template and generation config (whose EOS is the end-of-turn token that was trained) are used as they are, and
+the generation prompt gets the arguments that the trained answers come after (Qwen3: enable_thinking=False without
+reasoning).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -33,15 +36,22 @@ def main() -> None:
     generation.max_new_tokens = args.max_new_tokens
     generation.do_sample = False
 
+    saved = args.folder / "chat_template_kwargs.json"
+    given = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": args.question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": args.question}],
+        **{"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", **given},
     ).to(model.device)
     with torch.inference_mode():
         made = model.generate(**prompt, generation_config=generation)[0, prompt["input_ids"].shape[1] :].tolist()
     eos = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     stopped = made[-1] in eos
     print(tokenizer.decode(made[:-1] if stopped else made))
-    print(f"({len(made)} tokens, " + (f"stopped by {tokenizer.decode(made[-1])!r})" if stopped else "cut off)"))
+    asked = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    print(
+        f"({len(made)} tokens, {f'asked with {asked}, ' if asked else ''}"
+        + (f"stopped by {tokenizer.decode(made[-1])!r})" if stopped else "cut off)")
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Fine-tune a chat model with LoRA or QLoRA on the assistant's words only, on a CPU, one GPU or many.
+"""Fine-tune a chat model with LoRA, QLoRA or in full on the assistant's words only, on a CPU, one GPU or many.
 
     accelerate launch recipes/lora_sft.py --config recipes/configs/smollm2-135m.yaml
     accelerate launch recipes/lora_sft.py --config recipes/configs/qwen3-8b.yaml --load_in_4bit true      # QLoRA
     accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 4 \
         recipes/lora_sft.py --config recipes/configs/llama3.1-8b.yaml --train_data my_chats.jsonl
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml --num_processes 8 \
+        recipes/lora_sft.py --config recipes/configs/llama3.1-8b-full.yaml          # all weights (use_peft: false)
 
 To use your own data, change three lines of a YAML file: model_name_or_path, train_data, output_dir. Every field of
 TRL's SFTConfig and ModelConfig and of the class below can be a key of the YAML file or a command-line option; options
 win.
 
 Hardware, minutes, the share of trained tokens and the expected loss are at the top of each file in recipes/configs;
-when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter, the tokenizer with its
-chat template, and a generation_config.json that ends an answer at the end-of-turn tokens that were trained.
+when to use which launch configuration is in docs/launch.md. Saved in output_dir: the adapter or the model, the
+tokenizer with its chat template, a generation_config.json that ends an answer at the end-of-turn tokens trained, and
+chat_template_kwargs.json, the arguments of the generation prompt that the trained answers come after.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import difflib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -30,7 +34,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from local_model import find_model
 from peft import AutoPeftModelForCausalLM
@@ -40,10 +44,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from sft_mask import IGNORE_INDEX, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
+from sft_mask.data.formats.read import read_chats
+from sft_mask.data.setup import read_tokenizer
 from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
 
-COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"text"}, {"input_ids"})
+PROMPT = "chat_template_kwargs.json"
+"""Arguments of the generation prompt that the trained answers come after; to be given to apply_chat_template."""
 ROWS_LOOKED_AT = 200
 """Rows that are masked before the model is loaded, so that problems with markers or template show up in seconds."""
 
@@ -58,6 +65,12 @@ class RecipeArguments:
         default=None, metadata={"help": "likewise; evaluated at the end, and according to eval_strategy"}
     )
     eval_split: str = field(default="test", metadata={"help": "split of a hub dataset"})
+    columns: dict[str, Any] | None = field(
+        default=None, metadata={"help": "what columns are whose names do not say it: {ask: prompt, reply: response}"}
+    )
+    roles: dict[str, Any] | None = field(
+        default=None, metadata={"help": "what roles are, likewise: {alice: user, bob: assistant}"}
+    )
     eval_share: float = field(default=0.0, metadata={"help": "without eval_data: share of train_data to hold out"})
     instruction_part: list[str] | None = field(
         default=None, metadata={"help": "text before the user's words; None: both are detected"}
@@ -84,6 +97,9 @@ class RecipeArguments:
     reduction: str = field(
         default="token", metadata={"help": "token, turn or sequence: what has the same weight in the loss"}
     )
+    expand: bool = field(
+        default=False, metadata={"help": "make rows in which each answer is as inference shows it (mask_dataset)"}
+    )
     merge: bool = field(
         default=False, metadata={"help": "also save the whole model with the adapter merged, in merged/"}
     )
@@ -93,9 +109,12 @@ def main() -> None:
     recipe, training, model_args = read_arguments(sys.argv[1:])
     tokenizer = load_tokenizer(model_args, training)
     with training.main_process_first(desc="reading the data"):
-        train, evaluation = read_data(recipe, training)
+        train, evaluation = read_data(recipe, training, tokenizer)
     mask = mask_settings(recipe)
-    stops = look_before_loading(train, tokenizer, mask)
+    stops, prompt = look_before_loading(train, tokenizer, mask)
+    if recipe.expand:
+        with training.main_process_first(desc="expanding the conversations"):
+            train, evaluation = expanded(train, evaluation, tokenizer, mask)
 
     training.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -112,9 +131,10 @@ def main() -> None:
         quantization_config=quantization(model_args),
         peft_config=get_peft_config(model_args),
     )
+    check_sharding(trainer)
     # The one line that this library is about: from here on only the assistant's words are trained.
     try:
-        trainer = train_on_responses_only(trainer, **mask)
+        trainer = train_on_responses_only(trainer, **mask)  # labels that expand made stay as they are
     except SftMaskError as error:
         refuse(str(error))
     if trainer.is_world_process_zero():
@@ -131,7 +151,7 @@ def main() -> None:
     trainer.save_model()  # on every rank: sharded weights are gathered
     trainer.save_state()
     if trainer.is_world_process_zero():
-        save_beside_the_adapter(trainer, tokenizer, stops)
+        save_beside_the_weights(trainer, tokenizer, stops, prompt)
         if recipe.merge:
             merge(Path(training.output_dir), model_args.dtype)
     trainer.accelerator.wait_for_everyone()
@@ -198,21 +218,28 @@ def local_world_size() -> int:
 
 
 def refuse(why: str) -> NoReturn:
-    """Exits with one sentence from the first process; the others exit silently."""
-    first = os.environ.get("RANK", "0") == "0"
-    sys.exit(f"lora_sft: {why}" if first else 1)
+    """Exits with one sentence from the first process of each machine; the others exit silently."""
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    sys.exit(f"lora_sft: {why}{which_machine()}" if first else 1)
+
+
+def which_machine() -> str:
+    machines = int(os.environ.get("WORLD_SIZE", "1")) // local_world_size()
+    return f" (on {os.uname().nodename}, one of {machines} machines)" if machines > 1 else ""
+
+
+def launched_with(variable: str) -> bool:
+    """Whether ``accelerate launch`` set a variable, as its configuration asks."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def check_request(wanted: Namespace) -> None:
     """Refuses what cannot work on this machine or with these files, before anything is loaded."""
-    processes, gpus = local_world_size(), torch.cuda.device_count()
-    if processes > gpus and not wanted.use_cpu:
-        refuse(
-            f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
-            f"--num_processes {max(gpus, 1)}, or pass --use_cpu true to run them on the CPU."
-        )
+    check_launch(wanted)
     if wanted.load_in_4bit or wanted.load_in_8bit:
         check_quantization(wanted)
+    if wanted.merge and not wanted.use_peft:
+        refuse("merge: true with use_peft: false: there is no adapter to merge; leave merge out.")
     if not wanted.model_name_or_path:
         refuse("no model was given; set model_name_or_path, a folder or a hub name.")
     if not wanted.train_data:
@@ -226,13 +253,37 @@ def check_request(wanted: Namespace) -> None:
         refuse(f"the chat template {template!r} does not exist; chat_template_path is a .jinja file.")
 
 
+def check_launch(wanted: Namespace) -> None:
+    processes, gpus = local_world_size(), torch.cuda.device_count()
+    on_cpu = wanted.use_cpu or os.environ.get("DS_ACCELERATOR") == "cpu"
+    if processes > gpus and not on_cpu:
+        refuse(
+            f"{processes} processes were launched on this machine, which has {gpus} CUDA GPUs; launch with "
+            f"--num_processes {max(gpus, 1)}, or pass --use_cpu true to run them on the CPU."
+        )
+    if launched_with("ACCELERATE_USE_DEEPSPEED") and importlib.util.find_spec("deepspeed") is None:
+        refuse(
+            "the launch configuration asks for DeepSpeed, which is missing: `pip install deepspeed`, or use fsdp2.yaml."
+        )
+
+
 def check_quantization(wanted: Namespace) -> None:
-    if not torch.cuda.is_available() or wanted.use_cpu:
-        refuse("QLoRA (load_in_4bit, load_in_8bit) needs a CUDA GPU, and none was found; leave it out to use LoRA.")
     if importlib.util.find_spec("bitsandbytes") is None:
         refuse(
             "QLoRA needs bitsandbytes, which is missing: `pip install 'sft-mask[qlora]'`, or leave load_in_4bit out."
         )
+    if not wanted.use_peft:
+        refuse("weights in 4 or 8 bits cannot be trained, only an adapter can: leave load_in_4bit or use_peft out.")
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        refuse("ZeRO-3 does not shard weights in 4 or 8 bits; use recipes/accelerate/fsdp2_qlora.yaml, or zero2.yaml.")
+    if launched_with("ACCELERATE_USE_FSDP") and wanted.load_in_8bit:
+        refuse("FSDP does not shard weights in 8 bits; use --load_in_4bit true, or recipes/accelerate/ddp.yaml.")
+
+
+def check_sharding(trainer: SFTTrainer) -> None:
+    """Refuses to train unsharded what was to be sharded."""
+    if launched_with("ACCELERATE_USE_FSDP") and not trainer.is_fsdp_enabled:
+        refuse("accelerate does not run FSDP on CPUs and would run DDP instead; use recipes/accelerate/ddp.yaml.")
 
 
 def check_file(option: str, name: str | None) -> None:
@@ -275,10 +326,10 @@ def load_tokenizer(model_args: ModelConfig, training: SFTConfig) -> Any:
     return tokenizer
 
 
-def read_data(recipe: RecipeArguments, training: SFTConfig) -> tuple[Dataset, Dataset | None]:
-    train = read_rows("train_data", recipe.train_data, recipe.train_split)
+def read_data(recipe: RecipeArguments, training: SFTConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    train = as_chats(read_rows("train_data", recipe.train_data, recipe.train_split), "train", tokenizer, recipe)
     if recipe.eval_data:
-        return train, read_rows("eval_data", recipe.eval_data, recipe.eval_split)
+        return train, as_chats(read_rows("eval_data", recipe.eval_data, recipe.eval_split), "eval", tokenizer, recipe)
     if not recipe.eval_share:
         return train, None
     parts = train.train_test_split(test_size=recipe.eval_share, seed=training.data_seed or training.seed)
@@ -297,12 +348,18 @@ def read_rows(option: str, name: str, split: str) -> Dataset:
         refuse(f"{name!r} of {option} could not be read: {' '.join(str(error.__cause__ or error).split())}")
     if not len(rows):
         refuse(f"{name!r} of {option} has no rows; it needs at least one.")
-    if not any(wanted <= set(rows.column_names) for wanted in COLUMNS):
-        refuse(
-            f"{name!r} of {option} has the columns {', '.join(rows.column_names)}; it needs messages, conversations, "
-            "prompt and completion, text, or input_ids."
-        )
     return rows
+
+
+def as_chats(rows: Dataset, name: str, tokenizer: Any, recipe: RecipeArguments) -> Dataset:
+    """The rows in a format that TRL reads; other formats in use are turned into messages."""
+    try:
+        chats, read_as = read_chats(rows, name, read_tokenizer(tokenizer).template, recipe.columns, recipe.roles)
+    except SftMaskError as error:
+        refuse(str(error))
+    if read_as:
+        print(f"{name}: read as {read_as}")
+    return chats
 
 
 # the mask
@@ -336,8 +393,8 @@ def mask_settings(recipe: RecipeArguments) -> dict[str, Any]:
     }
 
 
-def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> list[int]:
-    """Masks the first rows, to see what the library refuses, and which end-of-turn tokens are trained."""
+def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+    """Masks the first rows: what the library refuses, the end-of-turn tokens, the generation prompt's arguments."""
     if tokenizer.chat_template is None and {"messages", "conversations"} & set(train.column_names):
         refuse("the tokenizer has no chat template, and the data are messages; set chat_template_path, a .jinja file.")
     if tokenizer.chat_template is None and mask["response_part"] is None:
@@ -349,7 +406,32 @@ def look_before_loading(train: Dataset, tokenizer: Any, mask: dict[str, Any]) ->
     except SftMaskError as error:
         refuse(str(error))
     known = {tokenizer.convert_tokens_to_ids(stop) for stop in report.markers.stops}
-    return trained_stops(masked["labels"], known)
+    return trained_stops(masked["labels"], known), {
+        **report.splits["train"].prompt_arguments,
+        **common_arguments(rows),
+    }
+
+
+def common_arguments(rows: Dataset) -> dict[str, Any]:
+    """The chat_template_kwargs that all rows have in common; they shape the prompt too."""
+    if "chat_template_kwargs" not in rows.column_names:
+        return {}
+    given = [json.loads(row) if isinstance(row, str) else (row or {}) for row in rows["chat_template_kwargs"]]
+    return {name: value for name, value in given[0].items() if all(row.get(name) == value for row in given)}
+
+
+def expanded(
+    train: Dataset, evaluation: Dataset | None, tokenizer: Any, mask: dict[str, Any]
+) -> tuple[Dataset, Dataset | None]:
+    """The fewest rows in which each answer is as inference shows it, with their labels."""
+    splits = {"train": train, **({} if evaluation is None else {"eval": evaluation})}
+    try:
+        made, report = mask_dataset(DatasetDict(splits), tokenizer, **mask, expand=True, return_report=True)
+    except SftMaskError as error:
+        refuse(str(error))
+    if os.environ.get("RANK", "0") == "0":
+        Console(highlight=False).print(report, soft_wrap=True)
+    return made["train"], made.get("eval")
 
 
 def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
@@ -385,7 +467,7 @@ def show(trainer: Any, tokenizer: Any) -> None:
 
 def quantization(model_args: ModelConfig) -> Any:
     """4 or 8 bits as requested; a model that comes in MXFP4 (gpt-oss) is unpacked, or it could not be trained."""
-    if model_args.load_in_4bit and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if model_args.load_in_4bit and launched_with("ACCELERATE_USE_FSDP"):
         model_args.bnb_4bit_quant_storage = model_args.dtype  # FSDP shards tensors of a single dtype
     chosen = get_quantization_config(model_args)
     if chosen is not None:
@@ -395,8 +477,8 @@ def quantization(model_args: ModelConfig) -> Any:
     return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
 
 
-def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> None:
-    """Saves the report, and a generation config whose EOS is the end-of-turn token that was trained."""
+def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int], prompt: dict[str, Any]) -> None:
+    """Saves the report, a generation config that stops at the trained end-of-turn token, and the prompt's arguments."""
     folder = Path(trainer.args.output_dir)
     generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
     # If there are several, keep those the model was released with: gpt-oss ends earlier answers with another token.
@@ -407,9 +489,11 @@ def save_beside_the_adapter(trainer: Any, tokenizer: Any, stops: list[int]) -> N
     generation.save_pretrained(folder)
     report = json.dumps(trainer.mask_report.to_dict(), indent=1, ensure_ascii=False)
     (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
+    (folder / PROMPT).write_text(json.dumps(prompt) + "\n", encoding="utf-8")
     ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))
     says = f"that stops at {ends}" if stops else "as it was, since no end-of-turn token was trained"
-    print(f"Saved in {folder}: the adapter, the tokenizer and a generation config {says}")
+    what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
+    print(f"Saved in {folder}: the {what}, the tokenizer and a generation config {says}")
 
 
 def as_list(eos: int | list[int] | None) -> list[int]:
@@ -422,6 +506,7 @@ def merge(folder: Path, dtype: str) -> None:
     merged.generation_config = GenerationConfig.from_pretrained(folder)
     merged.save_pretrained(folder / "merged")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "merged")
+    shutil.copy(folder / PROMPT, folder / "merged")
     print(f"Saved in {folder / 'merged'}: the whole model with the adapter merged")
 
 

@@ -58,6 +58,23 @@ install_into_venv() {
     fingerprint "$extra" >"$stamp"
 }
 
+# stack_on_venv NAME REQUIREMENTS: an environment with these versions in front of .venv, its python is $stacked_python.
+# What is not installed there is found in .venv, the project's own editable installation included.
+stack_on_venv() {
+    local folder=.venv/$1 requirements=$2 stamp=.venv/$1/installed
+    stacked_python="$PWD/$folder/bin/python"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$(cat "$requirements" .venv/installed-dev)" ]; then
+        return
+    fi
+    echo "Installing the versions of $requirements into $folder"
+    "$venv_python" -m venv --clear --without-pip "$folder"
+    packages_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+    echo "import site; site.addsitedir('$(packages_of "$venv_python")')" >"$(packages_of "$stacked_python")/newest.pth"
+    "$venv_python" -m pip --python "$stacked_python" --disable-pip-version-check install --quiet \
+        --requirement "$requirements"
+    cat "$requirements" .venv/installed-dev >"$stamp"
+}
+
 # run_pytest PYTHON [arguments]: in WORKERS processes with a thread each, and nothing is fetched from a hub.
 # An idle worker takes over half of what another has left: neighbours stay together and share their module's models.
 run_pytest() {

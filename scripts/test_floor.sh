@@ -6,19 +6,8 @@ source "$(dirname "$0")/env.sh"
 
 install_into_venv dev
 
-floor=.venv/floor
-floor_python="$PWD/$floor/bin/python"
-stamp=$floor/installed
-if [ "$(cat "$stamp" 2>/dev/null)" != "$(cat requirements/floor.txt .venv/installed-dev)" ]; then
-    echo "Installing the versions of requirements/floor.txt into $floor"
-    "$venv_python" -m venv --clear --without-pip "$floor"
-    folder() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    # What is not installed here is found in .venv, the project's own editable installation included.
-    echo "import site; site.addsitedir('$(folder "$venv_python")')" >"$(folder "$floor_python")/newest.pth"
-    "$venv_python" -m pip --python "$floor_python" --disable-pip-version-check install --quiet \
-        --requirement requirements/floor.txt
-    cat requirements/floor.txt .venv/installed-dev >"$stamp"
-fi
+stack_on_venv floor requirements/floor.txt
+floor_python=$stacked_python
 
 "$floor_python" - <<'PYTHON'
 import importlib.metadata, re, sys, tomllib

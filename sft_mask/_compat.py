@@ -8,12 +8,13 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_mask.errors import extra
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 def main_process_first() -> AbstractContextManager[None]:
     """Runs a block on the first process of each node, then on the others, which find its cache.
 
-    Without accelerate no process waits for another. The fallback goes with trl >= 1.14, which has
+    Without accelerate, or with one process, no process waits for another. The fallback goes with trl >= 1.14, which has
     ``global_then_local_main_first``; without TRL, accelerate alone does the same for a shared cache.
     """
+    if _is_alone():
+        return nullcontext()
     try:
         from trl.trainer.utils import global_then_local_main_first
     except ImportError:
@@ -39,8 +42,20 @@ def main_process_first() -> AbstractContextManager[None]:
     return global_then_local_main_first()
 
 
+def _is_alone() -> bool:
+    """Whether there is one process: nothing has set up several, and no launcher says so.
+
+    Importing TRL takes longer than to mask thousands of rows.
+    """
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
+    launched = any(os.environ.get(name, "1") != "1" for name in names)
+    return not launched and not {"accelerate", "trl"} & sys.modules.keys()
+
+
 def is_main_process() -> bool:
     """Whether this is the process that logs: the first of all, by ``RANK`` where accelerate is not installed."""
+    if _is_alone():
+        return True
     try:
         from accelerate import PartialState
     except ModuleNotFoundError:
@@ -186,3 +201,14 @@ def chunked_head() -> ChunkedHead | None:
         return None
     arguments = ", ".join(inspect.signature(forward).parameters)
     return ChunkedHead(utils, apply, is_compact) if arguments == _HEAD_ARGUMENTS else None
+
+
+def pack_rows(dataset: Any, length: int, strategy: str) -> Any:
+    """Rows of ``input_ids`` and ``labels``, packed as ``SFTTrainer`` packs them.
+
+    Raises:
+        MissingExtraError: TRL is not installed.
+    """
+    with extra("train", "Packing rows as TRL does"):
+        from trl import pack_dataset
+    return pack_dataset(dataset.with_format(None).select_columns(["input_ids", "labels"]), length, strategy)

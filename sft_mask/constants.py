@@ -13,8 +13,11 @@ ASSISTANT: Final = ROLES.index("assistant")
 ASSISTANT_ROLES: Final = frozenset({"assistant", "model"})
 """Names that chat templates have for the model."""
 
-FLAGS: Final = ("train", "weight")
+FLAGS: Final = ("train", "training", "trainable", "loss", "weight", "loss_weight", "loss_scale")
 """Fields in which a message says itself whether, and how much, it is trained."""
+
+SPAN_FLAGS: Final = ("train_detail", "training_detail")
+"""Fields in which a message says which of its characters are trained; they are reported, not read."""
 
 REASONING: Final = ("reasoning_content", "thinking", "reasoning")
 """Fields in which a message holds its reasoning."""

@@ -12,6 +12,7 @@ from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
     from sft_mask.core.policy import Policy
+    from sft_mask.data.as_trained import RowShape
 
 
 def add_command(
@@ -43,6 +44,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", metavar="NAME", help="which split of the data (default: train, or the only one)")
     parser.add_argument("--subset", metavar="NAME", help="which configuration of a dataset on the Hub")
+    parser.add_argument(
+        "--columns",
+        metavar="NAME=FIELD[,...]",
+        help="what columns, or the keys of messages, are, where their names do not say it: ask=prompt,reply=response, "
+        "dialog=messages,speaker=role; NAME= leaves a column out",
+    )
 
 
 def add_template(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +76,12 @@ def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
     )
     add("chat-template", metavar="FILE", help="Jinja file to use instead of the tokenizer's template")
     add("turns", metavar="all|last|flagged", help="which answers are trained (default: all)")
-    add("roles", metavar="ROLE[,ROLE]", help="whose turns are trained (default: assistant); needs messages")
+    add(
+        "roles",
+        metavar="ROLE[,...]",
+        help="whose turns are trained (default: assistant), needs messages; and NAME=ROLE: what a role of the data is, "
+        "where its name does not say it (alice=user,bob=assistant)",
+    )
     add("tool-calls", metavar="yes|no", help="whether the assistant's tool calls are trained (default: yes)")
     add("prompt-weight", metavar="WEIGHT", type=float, help="weight of the tokens outside answers (default: 0)")
     add("stop", metavar="always|last|never", help="which end-of-turn tokens are trained (default: always)")
@@ -81,6 +93,36 @@ def add_settings(parser: argparse.ArgumentParser, prefix: str = "") -> None:
         action="append",
         help="do not train what is between two texts in an answer, such as '<think>' '</think>'; may be repeated",
     )
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Adds what a trainer makes of the rows."""
+    group = parser.add_argument_group("the rows of the trainer")
+    group.add_argument("--max-length", type=int, metavar="N", help="truncate rows as SFTConfig(max_length=N) does")
+    group.add_argument(
+        "--packing",
+        nargs="?",
+        const="bfd",
+        choices=("bfd", "bfd_split", "wrapped"),
+        help="pack the masked rows to --max-length tokens, with TRL (default strategy: bfd)",
+    )
+    group.add_argument(
+        "--expand", action="store_true", help="mask_dataset(expand=True): answers as inference shows them"
+    )
+
+
+def shape_of(args: argparse.Namespace) -> RowShape:
+    """What the options of :func:`add_shape` say."""
+    from sft_mask.data.as_trained import RowShape
+
+    if args.packing is not None and args.max_length is None:
+        raise DataError(
+            f"--packing {args.packing} needs --max-length N: rows are packed to that many tokens (SFTConfig's own "
+            "default is 1024)."
+        )
+    if args.max_length is not None and args.max_length < 1:
+        raise DataError(f"--max-length {args.max_length}: give 1 or more.")
+    return RowShape(args.max_length, args.packing, args.expand)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -111,12 +153,38 @@ def settings_of(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
         given = getattr(args, f"{prefix}{name}".replace("-", "_"))
         return getattr(args, name.replace("-", "_")) if given is None else given
 
+    trained, names = _split_roles(get("roles"))
+    given = {name: get(name.replace("_", "-")) for name in _POLICY}
     return {
         "instruction_part": marker(get("instruction-part")),
         "response_part": marker(get("response-part")),
-        "policy": _policy({name: get(name.replace("_", "-")) for name in _POLICY}, get("mask-region")),
+        "policy": _policy({**given, "roles": trained}, get("mask-region")),
         "chat_template": template_of(get("chat-template")),
+        "columns": _pairs("--columns", args.columns.split(",")) if args.columns else None,
+        "roles": names or None,
     }
+
+
+def _split_roles(given: str | None) -> tuple[list[str] | None, dict[str, str | None]]:
+    """The roles that are trained, and what roles of the data are.
+
+    >>> _split_roles("bob=assistant,tool")
+    (['tool'], {'bob': 'assistant'})
+    """
+    parts = [part.strip() for part in (given or "").split(",")]
+    trained = [part for part in parts if part and "=" not in part]
+    return trained or None, _pairs("--roles", [part for part in parts if "=" in part])
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str | None]:
+    """``NAME=FIELD`` pairs; ``None`` for ``NAME=``."""
+    pairs: dict[str, str | None] = {}
+    for part in given:
+        name, sign, field = part.strip().rpartition("=")
+        if not sign or not name or (option == "--roles" and not field):
+            raise DataError(f"{option} {part!r}: give NAME=FIELD, the name in the data first, such as ask=prompt.")
+        pairs[name] = field or None
+    return pairs
 
 
 def template_of(path: str | None) -> str | None:
@@ -141,8 +209,6 @@ def _policy(given: dict[str, Any], regions: list[list[str]] | None) -> Policy:
     from sft_mask.core.regions import Region
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    if "roles" in chosen:
-        chosen["roles"] = [role.strip() for role in chosen["roles"].split(",")]
     if "tool_calls" in chosen:
         chosen["tool_calls"] = _yes(chosen["tool_calls"])
     return Policy(**chosen, regions=[Region(start, end) for start, end in regions or ()])

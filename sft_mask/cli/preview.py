@@ -7,10 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_mask.cli.options import add_command, add_data, add_json, add_model, add_settings, settings_of
+from sft_mask.cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    add_settings,
+    add_shape,
+    settings_of,
+    shape_of,
+)
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
+    from sft_mask.data.as_trained import RowShape
     from sft_mask.preview import PreviewRow, PreviewRows
 
 _SHOWN = 3
@@ -28,7 +38,8 @@ def add_parser(commands: object) -> None:
         about="""
         Shows rows as the loss will see them: trained tokens bright, masked ones dim. In a pipe, trained text is in
         brackets. --why adds the reason for each token. --html writes all rows to one page that needs no network: hover
-        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous.
+        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous,
+        or that lost words.
         """,
         examples="""
           sft-mask preview Qwen/Qwen3-8B chats.jsonl
@@ -42,6 +53,7 @@ def add_parser(commands: object) -> None:
     add_data(parser)
     _add_shown(parser)
     add_json(parser)
+    add_shape(parser)
     add_settings(parser)
 
 
@@ -57,14 +69,13 @@ def run(args: argparse.Namespace) -> int:
     """Shows the rows."""
     from sft_mask.cli.inputs import first_rows, load_data, load_tokenizer
     from sft_mask.cli.output import console, print_json
-    from sft_mask.preview import preview_rows
 
     _check(args)
     tokenizer = load_tokenizer(args.model)
-    data = load_data(args)
-    if args.html is None:
+    data, shape = load_data(args), shape_of(args)
+    if args.html is None and shape.packing is None:
         data = first_rows(data, max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))
-    rows = preview_rows(data, tokenizer, **settings_of(args))
+    rows = _rows(data, tokenizer, settings_of(args), shape)
     chosen = _chosen(rows, args)
     if args.html is not None:
         return _write(chosen, args)
@@ -73,6 +84,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _show(chosen, console(), why=args.why)
     return 0
+
+
+def _rows(data: object, tokenizer: object, settings: dict[str, Any], shape: RowShape) -> PreviewRows:
+    """The rows of the trainer; packed ones come with the labels that they had before."""
+    from sft_mask.data.as_trained import packed_rows
+    from sft_mask.data.setup import MaskSettings, read_tokenizer
+    from sft_mask.preview import preview_rows
+
+    if shape.packing is None:
+        return preview_rows(data, tokenizer, **settings, max_length=shape.max_length, expand=shape.expand)
+    template = settings["chat_template"]
+    own = MaskSettings(settings["instruction_part"], settings["response_part"], settings["policy"], "drop")
+    packed = packed_rows(data, read_tokenizer(tokenizer, template), own, template, shape, "train")
+    return preview_rows(packed, tokenizer, **settings)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -132,6 +157,7 @@ def _as_dict(row: PreviewRow) -> dict[str, object]:
         "tokens": len(row.input_ids),
         "trained": row.trained_tokens,
         "status": list(row.status),
+        "lost": list(row.lost),
         "runs": [{"start": run.start, "end": run.end, "weight": run.weight, "text": run.text} for run in row.runs],
         "parts": [
             {"start": note.start, "end": note.end, "role": note.role, "turn": note.turn, "reason": note.reason}

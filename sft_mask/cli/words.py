@@ -24,6 +24,7 @@ _PHRASES = (
     (r"Choose one with chat_template=tokenizer\.chat_template\[NAME\]", "Write one to a file for --chat-template FILE"),
     (r"AutoTokenizer\.from_pretrained\(\.\.\.\), or pass it as tokenizer=", "a tokenizer.json in MODEL"),
     (r"let mask_dataset tokenize the messages", "leave input_ids out of the data, so that the messages are tokenized"),
+    (r"(?:Make the rows with )?mask_dataset\(\.\.\., expand=True\)", "--expand"),
     (r"A dataset needs its tokenizer: preview_rows\(dataset, tokenizer\)", "Give MODEL"),
     (
         r"Region\(start=('.*?'), end=('.*?'), .*: give both .*",

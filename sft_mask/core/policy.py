@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from sft_mask.constants import ASSISTANT_ROLES, FLAGS
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS, SPAN_FLAGS
 from sft_mask.core.regions import Region
 from sft_mask.core.spans import Turns
 from sft_mask.errors import DataError, SftMaskError
@@ -40,6 +40,8 @@ class Policy:
         turns: ``"all"`` answers; the ``"last"`` of each conversation (of each document of a packed row); or what the
             messages say themselves (``"flagged"``): ``train: false`` or ``weight: 0`` leaves a message out,
             ``train: true`` or another ``weight`` trains it, also a user's; one without either goes by its role.
+            ``training``, ``trainable`` and ``loss`` are read like ``train``; ``loss_weight`` and ``loss_scale``
+            like ``weight``.
         roles: roles that are trained, ``("assistant",)`` by default, or with a weight each: ``{"assistant": 1.0,
             "tool": 0.2}``. For roles other than the assistant, the message's own text and the end-of-turn token after
             it are trained; this needs the messages.
@@ -208,21 +210,49 @@ def _weight(given: object, where: str) -> float:
 
 
 def _flagged(message: Mapping[str, object], by_role: float) -> float:
-    """The weight of a message by its own ``train`` and ``weight``."""
-    train, weight = (message.get(name) for name in FLAGS)
-    if train is not None and not isinstance(train, bool):
-        raise DataError(
-            f"A message has train={train!r}, which is neither true nor false. Set one of them, or leave it out."
-        )
-    if train is False:
+    """The weight of a message by its own flags (:data:`~sft_mask.constants.FLAGS`)."""
+    said = {name: message[name] for name in FLAGS if message.get(name) is not None}
+    _refuse_spans(message)
+    switches = {name: value for name, value in said.items() if name in _SWITCHES or value is True or value is False}
+    switches = {name: value for name, value in switches.items() if name not in _WEIGHTS}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise DataError(
+                f"A message has {name}={value!r}, which is neither true nor false. Set one of them, or leave it out."
+            )
+    if len({*switches.values()}) > 1:
+        told = ", ".join(f"{name}={value}" for name, value in switches.items())
+        raise DataError(f"A message contradicts itself: {told}. Keep one of them.")
+    if False in switches.values():
         return 0.0
-    unless_trained = (by_role or 1.0) if train or weight is not None else by_role
-    if weight is None:
-        return unless_trained
+    unless_trained = (by_role or 1.0) if said else by_role
+    weights = {name: _number(name, value) for name, value in said.items() if name not in switches}
+    if len({*weights.values()}) > 1:
+        told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
+        raise DataError(f"A message has two weights: {told}. Keep one of them.")
+    return unless_trained * next(iter(weights.values()), 1.0)
+
+
+_SWITCHES = ("train", "training", "trainable")
+_WEIGHTS = ("weight", "loss_weight", "loss_scale")
+"""Flags that are true or false, and flags that are numbers; ``loss`` may be either."""
+
+
+def _number(name: str, value: object) -> float:
     try:
-        return unless_trained * _weight(weight, "The weight of a message")
+        return _weight(value, f"The {name} of a message")
     except SftMaskError as error:
         raise DataError(str(error)) from error
+
+
+def _refuse_spans(message: Mapping[str, object]) -> None:
+    name = next((name for name in SPAN_FLAGS if message.get(name)), None)
+    if name is not None:
+        raise DataError(
+            f"A message has {name}, which marks characters of it: {message[name]!r:.80}. Flags of whole messages are "
+            "read, those of characters are not. Leave it out, and choose such parts by their text or by a pattern: "
+            "Policy(turns='flagged', regions=[Region(text=...)])."
+        )
 
 
 def is_last_of_document(turns: Turns) -> Bools:

@@ -13,7 +13,9 @@ control token, and a search must not confuse the two.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,12 +25,14 @@ import numpy as np
 from sft_mask.core.arrays import Ints
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
 SENTENCEPIECE_SPACE: Final = "\u2581"
 NO_BYTE: Final = 256
+_COMPARED = 64
+"""Spellings that are compared with those that the tokenizer gives one by one."""
 _PROBE = "Hello, world!\n\n  x = 1\t東京 🙂 é"
 
 
@@ -111,6 +115,16 @@ class Vocabulary:
         return self.bytes_of(map(int, token_ids)).decode(errors="replace")
 
     @cached_property
+    def digest(self) -> str:
+        """A digest of all spellings and added tokens, for fingerprints."""
+        tokens = self.tokens
+        text = tokens.text if isinstance(tokens, _Spellings) else "\0".join([token or "" for token in tokens])
+        added = sorted((piece.token_id, piece.content, piece.special) for piece in self.added.values())
+        made = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16)
+        made.update(repr((self.size, added)).encode())
+        return made.hexdigest()
+
+    @cached_property
     def first_bytes(self) -> Ints:
         """``(size + 1,)`` the byte that each id begins with, ``NO_BYTE`` for ids without text."""
         flat, token = self._all_bytes
@@ -177,11 +191,9 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     A tokenizer whose ids cannot be spelled as exact bytes (WordPiece, word-level, lossy normalizers) gets
     ``kind="opaque"``: its markers are matched as the ids that the tokenizer gives for them.
     """
-    tokens = _spellings(tokenizer)
-    size = len(tokens)
     added = _added_tokens(tokenizer)
-    for token_id, token in added.items():
-        tokens[token_id] = token.content
+    tokens = _spellings(tokenizer, added)
+    size = len(tokens)
     name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
     if vocabulary.kind != "opaque" and not _spells_probe(vocabulary, tokenizer):
@@ -189,17 +201,77 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     return vocabulary
 
 
-def _spellings(tokenizer: Any) -> list[str | None]:
+class _Spellings(Sequence[str | None]):
+    """The spelling of each id of a tokenizer, read when it is asked for.
+
+    Reading 150,000 strings takes longer than everything else that is done before the first row; masks by control tokens
+    need a few of them. All together are read at once, as the text that the model writes for all ids.
+
+    Args:
+        backend: the tokenizer of ``tokenizers``.
+        text: the spellings of the model's own ids, one after the other, with a space between two.
+        size: number of ids, with those of added tokens.
+        added: added tokens by id.
+    """
+
+    def __init__(self, backend: Any, text: str, size: int, added: Mapping[int, AddedTokenInfo]) -> None:
+        self.text = text
+        self._backend, self._size, self._added = backend, size, added
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._all[index]
+        added = self._added.get(index)
+        return self._backend.id_to_token(index) if added is None else added.content
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._all)
+
+    @cached_property
+    def _all(self) -> list[str | None]:
+        tokens: list[str | None] = [*self.text.split(" ")]
+        sample = range(0, len(tokens), max(1, len(tokens) // _COMPARED))
+        if any(tokens[token_id] != self._backend.model.id_to_token(token_id) for token_id in sample):
+            tokens.clear()  # a spelling holds a space, and another id has none
+        tokens += map(self._backend.id_to_token, range(len(tokens), self._size))
+        for token_id, token in self._added.items():
+            tokens[token_id] = token.content
+        return tokens
+
+
+def _spellings(tokenizer: Any, added: Mapping[int, AddedTokenInfo]) -> Sequence[str | None]:
     """The tokenizer's own spelling of each id."""
     backend = tokenizer.backend_tokenizer
-    tokens: list[str | None] = list(map(backend.id_to_token, range(backend.get_vocab_size(with_added_tokens=True))))
-    if None not in tokens:  # as many ids as tokens: none is larger
-        return tokens
-    vocab = tokenizer.get_vocab()
-    tokens = [None] * (max(vocab.values()) + 1)
-    for token, token_id in vocab.items():
-        tokens[token_id] = token
+    size, text = backend.get_vocab_size(with_added_tokens=True), _text_of_all(backend)
+    if text is not None and all(token_id < size for token_id in added):
+        return _Spellings(backend, text, size, added)
+    tokens: list[str | None] = list(map(backend.id_to_token, range(size)))
+    if None in tokens:  # fewer tokens than ids
+        vocab = tokenizer.get_vocab()
+        tokens = [None] * (max(vocab.values()) + 1)
+        for token, token_id in vocab.items():
+            tokens[token_id] = token
+    for token_id, token in added.items():
+        if token_id < len(tokens):
+            tokens[token_id] = token.content
     return tokens
+
+
+def _text_of_all(backend: Any) -> str | None:
+    """The spellings of the model's own ids with a space between two; ``None`` if they cannot be told apart."""
+    from tokenizers import Tokenizer
+
+    bare = Tokenizer(backend.model)  # without a decoder, which would join the spellings
+    own, size = bare.get_vocab_size(), backend.get_vocab_size(with_added_tokens=True)
+    if not own or any(backend.id_to_token(token_id) is None for token_id in range(own, size)):
+        return None
+    text: str = bare.decode(list(range(own)), skip_special_tokens=False)
+    if text.count(" ") != own - 1:  # an id without a token, or a space in one
+        return None
+    return text
 
 
 def _added_tokens(tokenizer: Any) -> dict[int, AddedTokenInfo]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sft_mask.data.read.rows import LOSS_WEIGHTS
+from sft_mask.data.read.spelling import COLUMNS as CONVERSATION
 from sft_mask.errors import AmbiguousRowError, DataError, SftMaskError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.read.conversations import EXPANSION
 
-CONVERSATION = ("messages", "conversations", "prompt", "completion")
 READ = ("input_ids", "labels", "seq_lengths", LOSS_WEIGHTS, *CONVERSATION, "tools", "chat_template_kwargs", EXPANSION)
 """Columns that decide labels; no other column is read."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,25 +46,45 @@ class Labels:
 
 def store(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch], stats: SplitStats) -> Labels:
     """Writes batches of :func:`schema` as they come; ``stats`` is complete when the last one came."""
-    unique = uuid.uuid4().hex
-    partial, side = path.with_suffix(f".{unique}.arrow.partial"), path.with_suffix(f".{unique}.json.partial")
+    with replacing(path, "labels") as partial:
+        write_stream(partial, columns, batches)
+        with replacing(path.with_suffix(".json"), "labels") as side:
+            side.write_text(json.dumps(asdict(stats.report)))
+    return _load(path)
+
+
+def write_stream(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes batches to an Arrow file as they come."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, columns) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+
+
+@contextmanager
+def replacing(path: Path, what: str) -> Iterator[Path]:
+    """A path to write to; what is there in the end gets the name ``path``, unless anything failed.
+
+    Raises:
+        OSError: it could not be written; no unfinished file is left.
+    """
+    partial = path.with_suffix(f".{uuid.uuid4().hex}{path.suffix}.partial")
     try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, columns) as stream:
-            for batch in batches:
-                stream.write_batch(batch)
-        side.write_text(json.dumps(asdict(stats.report)))
-        side.replace(path.with_suffix(".json"))
+        yield partial
         partial.replace(path)
     except OSError as error:
+        if isinstance(error, _NotWrittenError):
+            raise
         text = (
-            f"{error.strerror or error}, while labels were written. Nothing was changed, and no unfinished file "
+            f"{error.strerror or error}, while {what} were written. Nothing was changed, and no unfinished file "
             "is left. Free some space there, or move the dataset, and call again"
         )
-        raise OSError(error.errno, text, str(path)) from error
+        raise _NotWrittenError(error.errno, text, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
-        side.unlink(missing_ok=True)
-    return _load(path)
+
+
+class _NotWrittenError(OSError):
+    """Says what could not be written."""
 
 
 def stored(path: Path, rows: int) -> Labels | None:

@@ -56,10 +56,10 @@ def label_dataset(
         UnsupportedError: rows are computed when they are read (``with_transform``).
     """
     check_columns(dataset, name)
-    used = _used_rows(dataset)
+    used = used_rows(dataset)
     fingerprint = fingerprint_of(dataset, masker.key)
     labels = _labels(dataset, masker, used, fingerprint, name)
-    labelled = _beside(dataset, labels.table, fingerprint)
+    labelled = beside(dataset, labels.table, fingerprint)
     trained = labels.trained if used is None else labels.trained[used]
     if not keep_all_rows and not trained.all():
         labelled = labelled.select(np.flatnonzero(trained))
@@ -68,18 +68,23 @@ def label_dataset(
 
 def check_columns(dataset: Dataset, name: str) -> None:
     """Refuses what cannot be labelled, before anything is read."""
+    refuse_transform(dataset, name)
     where = f"the {name} dataset"
-    if dataset.format["type"] == "custom":
-        raise UnsupportedError(
-            f"Rows of {where} are computed when they are read (with_transform or set_transform), so there is nothing "
-            "to label. Make them once with dataset.map(...)."
-        )
     list_column(dataset._data, "input_ids", where)
     if "labels" in dataset._data.column_names:
         list_column(dataset._data, "labels", where)
     _check_loss_weights(dataset._data.schema, where)
     if not len(dataset):
         raise no_rows(dataset, where)
+
+
+def refuse_transform(dataset: Any, name: str) -> None:
+    """Refuses a dataset whose rows are computed when they are read."""
+    if hasattr(dataset, "format") and dataset.format["type"] == "custom":
+        raise UnsupportedError(
+            f"Rows of the {name} dataset are computed when they are read (with_transform or set_transform), so there "
+            "is nothing to label. Make them once with dataset.map(...)."
+        )
 
 
 def _check_loss_weights(schema: pa.Schema, where: str) -> None:
@@ -103,7 +108,7 @@ def fingerprint_of(dataset: Dataset, key: tuple[object, ...]) -> str:
 
 
 def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: str, name: str) -> cache.Labels:
-    folder = _cache_folder(dataset)
+    folder = cache_folder(dataset)
     path = folder / f"cache-sft-mask-{fingerprint}.arrow" if folder is not None else None
     rows = dataset._data.num_rows
     known = cache.stored(path, rows) if path is not None else None
@@ -120,7 +125,7 @@ def _labels(dataset: Dataset, masker: Masker, used: Ints | None, fingerprint: st
         return cache.store(path, columns, batches, stats)
 
 
-def _cache_folder(dataset: Dataset) -> Path | None:
+def cache_folder(dataset: Dataset) -> Path | None:
     """Where the labels are kept.
 
     Beside the dataset's own files, where ``dataset.cleanup_cache_files()`` finds what is there; in a temporary
@@ -140,7 +145,7 @@ def _cache_folder(dataset: Dataset) -> Path | None:
 # batches
 
 
-def _used_rows(dataset: Dataset) -> Ints | None:
+def used_rows(dataset: Dataset) -> Ints | None:
     """Rows of the underlying table that the dataset uses, in its order; ``None`` for all in the table's order."""
     if dataset._indices is None:
         return None
@@ -265,9 +270,10 @@ def _label_batches(
     for batch in _batches(dataset, used, masker.cutting):
         if len(batch.places):
             where = f"the {name} dataset"
-            expansion = expansion_of(batch.table)
+            table = decode.prepared(batch.table)
+            expansion = expansion_of(table)
             numbers = batch.numbers if expansion is None else expansion.conversation
-            masked = mask_rows(masker, batch.table, decode, numbers, where, adjacent=used is None)
+            masked = mask_rows(masker, table, decode, numbers, where, adjacent=used is None)
             stats.add(masked.report)
             yield _spread(masked, batch.places, batch.rows)
         else:
@@ -296,20 +302,26 @@ def _record(labels: Labels, lengths: Ints, trained: Ints) -> pa.RecordBatch:
 # the new dataset
 
 
-def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
-    """The dataset with the new labels column; the same rows in the same order, nothing else copied."""
+def beside(dataset: Dataset, columns: Any, fingerprint: str) -> Dataset:
+    """The dataset with new columns of lists; the same rows in the same order, nothing else copied.
+
+    Args:
+        dataset: columns of the same names are left out.
+        columns: a table of ``datasets`` with as many rows as the dataset's own.
+        fingerprint: of the dataset that is made.
+    """
     from datasets import Dataset, Features, List, Value
     from datasets.table import concat_tables
 
-    old = dataset._data
-    if "labels" in old.column_names:
-        old = old.remove_column(old.column_names.index("labels"))
+    old, names = dataset._data, columns.column_names
+    for name in {*names} & {*old.column_names}:
+        old = old.remove_column(old.column_names.index(name))
     info = dataset.info.copy()
-    features = {name: feature for name, feature in dataset.features.items() if name != "labels"}
-    kind = str(labels.schema.field("labels").type.value_type)
-    info.features = Features({**features, "labels": List(Value(kind))})
+    kept = {name: feature for name, feature in dataset.features.items() if name not in names}
+    new = {name: List(Value(str(columns.schema.field(name).type.value_type))) for name in names}
+    info.features = Features({**kept, **new})
     made = Dataset(
-        concat_tables([old, labels], axis=1),
+        concat_tables([old, columns], axis=1),
         info=info,
         split=dataset.split,
         indices_table=dataset._indices,
@@ -317,7 +329,7 @@ def _beside(dataset: Dataset, labels: Any, fingerprint: str) -> Dataset:
     )
     shown = dataset.format
     everything = set(shown["columns"]) >= set(dataset.column_names)
-    columns = None if everything else list(dict.fromkeys([*shown["columns"], "labels"]))
+    columns = None if everything else list(dict.fromkeys([*shown["columns"], *names]))
     if shown["type"] is not None or columns is not None:
         made.set_format(shown["type"], columns, shown["output_all_columns"], **shown["format_kwargs"])
     return made

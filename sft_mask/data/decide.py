@@ -70,13 +70,15 @@ class RowDecider:
         self._refuse_without_messages(table, decode, packed=packed)
         if not has_messages or packed:
             return Decided(turns, none, none.copy(), dict.fromkeys(range(len(batch)) if has_messages else (), "packed"))
-        known, flagged = ~decode.unknown(table), decode.flagged(table)
+        known, flags = ~decode.unknown(table), decode.flags(table)
+        flagged = np.any([none, *flags.values()], axis=0)
         seen = decode.signatures(table, self.quotable)
         doubtful = self._doubtful(seen, turns, flagged) | (EXPANSION in table.column_names)
         unmatched = dict.fromkeys(np.flatnonzero(~known).tolist(), "with null messages")
         decided = Decided(turns, none, known & ~doubtful, unmatched)
         if self.policy.turns != "flagged":
             decided.unread_flags = int(flagged.sum())
+            decided.unread_flag_names = {name: int(rows.sum()) for name, rows in flags.items()}
         if self.policy.needs_messages:
             decided.ambiguous.update(dict.fromkeys(unmatched, Undecided("Its messages are null.")))
         accountant = self._accountant(table, decode, seen.signature)

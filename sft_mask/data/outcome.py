@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class Decided:
         ambiguous: rows that could not be decided.
         mid_turn: number of rows that begin inside a turn; what comes before their first header is masked.
         unread_flags: number of rows whose messages have flags that the policy does not read.
+        unread_flag_names: likewise, by the name of the flag.
         account: what became of the fields of the messages; ``None`` if the rows have none, or no template to render
             them.
     """
@@ -72,6 +74,7 @@ class Decided:
     ambiguous: dict[int, Undecided] = field(default_factory=dict)
     mid_turn: int = 0
     unread_flags: int = 0
+    unread_flag_names: Mapping[str, int] = field(default_factory=dict)
     account: Account | None = None
 
 

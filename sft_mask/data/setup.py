@@ -72,6 +72,13 @@ def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> Token
     Raises:
         UnsupportedError: it is a slow tokenizer without a tokenizers backend.
     """
+    if tokenizer is None or isinstance(tokenizer, str):
+        given = "No tokenizer was given" if tokenizer is None else f"The tokenizer is a text, {tokenizer!r:.80}"
+        named = repr(tokenizer) if tokenizer else "NAME"
+        raise UnsupportedError(
+            f"{given}, and the tokenizer itself is needed. Load it: "
+            f"transformers.AutoTokenizer.from_pretrained({named}), with the name or the folder of the model."
+        )
     tokenizer, processor = tokenizer_and_processor(tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         kind = type(tokenizer).__name__
@@ -190,10 +197,7 @@ def _digest(info: TokenizerInfo) -> str:
     """A digest of the tokenizer for fingerprints: its vocabulary and its added tokens."""
     from datasets.fingerprint import Hasher
 
-    vocabulary = info.vocabulary
-    added = sorted((piece.token_id, piece.content, piece.special) for piece in vocabulary.added.values())
-    tokens = "\0".join([token or "" for token in vocabulary.tokens])
-    return str(Hasher.hash((tokens, added, info.tokenizer.pad_token_id)))
+    return str(Hasher.hash((info.vocabulary.digest, info.tokenizer.pad_token_id)))
 
 
 def marker_summary(masker: Masker) -> MarkerSummary:

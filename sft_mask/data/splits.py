@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from sft_mask._compat import main_process_first
+from sft_mask.constants import ASSISTANT_ROLES
 from sft_mask.core.packing import RowCutting
 from sft_mask.data.accounting.stats import SplitStats
 from sft_mask.data.dataset import label_dataset
-from sft_mask.data.faults.roles import without_answers
+from sft_mask.data.faults.roles import without_answers, without_roles
 from sft_mask.data.masker import Masker
 from sft_mask.data.prelabelled import is_masked, is_weighted, keep_labels
 from sft_mask.data.read.formats import column_names, sample_rows
@@ -121,7 +122,10 @@ def _nothing(
     count = f"{report.rows_seen} row{'' if report.rows_seen == 1 else 's'}"
     of = f"All {count}" if hasattr(dataset, "__len__") else f"The first {count}"
     seen = f"{of} of the {name} dataset would be masked completely: nothing would be trained."
+    wanted = {role for role, weight in masker.policy.role_weights.items() if weight}
     found = without_answers(source, f"the {name} dataset")
+    if found is None and not wanted & ASSISTANT_ROLES:
+        found = without_roles(source, f"the {name} dataset", wanted)
     if found is not None:
         return NothingToTrainError(f"{seen} {found}")
     if full * 2 > len(rows):

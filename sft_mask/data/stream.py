@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
-from sft_mask.core.arrays import offsets_of
 from sft_mask.data.accounting.stats import SplitStats
-from sft_mask.data.batches import CONVERSATION, mask_rows
+from sft_mask.data.batches import mask_rows
 from sft_mask.data.expand import EXPANSION_TYPE, Expander
 from sft_mask.data.masker import Masker
 from sft_mask.data.read import Row
@@ -29,6 +28,9 @@ from sft_mask.data.read.conversations import (
 )
 from sft_mask.data.read.formats import column_names
 from sft_mask.data.read.rows import LOSS_WEIGHTS
+from sft_mask.data.read.spelling import COLUMNS as CONVERSATION
+from sft_mask.data.read.spelling import as_json, standard_messages_of
+from sft_mask.data.tokenize.rows import RowTokenizer
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 64
 _PLACE = "place in the batch"
+_PARTS = "texts to encode"
 _IDS = pa.list_(pa.int64())
 
 
@@ -58,7 +61,7 @@ class LabelBatch:
         self._counted = 0
 
     def __call__(self, batch: Row, numbers: Sequence[int] | None = None) -> dict[str, object]:
-        table = batch_table(batch)
+        table = batch_table(batch := with_messages(batch) if isinstance(batch, Mapping) else batch)
         rows = np.arange(table.num_rows) if numbers is None else np.asarray(numbers, np.int64)
         masked = mask_rows(self._masker, table, _BatchDecoder(batch), rows, self._name)
         if self._stats is not None and len(rows) and rows[0] >= self._counted:
@@ -102,6 +105,34 @@ def label_stream(
     return labelled if keep_all_rows else labelled.filter(has_trained_token), stats
 
 
+def tokenized_stream(dataset: IterableDataset, tokenizer: RowTokenizer) -> IterableDataset:
+    """A stream with ``input_ids`` (of prompt and completion also ``labels``), made as rows are read.
+
+    Rows are rendered one by one, because rows of a stream may have different columns, and encoded in batches.
+    """
+    parts = dataset.map(_parts_of_row, with_indices=True, fn_kwargs={"tokenizer": tokenizer})
+    return parts.map(
+        _ids_of_parts,
+        batched=True,
+        batch_size=_ROWS_AT_ONCE,
+        with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer},
+        remove_columns=_PARTS,
+    )
+
+
+def _parts_of_row(row: Row, number: int, tokenizer: RowTokenizer) -> dict[str, object]:
+    return {_PARTS: tokenizer.parts(row, number)}
+
+
+def _ids_of_parts(batch: Row, numbers: Sequence[int], tokenizer: RowTokenizer) -> dict[str, object]:
+    made = tokenizer.encode(batch[_PARTS], numbers)
+    ids: dict[str, object] = {"input_ids": [row.ids.tolist() for row in made]}
+    if any(row.prompt is not None for row in made):
+        ids["labels"] = [None if row.prompt is None else row.labels().tolist() for row in made]
+    return ids
+
+
 @dataclass(frozen=True, slots=True)
 class _ExpandedLabels:
     """Conversations to expanded rows with labels, whole conversations at a time."""
@@ -140,13 +171,25 @@ def batch_table(batch: Row) -> pa.Table:
         columns[LOSS_WEIGHTS] = _lists(LOSS_WEIGHTS, batch[LOSS_WEIGHTS], pa.float64())
     for name in CONVERSATION:
         if _is_filled(batch.get(name)) and all(_is_conversation(value) for value in batch[name]):
-            columns[name] = _as_json(batch[name])
+            columns[name] = as_json(batch[name])
     if EXPANSION in batch:
         columns[EXPANSION] = pa.array(batch[EXPANSION], EXPANSION_TYPE)
     for name in ("tools", "chat_template_kwargs"):
         if _is_filled(batch.get(name)):
             columns[name] = pa.array([_dumped(value) if value else None for value in batch[name]], pa.string())
     return pa.table(columns)
+
+
+def with_messages(batch: Row) -> Row:
+    """The batch with its conversations in their usual spelling."""
+    there = [name for name in CONVERSATION if name in batch and _is_filled(batch[name])]
+    made = dict(batch)
+    for name in there:
+        rows = [None if row is None else standard_messages_of(row) for row in batch[name]]
+        if all(row is not None or not given for row, given in zip(rows, batch[name], strict=True)):
+            is_usual = name in ("messages", "conversations", "prompt", "completion")
+            made["messages" if not is_usual and "messages" not in made else name] = rows
+    return made
 
 
 def rows_of_batch(batch: Mapping[str, object]) -> list[dict[str, object]]:
@@ -190,14 +233,6 @@ def _is_conversation(value: object) -> bool:
 
 def _dumped(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _as_json(rows: Sequence[Sequence[Mapping[str, object]]]) -> pa.Array:
-    """Messages with any fields, as JSON; Arrow structs would need the same fields of the same type in all of them."""
-    texts = pa.array([_dumped(dict(message)) for row in rows for message in row], pa.string())
-    messages = pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
-    offsets = offsets_of([len(row) for row in rows]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), messages)
 
 
 class _BatchDecoder(Decoder):

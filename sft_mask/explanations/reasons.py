@@ -14,6 +14,7 @@ from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.policy import is_last_of_document
 from sft_mask.core.regions import in_regions
 from sft_mask.data.masker import Masker
+from sft_mask.explanations.losses import lost_by_turn
 from sft_mask.explanations.rows import InspectedRow
 from sft_mask.explanations.segments import RoleSegment, SegmentReader
 from sft_mask.templates.tracing.traced_str import TEMPLATE
@@ -88,6 +89,7 @@ class _Tokens:
         self.piece_of = np.full(len(row.ids), -1, np.int64)
         for number, piece in enumerate(row.pieces):
             self.piece_of[piece.start : piece.end] = number
+        self.lost = lost_by_turn(row.turns, row.conversation, row.account.losses)
         self.padding = self._padding()
         self.is_last = is_last_of_document(self.turns)
         self.in_region = np.zeros(len(row.ids), np.bool_)
@@ -188,9 +190,12 @@ class _Tokens:
 
     def _why_trained(self, token: int, turn: int) -> str:
         if self._is_eot(token, turn):
-            return f"the end-of-turn token of {self._answer(turn)}; the model must learn to stop{self._weight(token)}"
+            return (
+                f"the end-of-turn token of {self._answer(turn)}; the model must learn to stop"
+                f"{self.lost.get(turn, '')}{self._weight(token)}"
+            )
         cut = "; it is cut off at the end of the row" if self.turns.cut[turn] else ""
-        return f"inside {self._answer(turn)}{cut}{self._weight(token)}"
+        return f"inside {self._answer(turn)}{cut}{self.lost.get(turn, '')}{self._weight(token)}"
 
     def _why_masked(self, token: int, turn: int) -> str:
         """The first rule that masks a token of a turn."""

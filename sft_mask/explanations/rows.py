@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from sft_mask.data.outcome import MaskedBatch
 from sft_mask.data.prelabelled import is_masked
 from sft_mask.data.read.columns import list_values
 from sft_mask.data.read.conversations import Conversation, Decoder
+from sft_mask.explanations.losses import RowAccount, row_accounts
 from sft_mask.vision.reader import MediaPiece
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class InspectedRow:
         sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``, where that is known already.
         media: ``(tokens,)`` whether each token belongs to an image, a video or a sound, where a row may have them.
         pieces: images in order, with their tokens.
+        account: what became of them.
     """
 
     number: int
@@ -63,14 +65,15 @@ class InspectedRow:
     sources: Ints | None = None
     media: Bools | None = None
     pieces: Sequence[MediaPiece] = ()
+    account: RowAccount = field(default_factory=RowAccount)
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Flags to filter by: ``"cut"``, ``"ambiguous: why"``, ``"dropped: why"``."""
+        """Flags to filter by: ``"cut"``, ``"ambiguous: why"``, ``"dropped: why"``, ``"lost: what"``."""
         cut = ("cut",) if bool(self.turns.cut.any()) else ()
         ambiguous = (f"ambiguous: {self.undecided}",) if self.undecided else ()
         dropped = (f"dropped: {self.dropped}",) if self.dropped else ()
-        return (*dropped, *ambiguous, *cut)
+        return (*dropped, *ambiguous, *cut, *self.account.status)
 
 
 def never_raising(masker: Masker) -> Masker:
@@ -91,7 +94,7 @@ def inspect_rows(
     for first in range(0, len(numbers), _ROWS_AT_ONCE):
         chosen = list(numbers[first : first + _ROWS_AT_ONCE])
         table = arrow[chosen]
-        table = table.select([column for column in READ if column in table.column_names])
+        table = decode.prepared(table.select([column for column in READ if column in table.column_names]))
         masked = mask_rows(masker, table, decode, np.asarray(chosen, np.int64), f"the {name} dataset")
         if is_masked(dataset):
             masked = _with_existing_labels(masked, table)
@@ -104,6 +107,9 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
     labels, weights = label_ids(masked.labels), label_weights(masked.labels)
     talks = decode.has_conversation(table)
     unknown = decode.unknown(table)
+    known = [place for place in range(len(numbers)) if talks and not unknown[place]]
+    conversations = {place: decode.row(table, place) for place in known}
+    accounts = row_accounts(masked, conversations)
     for place, number in enumerate(numbers):
         undecided = masked.decided.ambiguous.get(place)
         low, high = masked.offsets[place : place + 2].tolist()
@@ -118,7 +124,8 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
             checked=bool(masked.decided.checked[place]),
             undecided=undecided.why if undecided is not None else "",
             dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
-            conversation=decode.row(table, place) if talks and not unknown[place] else None,
+            conversation=conversations.get(place),
+            account=accounts.get(place, RowAccount()),
         )
 
 

@@ -121,6 +121,7 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
         "pictures": [(picture.start, picture.thumbnail) for picture in row.pictures if picture.thumbnail],
+        "lost": [visible(line) for line in row.lost],
     }
 
 

@@ -106,6 +106,8 @@ class PreviewRow:
     name: str
     pictures: tuple[Picture, ...] = ()
     """Images of the row; each is one cell."""
+    lost: tuple[str, ...] = ()
+    """What the messages hold and the row does not, a line each."""
 
     @property
     def trained_tokens(self) -> int:
@@ -148,6 +150,7 @@ def build_row(
     status: str | Iterable[str] = (),
     name: str = "",
     pictures: Sequence[Picture] = (),
+    lost: Iterable[str] = (),
 ) -> PreviewRow:
     """Builds one row with its runs, cells and notes.
 
@@ -163,6 +166,7 @@ def build_row(
         status: flags to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
         name: begins the row's heading, such as ``"train 17"``.
         pictures: images in order; the tokens of each are shown as one piece.
+        lost: what the messages hold and the row does not, a line each; shown beside the row.
 
     Raises:
         DataError: lengths that do not fit together, a negative weight, or a note outside the row.
@@ -190,6 +194,7 @@ def build_row(
         status=(status,) if isinstance(status, str) else tuple(status),
         name=name,
         pictures=tuple(pictures),
+        lost=tuple(lost),
     )
 
 

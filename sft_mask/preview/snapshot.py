@@ -20,6 +20,8 @@ import numpy as np
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.policy import Policy
 from sft_mask.core.regions import Region
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles
 from sft_mask.errors import DataError, MaskChangedError
 from sft_mask.preview.diff import MaskDiff, diff_rows
 from sft_mask.preview.html import check_folder
@@ -39,6 +41,8 @@ class Settings:
     instruction_part: object = None
     response_part: object = None
     policy: Policy | None = None
+    columns: Columns | None = None
+    roles: Roles | None = None
 
     def to_dict(self) -> dict[str, object]:
         """For ``json.dumps``."""
@@ -46,6 +50,8 @@ class Settings:
             "instruction_part": self.instruction_part,
             "response_part": self.response_part,
             "policy": asdict(self.policy) if self.policy is not None else None,
+            **({"columns": dict(self.columns)} if self.columns else {}),
+            **({"roles": {str(name): role for name, role in self.roles.items()}} if self.roles else {}),
         }
 
     @classmethod
@@ -55,7 +61,8 @@ class Settings:
         if policy is not None:
             regions = tuple(Region(**region) for region in policy.get("regions", ()))
             policy = Policy(**{**policy, "regions": regions})
-        return cls(stored.get("instruction_part"), stored.get("response_part"), policy)
+        names = ("instruction_part", "response_part", "columns", "roles")
+        return cls(policy=policy, **{name: stored.get(name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,8 @@ def write_snapshot(
     split: str | None = None,
     policy: Policy | None = None,
     chat_template: str | None = None,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
 ) -> int:
     """Writes a snapshot of the mask of ``rows`` rows, spread evenly over the data, and returns how many it holds.
 
@@ -111,16 +120,30 @@ def write_snapshot(
     check_folder(path)
     if rows < 1:
         raise DataError(f"rows={rows}: a snapshot needs at least one row.")
-    settings = Settings(instruction_part, response_part, policy)
-    masked = preview_rows(
-        data, tokenizer, instruction_part, response_part, split=split, policy=policy, chat_template=chat_template
-    )
+    settings = Settings(instruction_part, response_part, policy, columns, roles)
+    masked = _masked(data, tokenizer, settings, split, chat_template)
     numbers = np.unique(np.linspace(0, len(masked) - 1, min(rows, len(masked))).astype(np.int64)).tolist()
     head = {"format": _FORMAT, "libraries": _versions(), "split": split, "settings": settings.to_dict()}
     lines = [head, *(_stored(number, row) for number, row in zip(numbers, masked.pick(numbers), strict=True))]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_bytes(text.encode("utf-8", "backslashreplace"))  # half a character becomes a JSON escape
     return len(numbers)
+
+
+def _masked(
+    data: object, tokenizer: object, settings: Settings, split: str | None, chat_template: str | None
+) -> PreviewRows:
+    return preview_rows(
+        data,
+        tokenizer,
+        settings.instruction_part,
+        settings.response_part,
+        split=split,
+        policy=settings.policy,
+        chat_template=chat_template,
+        columns=settings.columns,
+        roles=settings.roles,
+    )
 
 
 def check_snapshot(
@@ -133,15 +156,7 @@ def check_snapshot(
     """
     head, stored = read_snapshot(path)
     settings = Settings.from_dict(head["settings"])
-    masked = preview_rows(
-        data,
-        tokenizer,
-        settings.instruction_part,
-        settings.response_part,
-        split=head.get("split"),
-        policy=settings.policy,
-        chat_template=chat_template,
-    )
+    masked = _masked(data, tokenizer, settings, head.get("split"), chat_template)
     return SnapshotCheck(_compared(stored, masked), tuple(_upgrades(head["libraries"])))
 
 

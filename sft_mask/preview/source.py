@@ -7,9 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from sft_mask.core.policy import Policy
-from sft_mask.data.mask_dataset import tokenized
-from sft_mask.data.read.formats import named_splits, sample_rows
-from sft_mask.data.setup import MaskSettings, masker_for, read_tokenizer
+from sft_mask.data.as_trained import RowShape, prepared
+from sft_mask.data.formats.detect import Columns
+from sft_mask.data.formats.read import Roles, read_chats
+from sft_mask.data.read.formats import named_splits
+from sft_mask.data.setup import MaskSettings, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer
 from sft_mask.explanations.rows import inspect_rows, never_raising
@@ -47,6 +49,7 @@ class TokenizedSource:
                 documents=row.documents.tolist(),
                 status=row.status,
                 name=f"{self._name} {row.number}",
+                lost=map(str, row.account.losses),
             )
 
 
@@ -85,12 +88,17 @@ def preview_rows(
     split: str | None = None,
     policy: Policy | None = None,
     chat_template: str | None = None,
+    max_length: int | None = None,
+    expand: bool = False,
+    columns: Columns | None = None,
+    roles: Roles | None = None,
 ) -> PreviewRows:
     """Returns the rows of a dataset or of a trainer as they are masked, ready to be shown or explained.
 
     No row is left out: the status is ``dropped`` for rows that training drops, ``cut`` for rows that end inside an
-    answer, and ``ambiguous`` for rows that neither markers nor messages decide (nothing is raised for them here). Each
-    row is made when it is asked for.
+    answer, ``ambiguous`` for rows that neither markers nor messages decide (nothing is raised for them here), and
+    ``lost`` for rows that do not hold all that their messages say; ``row.lost`` lists it. Each row is made when it is
+    asked for.
 
     Args:
         data: a ``Dataset``, a ``DatasetDict``, an ``IterableDataset`` (its first 1,000 rows), a list of rows (each a
@@ -101,6 +109,10 @@ def preview_rows(
             ``chat_template``; not for a trainer.
         split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
             ``"train"``, or the first one.
+        max_length: where the trainer will truncate the rows; not for a trainer.
+        expand: as in :func:`~sft_mask.mask_dataset`; not for a trainer.
+        columns: as in :func:`~sft_mask.mask_dataset`, like ``roles``; not for a trainer.
+        roles: see ``columns``.
 
     Raises:
         DataError: there is no such split, nothing to tokenize, or a malformed row.
@@ -108,11 +120,11 @@ def preview_rows(
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
     if hasattr(data, "train_dataset"):
-        given_too = (tokenizer, instruction_part, response_part, policy, chat_template)
-        if any(value is not None for value in given_too):
+        given_too = (tokenizer, instruction_part, response_part, policy, chat_template, columns, roles, max_length)
+        if expand or any(value is not None for value in given_too):
             raise UnsupportedError(
-                "A trainer is shown as it was masked, so a tokenizer, markers, a policy or a chat template cannot be "
-                "given with it. Leave them out, or give the dataset instead of the trainer."
+                "A trainer is shown as it was masked, so a tokenizer, markers, a policy, a chat template, a "
+                "length or expand cannot be given with it. Leave them out, or give the dataset instead of the trainer."
             )
         return _of_trainer(data, split)
     if tokenizer is None:
@@ -122,12 +134,11 @@ def preview_rows(
         rows = _finite(dataset)
         return PreviewRows(CollatedSource(rows, tokenizer, name), range(len(rows)))
     info = read_tokenizer(tokenizer, chat_template)
-    rows = _finite(dataset)
-    ready = tokenized(rows, info, chat_template, name)
+    rows, _ = read_chats(_finite(dataset), name, info.template, columns, roles)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
-    masker = masker_for(info, sample_rows(ready), settings, rows, f"the {name} dataset")
-    made = _finite(ready)
-    return PreviewRows(TokenizedSource(made, info.tokenizer, masker, name), range(len(made)))
+    shape = RowShape(max_length, expand=expand)
+    ready, masker = prepared(rows, info, settings, name, chat_template, shape)
+    return PreviewRows(TokenizedSource(ready, info.tokenizer, masker, name), range(len(ready)))
 
 
 def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:

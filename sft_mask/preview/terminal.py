@@ -37,7 +37,7 @@ def draw_row(row: PreviewRow, *, colour: bool = True) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A row for ``rich``: ``console.print(RowView(row))`` prints its heading, its text and a legend."""
+    """A row for ``rich``: ``console.print(RowView(row))`` prints its heading, its text, what it lost, and a legend."""
 
     row: PreviewRow
 
@@ -45,6 +45,7 @@ class RowView:
         colour = has_colour(console)
         yield Text(self.row.heading, style="bold")
         yield draw_row(self.row, colour=colour)
+        yield from (Text(f"lost: {visible(line)}", style="yellow") for line in self.row.lost)
         yield legend(self.row, colour=colour)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-_REASONS = ("dropped_reasons", "unchecked_reasons", "fields", "fields_trained", "fields_cut", "not_rendered", "prompts")
+_REASONS = (
+    *("dropped_reasons", "unchecked_reasons", "unread_flags", "fields", "fields_trained", "fields_cut"),
+    *("not_rendered", "prompts", "prompts_of_inference"),
+)
 """Fields of a split that count by name."""
 
 OF_ASSISTANT = ("tool calls", "reasoning", "assistant contents")
@@ -57,6 +61,8 @@ class SplitReport:
     """Of these, the rows that have messages, and why the messages decided nothing."""
     rows_ambiguous: int = 0
     """Rows that neither markers nor messages could decide; dropped ones are in ``dropped_reasons`` too."""
+    rows_without_words: int = 0
+    """Of these, the rows with an answer of which the chat template writes nothing but an end-of-turn token."""
     rows_mid_turn: int = 0
     """Rows that begin inside a turn, because packing or truncation cut them; all of it before their first header is
     masked."""
@@ -67,7 +73,9 @@ class SplitReport:
     image_tokens: int = 0
     """Their tokens, those of their frames included; never trained."""
     rows_with_unread_flags: int = 0
-    """Rows whose messages carry ``train`` or ``weight``, which the policy did not ask for."""
+    """Rows whose messages carry ``train``, ``weight``, ``loss`` or the like, which the policy did not ask for."""
+    unread_flags: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the rows by the name of the flag."""
     rows_at_max_length: int = 0
     """Rows without messages that are as long as the trainer lets them be, so that their end may be missing."""
     answers_cut_off: int = 0
@@ -96,6 +104,8 @@ class SplitReport:
     """Compared turns that no generation prompt of the template leads to."""
     prompts: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Compared turns by the arguments of the generation prompt that leads to them (``"enable_thinking=False"``)."""
+    prompts_of_inference: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Of these, the turns that are as inference shows them."""
     rows_before: int = 0
     """Conversations that ``expand=True`` made the rows from; 0 without it."""
     tokens_before: int = 0
@@ -127,6 +137,37 @@ class SplitReport:
     def lost(self) -> dict[str, int]:
         """What the assistant's messages hold and the chat template does not write: tool calls, reasoning, contents."""
         return {name: count for name, count in self.not_rendered.items() if name in OF_ASSISTANT}
+
+    def accepting_losses(self) -> SplitReport:
+        """The counts as if the assistant's fields that are not rendered, and rows that are left out for it, were not.
+
+        >>> SplitReport(not_rendered={"tool calls": 2, "tool definitions": 1}).accepting_losses().not_rendered
+        {'tool definitions': 1}
+        """
+        without = self.rows_without_words
+        kept = {name: count for name, count in self.not_rendered.items() if name not in OF_ASSISTANT}
+        return replace(
+            self,
+            not_rendered={
+                **kept,
+                **({"reasoning": self.turns_without_reasoning} if self.turns_without_reasoning else {}),
+            },
+            rows_ambiguous=self.rows_ambiguous - without,
+            rows_dropped=max(self.rows_dropped - without, 0),
+            rows_without_words=0,
+        )
+
+    @property
+    def prompt_arguments(self) -> dict[str, object]:
+        """Template arguments of the generation prompt that most answers come after; give them at inference too.
+
+        >>> SplitReport(prompts_of_inference={"enable_thinking=False": 3, "no arguments": 1}).prompt_arguments
+        {'enable_thinking': False}
+        """
+        if not self.prompts_of_inference:
+            return {}
+        most = max(self.prompts_of_inference.items(), key=lambda prompt: prompt[1])[0]
+        return read_arguments(most)
 
     @property
     def prompt_tokens(self) -> int:
@@ -163,6 +204,19 @@ class SplitReport:
 
 
 _COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in (*_REASONS, "first_not_rendered"))
+
+
+def read_arguments(spelled: str) -> dict[str, object]:
+    """Template arguments that were spelled as one types them.
+
+    >>> read_arguments("enable_thinking=False"), read_arguments("no arguments")
+    ({'enable_thinking': False}, {})
+    """
+    if "=" not in spelled:
+        return {}
+    call = ast.parse(f"f({spelled})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
 def spelled_reasons(counts: Mapping[str, int]) -> str:

@@ -67,12 +67,22 @@ class MaskReport:
     """Whether every trained turn should end with a trained end-of-turn token; else it is not warned about."""
     notes: tuple[str, ...] = ()
     """How splits were counted, where not every row was."""
+    read_as: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """How each split was read that TRL would not read as it is (``ShareGPT: human → user, gpt → assistant``)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", dict(self.splits))
         alike = self.markers.like_assistant if self.markers is not None else ()
         merged = dict.fromkeys((*self.warnings, *all_warnings(self.splits, self.stops_expected, alike)))
         object.__setattr__(self, "warnings", tuple(merged))
+
+    def accepting_losses(self) -> MaskReport:
+        """The report without what follows from fields of the assistant that the chat template does not write."""
+        alike = self.markers.like_assistant if self.markers is not None else ()
+        own = set(all_warnings(self.splits, self.stops_expected, alike))
+        others = tuple(warning for warning in self.warnings if warning not in own)
+        splits = {name: split.accepting_losses() for name, split in self.splits.items()}
+        return MaskReport(splits, self.markers, others, self.stops_expected)
 
     def to_dict(self) -> dict[str, object]:
         """Ready for ``json.dumps``.
@@ -85,6 +95,7 @@ class MaskReport:
             "markers": self.markers.to_dict() if self.markers else None,
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            **({"read_as": dict(self.read_as)} if self.read_as else {}),
         }
 
     def __str__(self) -> str:
@@ -100,6 +111,8 @@ class MaskReport:
         for name, split in self.splits.items():
             head, *rest = split_lines(name, split)
             yield "bold", head
+            if name in self.read_as:
+                yield "", f"  read as  {self.read_as[name]}"
             yield from (("", line) for line in rest)
         if self.markers:
             yield "dim", f"markers: {self.markers}"

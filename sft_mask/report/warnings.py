@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sft_mask.constants import SPAN_FLAGS
 from sft_mask.report.accounting import account_warnings, loss_warnings
 from sft_mask.report.counts import SplitReport, counted, percent, spelled_reasons
 
@@ -102,7 +103,7 @@ def _rows(split: SplitReport) -> Iterator[str]:
         )
     if split.rows_with_unread_flags:
         yield (
-            f"the messages of {counted(split.rows_with_unread_flags, 'row')} carry train or weight, which this policy "
+            f"the messages of {counted(split.rows_with_unread_flags, 'row')} carry {_flags(split)}, which this policy "
             "does not read. Choose Policy(turns='flagged') to have them decide."
         )
     if split.unchecked_reasons:
@@ -122,6 +123,13 @@ def _rows(split: SplitReport) -> Iterator[str]:
             f"{split.rows_mid_turn:,} of {split.rows_seen:,} rows begin inside a turn; what comes before their first "
             "header is masked, since nothing shows who wrote it. Mask before packing with mask_dataset."
         )
+
+
+def _flags(split: SplitReport) -> str:
+    names = list(split.unread_flags) or ["train or weight"]
+    spans = [name for name in names if name in SPAN_FLAGS]
+    more = f" ({', '.join(spans)} cannot be read: name such parts in Policy(regions=...))" if spans else ""
+    return " and ".join(names) + more
 
 
 def _share(split: SplitReport) -> Iterator[str]:

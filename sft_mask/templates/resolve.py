@@ -87,7 +87,7 @@ def resolve(
         if detected is not None:
             given = _as_written(given, detected, vocabulary)
             _refuse_contradiction(given, detected)
-        _refuse_absent_instruction(given, rows, vocabulary, tokenizer)
+        _refuse_absent_instruction(given, rows, vocabulary, tokenizer, max_length)
         # The second choice is for rows that were not rendered by the chat template that the markers resemble.
         choices = list(dict.fromkeys([combine(given, detected), combine(given, None)]))
     for markers in choices:
@@ -220,12 +220,21 @@ def _refuse_contradiction(given: Given, detected: Markers) -> None:
                 )
 
 
-def _refuse_absent_instruction(given: Given, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object) -> None:
+def _refuse_absent_instruction(
+    given: Given, rows: Sequence[Ids], vocabulary: Vocabulary, tokenizer: object, max_length: int | None
+) -> None:
     """Refuses an instruction marker that opens nothing: an answer would include the user's words after it."""
     if not rows:
         return
     alone = Markers(response=given.instruction, instruction=())
     if not _opens_any(SpanFinder(compile_patterns(alone, vocabulary, tokenizer)), rows):
+        if max_length and all(len(each) >= max_length for each in rows):
+            raise MarkerError(
+                f"No user's turn begins in any of the rows looked at (its header would be {given.instruction[0]!r}). "
+                f"All {len(rows)} are {max_length} tokens long, the trainer's max_length: truncation may have cut off "
+                "all that follows a long beginning. Raise max_length, or use truncation_mode='keep_end'. "
+                f"{_first_row(rows, vocabulary)}."
+            )
         raise MarkerError(
             f"The instruction marker {', '.join(map(repr, given.instruction))} opens a turn in none of the rows looked "
             f"at, so an answer would run on into the user's words. {_first_row(rows, vocabulary)}. Give the text "
@@ -245,6 +254,11 @@ def _never_found(markers: Markers, rows: Sequence[Ids], vocabulary: Vocabulary, 
         hint = (
             f" {full} of {len(rows)} rows looked at are {max_length} tokens long, the trainer's max_length: truncation "
             "may have cut the answers off. Raise max_length, or use truncation_mode='keep_end'."
+        )
+    if full == len(rows):
+        return MarkerError(
+            f"No answer begins in any of the rows looked at (its header would be {markers.response[0]!r}).{hint} "
+            f"{_first_row(rows, vocabulary)}."
         )
     for text in markers.response:
         bare = text.strip() if isinstance(text, str) else ""

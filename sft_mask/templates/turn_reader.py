@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.constants import ASSISTANT_ROLES, REASONING
 from sft_mask.core.arrays import Bools, Ints, common_prefix_length
 from sft_mask.core.patterns import Kind
 from sft_mask.errors import DataError
@@ -107,9 +108,11 @@ class TurnReader:
         self._messages, self._tools, self._variables = messages, tools, variables
         self._roles = rendered.roles
         self._text = rendered.text
+        self._source, self._origins = rendered.source, rendered.origins
         self._message = rendered.message_of()
         self._is_own = np.array([role in ASSISTANT_ROLES for role in rendered.roles] + [False, False])[self._message]
         self._own = np.flatnonzero(self._is_own)
+        self._own_change = np.flatnonzero(np.diff(self._message[self._own])) + 1  # where another message's text begins
         self._foreign = np.flatnonzero(~self._is_own & (self._message != TEMPLATE))
         marks = written.marks(rendered)
         self._headers = [mark for mark in marks if mark.kind is not Kind.EOT]
@@ -140,9 +143,9 @@ class TurnReader:
 
     def _next_message_after(self, start: int) -> int:
         """The first character of the assistant's message after the one whose text comes next."""
-        own = self._own_between(start, len(self._text))
-        other = np.flatnonzero(self._message[own] != self._message[own[0]]) if len(own) else own
-        return int(own[other[0]]) if len(other) else len(self._text)
+        first = int(np.searchsorted(self._own, start))
+        later = int(np.searchsorted(self._own_change, first, side="right"))
+        return int(self._own[self._own_change[later]]) if later < len(self._own_change) else len(self._text)
 
     def _rendered_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None = None) -> str:
         """The text of the first messages alone; empty where the template refuses them."""
@@ -237,9 +240,9 @@ class TurnReader:
                 header=header, start=start, end=end, eot_start=eot_start, first_message=first, message=message
             )
 
-        for mark in self.eots:
-            if words_end <= mark.start < bound:
-                return ended(mark.end, mark.start)
+        at = bisect_left(self.eots, words_end, key=lambda mark: mark.start)
+        if at < len(self.eots) and self.eots[at].start < bound:
+            return ended(self.eots[at].end, self.eots[at].start)
         if closer is not None and closer.ends_turn and closer.start >= start:
             opener = self._template.first_special(closer.text)
             length = opener[0] + len(opener[1]) if opener is not None else len(closer.text)
@@ -270,8 +273,9 @@ class TurnReader:
         for turn in turns:
             inside[turn.header : turn.end] = True
         found = []
-        for index in range(len(self._roles)):
-            own = np.flatnonzero((self._message == index) & self._is_own)
+        by_message = self._own[np.argsort(self._message[self._own], kind="stable")]
+        bounds = np.searchsorted(self._message[by_message], np.arange(len(self._roles) + 1))
+        for own in np.split(by_message, bounds[1:-1]):
             first = self._first_outside(own, inside)
             if first is None:
                 continue
@@ -304,13 +308,19 @@ class TurnReader:
             message = turn.message
             if message < 0:
                 message = next((at for at in range(previous + 1, len(self._roles)) if self._is_answer(at)), -1)
-                follows = numbered and turn.end > turn.start and self._foreign_after(numbered[-1].end) >= turn.start
-                if follows and message != previous + 1:
+                if numbered and message != previous + 1 and self._is_last_part(numbered[-1], turn):
                     numbered[-1] = replace(numbered[-1], end=turn.end, eot_start=turn.eot_start)
                     continue
             numbered.append(replace(turn, message=message))
             previous = max(previous, message)
         return numbered
+
+    def _is_last_part(self, before: TextTurn, turn: TextTurn) -> bool:
+        """Whether an empty turn ends the one before it, which holds nothing but reasoning."""
+        sources = self._source[before.start : before.end]
+        own = np.unique(sources[sources >= 0]).tolist()
+        is_reasoning = bool(own) and all(self._origins[each].field == REASONING[0] for each in own)
+        return is_reasoning and turn.end > turn.start and self._foreign_after(before.end) >= turn.start
 
     def _is_answer(self, message: int) -> bool:
         return self._roles[message] in ASSISTANT_ROLES

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS, SPAN_FLAGS
 from sft_mask.core.arrays import Ids, offsets_of
 from sft_mask.core.markers import separated
 from sft_mask.core.patterns import Kind
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sft_mask.core.spans import SpanFinder
 
 Message = Mapping[str, object]
-_PLAIN = frozenset({"role", "content", "name", "train", "weight"})
+_PLAIN = frozenset({"role", "content", "name", *FLAGS, *SPAN_FLAGS})
 """Fields of a message that add no words of their own to a row."""
 
 

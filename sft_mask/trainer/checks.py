@@ -138,6 +138,9 @@ def check_labels(inputs: Row) -> None:
         LabelsChangedError: there are no labels, or a trained label is not its token.
     """
     labels, ids = inputs.get("labels"), inputs.get("input_ids")
+    shifted = inputs.get("shift_labels")
+    if labels is None and shifted is not None and ids is not None:  # cut by sequence parallelism
+        labels, ids = shifted[..., :-1], ids[..., 1:]
     if labels is None:
         raise LabelsChangedError(
             "A batch reached the loss without labels: the data collator drops them. Use a collator that keeps the "

@@ -16,6 +16,7 @@ from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import LabelBatch, batch_table, rows_of_batch
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.trainer.checks import check_collator
+from sft_mask.trainer.parallel import what_depends_on_the_ranks
 from sft_mask.trainer.read import TrainerInfo, collates_labels, read_trainer, speaker
 from sft_mask.trainer.refusals import normalizes_by_tokens, refuse_with_weights
 
@@ -123,7 +124,7 @@ def _mask_while_collating(trainer: Any, tokenizer: object, chat_template: str | 
         refuse_with_weights(trainer)
     _hook(trainer, state)
     trainer.data_collator = state.collator
-    _warn(state.report())
+    _warn(trainer, state.report())
     return trainer
 
 
@@ -157,7 +158,7 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         trainer.eval_dataset = {name: masked[f"eval:{name}"][0] for name in trainer.eval_dataset}
     elif "eval" in masked:
         trainer.eval_dataset = masked["eval"][0]
-    _warn(state.report())
+    _warn(trainer, state.report())
 
 
 def _hook(trainer: Any, state: MaskState | CollatedState) -> None:
@@ -169,9 +170,9 @@ def _hook(trainer: Any, state: MaskState | CollatedState) -> None:
     trainer._sft_mask = state
 
 
-def _warn(report: MaskReport) -> None:
+def _warn(trainer: Any, report: MaskReport) -> None:
     if is_main_process():
-        for warning in report.warnings:
+        for warning in (*report.warnings, *what_depends_on_the_ranks(trainer)):
             logger.warning(warning)
 
 

@@ -26,6 +26,12 @@ from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.collated import CollatedState
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
+from sft_mask.trainer.parallel import (
+    batch_labels,
+    place_among_rows,
+    ranks_with_the_same_rows,
+    ranks_with_the_same_tokens,
+)
 from sft_mask.trainer.refusals import refuse_with_weights
 from sft_mask.trainer.weighted_loss import WeightedModel, split_labels, total_weight
 
@@ -144,7 +150,7 @@ class ResponseOnlyMixin:
             ids, weights = split_labels(inputs["labels"])
             inputs = {**inputs, "labels": ids}
         self._check(inputs)
-        labels = inputs["labels"]  # a compute_loss may take them out of the batch
+        labels = batch_labels(inputs)  # a compute_loss may take them out of the batch
         state.meters["train" if training else "eval"].count(inputs, weights)
         called = model
         if weights is not None:
@@ -173,7 +179,7 @@ class ResponseOnlyMixin:
         mode = "train" if self.model.training else "eval"
         named = next((name for name in logs if name.startswith("eval_") and name.endswith("_loss")), "eval_loss")
         prefix = named.removesuffix("loss") if mode == "eval" else ""
-        read = self._sft_mask.meters[mode].read(self.accelerator)
+        read = self._sft_mask.meters[mode].read(self.accelerator, ranks_with_the_same_tokens(self))
         logs.update({prefix + name: value for name, value in read.items()})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
@@ -260,9 +266,7 @@ def _weight_of_step(trainer: Any, samples: Sequence[Row]) -> Tensor:
     device = trainer.args.device
     total = torch.stack([total_weight(batch["labels"]).to(device) for batch in samples]).sum()
     if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
-        total = trainer.accelerator.gather(total.unsqueeze(0)).sum()
-        parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-        total = total / getattr(parallelism, "non_data_parallel_size", 1)
+        total = trainer.accelerator.gather(total.unsqueeze(0)).sum() / ranks_with_the_same_rows(trainer)
     return total
 
 
@@ -281,7 +285,7 @@ def without_repeats(inputs: dict[str, Any], accelerator: Any) -> dict[str, objec
         return inputs
     if not progress.end_of_dataloader or progress.remainder <= 0:
         return inputs
-    rows = torch.arange(len(labels), device=labels.device) + accelerator.process_index * len(labels)
+    rows = torch.arange(len(labels), device=labels.device) + place_among_rows(accelerator) * len(labels)
     repeated = rows >= progress.remainder
     return {**inputs, "labels": labels.masked_fill(repeated.unsqueeze(1), IGNORE_INDEX)}
 

@@ -10,6 +10,7 @@ import torch
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.data.read import Row
+from sft_mask.trainer.parallel import batch_labels, predicted_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,18 +32,18 @@ class Meter:
 
     def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        labels, mask = batch_labels(inputs), inputs.get("attention_mask")
         if mask is None or mask.shape != labels.shape:
             mask = torch.ones_like(labels)
         total = (mask != 0).sum()  # some packers number the documents in it
-        trained = labels != IGNORE_INDEX if weights is None else weights > 0
-        counts = torch.stack([trained[..., 1:].sum(), total.to(labels.device)])
+        trained = predicted_labels(inputs) != IGNORE_INDEX if weights is None else weights[..., 1:] > 0
+        counts = torch.stack([trained.sum(), total.to(labels.device)])
         self.since = self.since or time.monotonic()
         self.tokens = counts if self.tokens is None else self.tokens + counts
         self.batches += 1
 
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """The values to log, over all ranks; resets the sums.
+    def read(self, accelerator: Any, copies: int = 1) -> dict[str, float]:
+        """The values to log, over all ranks, of which ``copies`` have the same rows; resets the sums.
 
         ``supervised_tokens`` is the number of trained tokens of a batch, over all ranks, on average since the last log;
         ``supervised_share`` their share of all tokens that are not padding.
@@ -50,7 +51,7 @@ class Meter:
         if self.tokens is None:
             return {}
         seconds = time.monotonic() - self.since
-        trained, seen = accelerator.reduce(self.tokens, "sum").tolist()
+        trained, seen = (count / copies for count in accelerator.reduce(self.tokens, "sum").tolist())
         read = {
             "supervised_tokens": trained / self.batches,
             "supervised_share": trained / max(seen, 1),

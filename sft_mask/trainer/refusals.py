@@ -15,8 +15,8 @@ def refuse_with_weights(trainer: Any) -> None:
 
     Raises:
         UnsupportedError: a trainer that is not an ``SFTTrainer``, label smoothing, ``compute_loss_func``,
-            ``loss_type="dft"``, context or sequence parallelism, Liger, a TRL without the fused LM head, or a class
-            whose ``compute_loss`` does not call TRL's, or not with the number of tokens of the step.
+            ``loss_type="dft"``, context or sequence parallelism, a TRL without the fused LM head, or a class whose
+            ``compute_loss`` does not call TRL's, or not with the number of tokens of the step.
     """
     if not is_sft_trainer(trainer):
         raise UnsupportedError(
@@ -30,7 +30,6 @@ def refuse_with_weights(trainer: Any) -> None:
         "label_smoothing_factor": args.label_smoothing_factor != 0,
         "compute_loss_func": trainer.compute_loss_func is not None,
         "loss_type='dft'": getattr(args, "loss_type", None) == "dft",
-        "use_liger_kernel": args.use_liger_kernel,
         "context parallelism": getattr(parallelism, "cp_enabled", False),
         "sequence parallelism": getattr(parallelism, "sp_enabled", False),
         "trl < 1.15": not has_fused_lm_head(),

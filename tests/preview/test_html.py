@@ -22,6 +22,7 @@ from support.shown_rows import BYTES, SPECIALS, TEXT, masked_until, word_tokeniz
 from support.tiny import tokenized, tokenizer
 
 from sft_mask.preview import Note, build_row, preview_rows
+from sft_mask.preview.cells import visible
 from sft_mask.preview.html import embed, write_html
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>&amp;\u2028\x1b[31m<!--\\u003c"
@@ -386,7 +387,7 @@ def test_rows_are_stepped_through_with_buttons_keys_and_bars(browser):
 
 
 def test_filters_show_the_rows_of_a_status_only(browser):
-    assert browser.texts("#filters button") == ["all rows 40", "ambiguous 1", "cut 2", "dropped 1"]
+    assert browser.texts("#filters button") == ["all rows 40", "ambiguous 1", "cut 2", "dropped 1", "lost 0"]
     browser.mouse("#filters button:nth-child(3)", click=True)
     assert browser.text("#heading").startswith("train 3 ")
     browser.key("ArrowRight")
@@ -471,6 +472,20 @@ def test_labels_that_are_another_token_are_told(chromium, tmp_path):
     assert chromium.problems() == []
 
 
+def test_what_a_row_lost_is_written_beside_it_and_can_be_filtered(chromium, tmp_path):
+    lost = example_row(1, status="lost: 2 tool calls not rendered", lost=["message 1: a", EVIL])
+    path = write_html([example_row(0), lost, example_row(2)], tmp_path / "page.html")
+    assert [row["lost"] for row in data_of(path)[0]] == [[], ["message 1: a", visible(EVIL)], []]
+    chromium.open(path)
+    assert chromium.texts("#lost li") == []
+    assert chromium.texts("#filters button") == ["all rows 3", "ambiguous 0", "cut 0", "dropped 0", "lost 1"]
+    chromium.mouse("#filters button:nth-child(5)", click=True)
+    assert chromium.texts("#lost li") == ["message 1: a", visible(EVIL)]
+    assert len(chromium.texts(".item")) == 1
+    assert chromium.text("#heading").endswith("· lost: 2 tool calls not rendered")
+    assert chromium.problems() == []
+
+
 def test_a_page_without_rows_says_so(chromium, tmp_path):
     chromium.open(write_html([], tmp_path / "page.html"))
     assert chromium.text("#heading") == "This page has no rows."
@@ -523,7 +538,7 @@ def test_the_filters_and_reasons_of_a_real_dataset(chromium, tmp_path):
         {"messages": answered, "input_ids": tokenized(edited)},
     ]
     chromium.open(write_html(preview_rows(data, tokenizer()), tmp_path / "page.html"))
-    assert chromium.texts("#filters button") == ["all rows 4", "ambiguous 1", "cut 1", "dropped 2"]
+    assert chromium.texts("#filters button") == ["all rows 4", "ambiguous 1", "cut 1", "dropped 2", "lost 0"]
     chromium.mouse(".run.trained .cell")
     card = chromium.text("#card")
     for words in ("roleassistant", "turn2", "reasontrained: inside the answer, which starts at token"):

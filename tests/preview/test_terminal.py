@@ -94,6 +94,19 @@ def test_a_console_in_a_pipe_gets_brackets_and_no_escape():
     ]
 
 
+def test_what_a_row_lost_comes_after_its_text():
+    ids = BYTES("ab")["input_ids"]
+    row = build_row(BYTES, ids, masked_until(ids, 1), status="lost: 1 tool call not rendered", lost=["a\x1b[31m", "b"])
+    assert printed(row).splitlines() == [
+        "2 tokens, 1 trained (50.0 %) · lost: 1 tool call not ",
+        "rendered",
+        "a⟦b⟧",
+        "lost: a␛[31m",
+        "lost: b",
+        "legend: ⟦trained⟧ masked",
+    ]
+
+
 def test_no_color_is_respected_in_a_terminal():
     ids = BYTES("ab")["input_ids"]
     out = printed(build_row(BYTES, ids, masked_until(ids, 1)), force_terminal=True, no_color=True)

@@ -18,6 +18,7 @@ LAUNCHES = {
     "fsdp2_qlora": (DistributedType.FSDP, 2, 1),
     "zero2": (DistributedType.DEEPSPEED, 8, 1),
     "zero3": (DistributedType.DEEPSPEED, 8, 1),
+    "sequence_parallel": (DistributedType.DEEPSPEED, 8, 1),
     "two_nodes": (DistributedType.MULTI_GPU, 16, 2),
 }
 """Kind, processes, machines."""
@@ -52,7 +53,8 @@ def test_the_launcher_takes_every_key_of_it(name: str) -> None:
     assert args.use_fsdp == (LAUNCHES[name][0] == DistributedType.FSDP)
     assert args.use_deepspeed == (LAUNCHES[name][0] == DistributedType.DEEPSPEED)
     nested = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for key in {**nested.get("fsdp_config", {}), **nested.get("deepspeed_config", {})}:
+    sections = ("fsdp_config", "deepspeed_config", "parallelism_config")
+    for key in [key for section in sections for key in nested.get(section, {})]:
         assert key in known, f"{key} is no option of accelerate launch"
 
 

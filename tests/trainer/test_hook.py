@@ -169,7 +169,8 @@ def test_the_weight_of_a_step_is_that_of_all_its_batches_on_all_ranks() -> None:
         return torch.cat([own, torch.tensor([10.0])])
 
     args = SimpleNamespace(device="cpu", average_tokens_across_devices=True, world_size=2)
-    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather))
+    sizes = {f"get_{kind}_size": lambda: 1 for kind in ("tp", "cp", "sp")}
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather), **sizes)
     assert float(_weight_of_step(trainer, batches)) == 12.0
     args.average_tokens_across_devices = False
     assert float(_weight_of_step(trainer, batches)) == 2.0

@@ -41,10 +41,6 @@ def dynamic(trainer: SFTTrainer, _: pytest.MonkeyPatch) -> None:
     trainer.args.loss_type = "dft"
 
 
-def liger(trainer: SFTTrainer, _: pytest.MonkeyPatch) -> None:
-    trainer.args.use_liger_kernel = True
-
-
 def parallel(**enabled: bool) -> Callable[[SFTTrainer, pytest.MonkeyPatch], None]:
     def set_up(trainer: SFTTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         config = SimpleNamespace(**{"cp_enabled": False, "sp_enabled": False, **enabled})
@@ -62,7 +58,6 @@ LOSSES: dict[str, Callable[[SFTTrainer, pytest.MonkeyPatch], None]] = {
     "label_smoothing_factor": smoothing,
     "compute_loss_func": own_loss,
     "loss_type='dft'": dynamic,
-    "use_liger_kernel": liger,
     "context parallelism": parallel(cp_enabled=True),
     "sequence parallelism": parallel(sp_enabled=True),
     "trl < 1.15": older_trl,

@@ -120,5 +120,6 @@ def _forms(account: Account, is_trained: Bools) -> SplitReport:
             turns_without_reasoning=count if form.lost_reasoning else 0,
             turns_after_no_prompt=count if form.prompt is None else 0,
             prompts={} if form.prompt is None else {form.prompt: count},
+            prompts_of_inference={form.prompt: count} if form.prompt is not None and form.same else {},
         )
     return found

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import ASSISTANT_ROLES, ROLES
+from sft_mask.constants import ASSISTANT_ROLES
+from sft_mask.data.formats.names import RoleNames, kind_of
 from sft_mask.data.read import Row
 from sft_mask.data.read.columns import is_json, is_list
 from sft_mask.errors import DataError, NothingToTrainError
@@ -26,10 +27,6 @@ _OF_A_STREAM = 1000
 _LOOKED_AT = 100
 _SHOWN = 8
 _LONGEST = 64
-
-_MODELS = ASSISTANT_ROLES | {"gpt", "chatgpt", "bot", "chatbot", "ai", "llm", "agent"}
-_USERS = {"user", "human", "prompter", "customer"}
-_OTHERS = {"system", "developer", "tool", "function", "ipython", "observation", "environment", "other"}
 
 
 @dataclass
@@ -71,14 +68,29 @@ def without_answers(data: object, where: str) -> NothingToTrainError | None:
     speakers = _speakers(data)
     if speakers is None or speakers.answers or not speakers.counts:
         return None
-    own, last = " or ".join(map(repr, sorted(ASSISTANT_ROLES))), speakers.columns[-1]
+    columns, last = _columns_of(data), speakers.columns[-1]
+    own = " or ".join(map(repr, sorted(ASSISTANT_ROLES)))
+    known = (
+        f"the chat template calls the assistant {own}" if "input_ids" in columns else "none of these is the assistant"
+    )
     stream = not hasattr(data, "__len__")
     seen = f"{'the first ' if stream else ''}{speakers.rows} conversation{'' if speakers.rows == 1 else 's'}"
     named = "" if speakers.key == "role" else f" (under the key {speakers.key!r})"
     return NothingToTrainError(
         f"No message in the {last} column of {where} is the assistant's, so there is nothing to train. The roles of "
-        f"{seen} are {_listed(speakers.counts)}{named}; the assistant's messages have the role {own}. "
-        f"{_way_out(speakers, _columns_of(data))}"
+        f"{seen} are {_listed(speakers.counts)}{named}; {known}. {_way_out(speakers, columns)}"
+    )
+
+
+def without_roles(data: object, where: str, wanted: Iterable[str]) -> NothingToTrainError | None:
+    """The error for a policy that trains only roles which no message has; ``None`` if a message has one of them."""
+    speakers = _speakers(data, to_the_end=True)
+    if speakers is None or not speakers.counts or any(role in speakers.counts for role in wanted):
+        return None
+    listed = " and ".join(sorted(map(repr, wanted)))
+    return NothingToTrainError(
+        f"Only messages with the role {listed} are to be trained, and no message of {where} has it: the roles there "
+        f"are {_listed(speakers.counts)}. Name one of these as the role to train (the default is the assistant)."
     )
 
 
@@ -104,7 +116,7 @@ def no_rows(dataset: Any, where: str) -> DataError:
 # the roles
 
 
-def _speakers(data: Any) -> _RoleCounts | None:
+def _speakers(data: Any, to_the_end: bool = False) -> _RoleCounts | None:
     rows = None if hasattr(data, "_data") else list(islice(data, _OF_A_STREAM))
     kinds = _kinds_of_rows(rows) if rows is not None else _kinds_of_table(data._data)
     columns = next((names for names in (("conversations",), ("messages",), _PAIR) if kinds.keys() >= {*names}), None)
@@ -115,7 +127,7 @@ def _speakers(data: Any) -> _RoleCounts | None:
         parts = _of_rows(rows, name) if rows is not None else _of_dataset(data, name)
         for roles, last, count in parts:
             found.add(name, roles, last, count)
-            if found.answers:
+            if found.answers and not to_the_end:
                 return found
     return found
 
@@ -220,75 +232,45 @@ def _way_out(speakers: _RoleCounts, columns: Mapping[str, object]) -> str:
     renaming, is_guessed = _renaming(speakers)
     if not renaming:
         return _without_assistant(speakers, columns)
-    names = ", ".join(f"{json.dumps(old, ensure_ascii=False)}: {json.dumps(new)}" for old, new in renaming.items())
-    before = " before it is tokenized, and build the trainer on that" if "input_ids" in columns else ""
     guessed = ", with the right names where these are guessed wrong" if is_guessed else ""
-    snippet = _of_prepared(speakers) if "input_ids" in columns else _of_given(speakers)
-    lines = "\n    ".join([f"roles = {{{names}}}", *snippet])
-    return f"Rename the roles of your dataset{before}{guessed}:\n\n    {lines}"
+    if "input_ids" not in columns:
+        return f"Say what they are{guessed}:\n\n    dataset = mask_dataset(dataset, tokenizer, roles={renaming!r})"
+    named = "" if all(kind_of(role) for role in renaming) else f", roles={renaming!r}"
+    return (
+        "The rows were rendered with these names, which a prompt never has at inference. Have the dataset read before "
+        f"it is tokenized{guessed}, and build the trainer on that:\n\n"
+        f"    dataset = mask_dataset(dataset, tokenizer{named})"
+    )
 
 
 def _renaming(speakers: _RoleCounts) -> tuple[dict[Role, str], bool]:
     """New names for roles, and whether they are guessed; empty if no role can be the assistant's."""
     roles = [role for role in speakers.counts if role is not None and len(str(role)) <= _LONGEST]
-    targets = {role: _target(str(role)) for role in roles}
-    strange = [role for role in roles if targets[role] is None]
+    targets: dict[Role, object] = {role: RoleNames().role(role) for role in roles}
+    strange = [role for role in roles if kind_of(role) is None]
     strange.sort(key=lambda role: -speakers.last[role])
     is_guessed = "assistant" not in targets.values() and bool(strange)
     if is_guessed:
         targets[strange[0]] = "assistant"
         if "user" not in targets.values() and len(strange) > 1:
             targets[max(strange[1:], key=lambda role: speakers.counts[role])] = "user"
-    renaming: dict[Role, str] = {
-        role: target for role, target in targets.items() if target is not None and target != role
-    }
+    renaming: dict[Role, str] = {role: str(target) for role, target in targets.items() if target != role}
     return (renaming if "assistant" in renaming.values() else {}), is_guessed
 
 
-def _target(role: str) -> str | None:
-    """What templates call a role with a well-known name; ``None`` for other names."""
-    bare = role.strip().lower()
-    if bare in _MODELS:
-        return "assistant"
-    if bare in _USERS:
-        return "user"
-    if bare in _OTHERS:
-        return bare if bare in ROLES else role
-    return None
-
-
-def _renamed(key: str) -> str:
-    if key == "from":
-        return '{"role": roles.get(message["from"], message["from"]), "content": message["value"]}'
-    return '{**message, "role": roles.get(message["role"], message["role"])}'
-
-
-def _of_given(speakers: _RoleCounts) -> list[str]:
-    """Lines that rename the roles of the dataset as it was given."""
-    name, renamed = speakers.columns[-1], _renamed(speakers.key)
-    if speakers.columns == _PAIR:
-        made = f'{{name: [{renamed} for message in row[name]] for name in ("prompt", "completion")}}'
-    else:
-        made = f'{{"messages": [{renamed} for message in row["{name}"]]}}'
-    removed = ['    remove_columns="conversations",'] if name == "conversations" else []
-    return ["dataset = dataset.map(", f"    lambda row: {made},", *removed, ")"]
-
-
-def _of_prepared(speakers: _RoleCounts) -> list[str]:
-    """Lines that rename the roles of the dataset that this one was made from.
-
-    The trainer calls ``conversations`` ``messages``, and their ``from`` and ``value`` ``role`` and ``content``.
-    """
-    if speakers.columns == _PAIR or speakers.key != "role":
-        return _of_given(speakers)
-    return [
-        "def renamed(row):",
-        "    from trl import maybe_convert_to_chatml",
-        '    messages = maybe_convert_to_chatml(dict(row))["messages"]',
-        f'    return {{"messages": [{_renamed("role")} for message in messages]}}',
-        'old = [name for name in dataset.column_names if name == "conversations"]',
-        "dataset = dataset.map(renamed, remove_columns=old)",
-    ]
+def no_assistant(
+    where: str, column: str, roles: Iterable[Any], last: Iterable[Any], given: Mapping[str, str]
+) -> NothingToTrainError:
+    """The error for a column of messages of which none is the assistant's, by the names of the roles alone."""
+    speakers = _RoleCounts((column,), counts=Counter(roles), last=Counter(last))
+    there = ", ".join(map(_spelled, speakers.counts))
+    decided = f" (roles makes {', '.join(f'{old} {new}' for old, new in given.items())})" if given else ""
+    renaming, _ = _renaming(speakers)
+    return NothingToTrainError(
+        f"No message in the {column} column of {where} is the assistant's, so there is nothing to train. The roles "
+        f"are {there}{decided}. Say which of them is the assistant's: "
+        f"roles={(renaming or {str(next(iter(speakers.counts))): 'assistant'})!r}."
+    )
 
 
 def _without_assistant(speakers: _RoleCounts, columns: Mapping[str, object]) -> str:

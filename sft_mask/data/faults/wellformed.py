@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sft_mask.constants import FLAGS
 from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import read_tools, read_variables
 from sft_mask.errors import DataError
@@ -20,6 +22,7 @@ _COLUMNS = ("conversations", "messages", "text")
 _TEXT_ROLES = {"system", "developer", "user", "assistant", "model", "human", "gpt"}
 """Roles whose content a template writes unchanged; a tool's may be any JSON."""
 _RESERVED = ("tools", "tokenize", "return_dict", "chat_template", "add_generation_prompt", "conversation")
+_NO_WORDS = frozenset({"role", "from", "content", "value", "name", *FLAGS})
 _READABLE = 1_000_000
 _SHOWN = 80
 _SHOWN_TEXT = "{} messages as text, {!r}. The text is {}, not a list of messages; read it first:"
@@ -39,7 +42,7 @@ def check_row(row: Mapping[str, object]) -> None:
             raise _nothing(row)
         is_conversation = column != "text"
         if is_conversation:
-            _check_messages(column, row[column])
+            check_messages(column, row[column])
         elif not isinstance(row[column], str):
             raise _no_text(column, row[column])
     if is_conversation:
@@ -61,6 +64,18 @@ def oddities(messages: Sequence[Mapping[str, object]]) -> str:
 
 def _kind(value: object) -> str:
     return "null" if value is None else f"{reprlib.repr(value)[:_SHOWN]}, of type {type(value).__name__}"
+
+
+def check_text(column: str, value: object) -> None:
+    """Refuses what is not text.
+
+    Raises:
+        DataError: it is null, or of another type.
+    """
+    if value is None:
+        raise _is_null(column)
+    if not isinstance(value, str):
+        raise _no_text(column, value)
 
 
 def _nothing(row: Mapping[str, object]) -> DataError:
@@ -109,8 +124,8 @@ def _check_pair(row: Mapping[str, object]) -> bool:
         return False
     if any(are_text):
         raise _mixed(row, PAIR[are_text.index(True)])
-    _check_messages("prompt", row["prompt"])
-    _check_messages("completion", row["completion"], may_be_empty=True)
+    check_messages("prompt", row["prompt"])
+    check_messages("completion", row["completion"], may_be_empty=True)
     return True
 
 
@@ -129,7 +144,14 @@ def _mixed(row: Row, text: str) -> DataError:
 # messages
 
 
-def _check_messages(column: str, messages: object, may_be_empty: bool = False) -> None:
+def check_messages(column: str, messages: object, may_be_empty: bool = False) -> None:
+    """Refuses what is not a list of messages.
+
+    Raises:
+        DataError: it is null, of another type, or a message is malformed.
+    """
+    if messages is None:
+        raise _is_null(column)
     if isinstance(messages, str):
         raise _is_text(column, messages)
     if isinstance(messages, Mapping):
@@ -155,7 +177,8 @@ def _check_message(column: str, at: int, message: object) -> None:
         there = ", ".join(str(name) for name, value in message.items() if value is not None) or "nothing"
         raise DataError(
             f"{where} has no role (it has {there}). Say who speaks, with 'role': 'system', 'user', 'assistant' or "
-            "'tool', or remove the message."
+            "'tool', or remove the message. If all messages have it under another name, say under which: "
+            'columns={"speaker": "role"}.'
         )
     if not isinstance(role, str):
         raise DataError(
@@ -164,7 +187,25 @@ def _check_message(column: str, at: int, message: object) -> None:
         )
     if role in _TEXT_ROLES:
         key = "value" if "value" in message else "content"
+        if message.get(key) is None and not _says_otherwise(message):
+            raise _no_content(column, where, role, key)
         _check_content(column, where, key, message.get(key))
+
+
+def _says_otherwise(message: Mapping[str, object]) -> bool:
+    """Whether a message has more than a role and null content, such as tool calls or reasoning."""
+    return any(
+        value for name, value in message.items() if name not in _NO_WORDS and isinstance(value, (str, list, dict))
+    )
+
+
+def _no_content(column: str, where: str, role: str, key: str) -> DataError:
+    kept = f'[message for message in row["{column}"] if message["{key}"] is not None]'
+    return DataError(
+        f"{where} ({role}) has null content and says nothing else, and chat templates write that as None, as nothing, "
+        f"or not at all. Give it words, or leave such messages out: "
+        f'dataset = dataset.map(lambda row: {{"{column}": {kept}}})'
+    )
 
 
 def _check_content(column: str, where: str, key: str, content: object) -> None:
@@ -252,11 +293,28 @@ def _is_text(column: str, text: str) -> DataError:
     read_first = _read_first((column,), [text])
     if read_first is not None:
         return read_first
+    broken = _broken_json(text)
+    if broken:
+        return DataError(
+            f"{column} is text that begins like JSON, {text[:_SHOWN]!r}, and is not: {broken}. Repair the row, or "
+            "leave it out; if the text was cut off, export the data again."
+        )
     return DataError(
         f"{column} is text, {text[:_SHOWN]!r}, not a list of messages. Give a list of mappings; if this is a "
         "conversation that was rendered already, call the column text: "
         f'dataset = dataset.rename_column("{column}", "text")'
     )
+
+
+def _broken_json(text: str) -> str:
+    """Why a text that begins like messages cannot be read; empty for other texts."""
+    if not re.match(r"\s*\[\s*\{", text):
+        return ""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def _read_first(columns: Sequence[str], texts: Sequence[str]) -> DataError | None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES
+from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES, SPAN_FLAGS
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _ROLES = ROLES[:-1]
 _INSIDE = "[]"
+_NOT_WHITESPACE = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+"""Any character that ``utf8_trim_whitespace`` keeps."""
 _THINKING = ("think", "[THINK]", "channel")
 
 
@@ -90,7 +92,7 @@ def _spoken(content: object) -> str:
 def _from_json(array: pa.Array) -> pa.Array:
     """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
     roles, contents, others, keys = [], [], [], []
-    flags: dict[str, list[bool | None]] = {name: [] for name in FLAGS}
+    flags: dict[str, list[bool | None]] = {name: [] for name in (*FLAGS, *SPAN_FLAGS)}
     for text in array.storage.to_pylist():
         message = json.loads(text) if text is not None else {}
         fields = message if isinstance(message, dict) else {"content": message}
@@ -174,14 +176,15 @@ def has_items(column: pa.ChunkedArray | pa.Array) -> Bools:
     return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
 
 
-def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> Bools:
-    """Rows with a message that has any of the fields."""
+def rows_with(column: pa.ChunkedArray | pa.Array, fields: Sequence[str]) -> dict[str, Bools]:
+    """For each of the fields, the rows with a message that has it; fields that no message has are left out."""
     array = flat(column)
-    answer = np.zeros(len(array), np.bool_)
+    found: dict[str, Bools] = {}
     for path, leaf, rows in _leaves(array, np.arange(len(array))):
-        if len(path) == 1 and path[0] in fields:
-            answer |= _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
-    return answer
+        if path and path[0] in fields and leaf.null_count < len(leaf):
+            valid = _rows_where(np.asarray(leaf.is_valid()), rows, len(array))
+            found[path[0]] = found.get(path[0], valid) | valid
+    return found
 
 
 def _texts(array: pa.Array) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
@@ -225,7 +228,7 @@ def _role_bits(codes: Ints, rows: Ints, count: int) -> NDArray[np.uint64]:
 
 def _filled(leaf: pa.Array) -> Bools:
     if _is_text(leaf.type):
-        return np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(leaf), ""), False), np.bool_)
+        return np.asarray(pc.fill_null(pc.match_substring_regex(leaf, _NOT_WHITESPACE), False), np.bool_)
     return np.asarray(leaf.is_valid(), np.bool_)
 
 
@@ -234,6 +237,7 @@ def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Sign
     array = flat(column)
     count = len(array)
     answers, key = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+    quotes = np.zeros(count, np.bool_)
     flags: list[Bools] = []
     for path, leaf, rows in _leaves(array, np.arange(count)):
         if path == ("role",):
@@ -241,6 +245,9 @@ def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Sign
             model = np.isin(codes, [_ROLES.index(role) for role in ASSISTANT_ROLES])
             answers = np.bincount(rows[model], minlength=count).astype(np.int64)
             key = _role_bits(codes, rows, count)
+            strange = codes == len(_ROLES)
+            if strange.any() and _is_text(leaf.type):
+                quotes[rows[strange][_contains_any(leaf.filter(pa.array(strange)), texts)]] = True
             continue
         if path == ("keys",):
             sums = np.bincount(rows, weights=np.asarray(leaf, np.float64), minlength=count)
@@ -250,10 +257,15 @@ def signatures(column: pa.ChunkedArray | pa.Array, texts: Sequence[str]) -> Sign
         flags.append(_rows_where(filled, rows, count))
         flags.append(_rows_where(~filled, rows, count))
         if _is_text(leaf.type):
-            flags.extend(_rows_where(_contains_any(leaf, [word]), rows, count) for word in _THINKING)
+            seen = _contains_any(leaf, (*texts, *_THINKING))  # most strings hold none of them: read once
+            held, held_rows = leaf.filter(pa.array(seen)), rows[seen]
+            flags.extend(_rows_where(_contains_any(held, [word]), held_rows, count) for word in _THINKING)
+            quotes[held_rows[_contains_any(held, texts)]] = True
+            if _INSIDE in path:
+                quotes |= _contains_any(joined(leaf, rows, count), texts)
     for flag in flags:
         key = key * np.uint64(1_000_003) + flag.astype(np.uint64) + np.uint64(1)
-    return Signatures(answers, quotes_any(array, texts), key.view(np.int64), np.zeros(count, np.bool_))
+    return Signatures(answers, quotes, key.view(np.int64), np.zeros(count, np.bool_))
 
 
 def _has_offsets(kind: pa.DataType) -> bool:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.constants import FLAGS
+from sft_mask.constants import FLAGS, SPAN_FLAGS
 from sft_mask.data.read.census import Census, census
 from sft_mask.data.read.columns import Signatures, has_items, is_conversation, quotes_any, rows_with, signatures
+from sft_mask.data.read.spelling import standard_table
 from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ class Decoder:
 
     def __init__(self, features: Any = None) -> None:
         self.features = features
+        self._rewritten: set[str] = set()
+
+    def prepared(self, table: pa.Table) -> pa.Table:
+        """The table with conversations in their usual spelling (:mod:`sft_mask.data.read.spelling`).
+
+        Every table goes through this first.
+        """
+        table, rewritten = standard_table(table)
+        self._rewritten |= rewritten
+        return table
 
     @staticmethod
     def columns(table: pa.Table) -> tuple[str, ...]:
@@ -80,12 +91,13 @@ class Decoder:
             flags |= np.asarray(table[name].is_null(), np.bool_)
         return flags
 
-    def flagged(self, table: pa.Table) -> Bools:
-        """``(rows,)`` rows with a message that says itself whether, or how much, it is trained."""
-        flags = np.zeros(table.num_rows, np.bool_)
+    def flags(self, table: pa.Table) -> dict[str, Bools]:
+        """The rows with a message that says itself whether, or how much, it is trained, by the name of the field."""
+        found: dict[str, Bools] = {}
         for name in self.columns(table):
-            flags |= rows_with(table[name], FLAGS)
-        return flags
+            for flag, rows in rows_with(table[name], (*FLAGS, *SPAN_FLAGS)).items():
+                found[flag] = found.get(flag, rows) | rows
+        return found
 
     def signatures(self, table: pa.Table, texts: Sequence[str]) -> Signatures:
         """Signatures of the rows; see :func:`sft_mask.data.read.columns.signatures`."""
@@ -125,8 +137,11 @@ class Decoder:
         names = [*self.columns(table), *(name for name in _EXTRAS if name in table.column_names)]
         values = {name: table[name][row].as_py() for name in names}
         if self.features is not None:
-            kinds = type(self.features)({name: self.features[name] for name in names if name in self.features})
+            known = [name for name in names if name in self.features and name not in self._rewritten]
+            kinds = type(self.features)({name: self.features[name] for name in known})
             values = {**values, **kinds.decode_example({name: values[name] for name in kinds})}
+        for name in self._rewritten & {*names}:
+            values[name] = [json.loads(message) for message in values[name] or ()]
         parts = [mappings(name, values[name]) for name in self.columns(table)]
         messages = [message for part in parts for message in part]
         prompt = len(parts[0]) if len(parts) > 1 else 0

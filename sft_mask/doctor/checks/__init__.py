@@ -14,6 +14,7 @@ from sft_mask.doctor.checks.generation import check_generation_stops
 from sft_mask.doctor.checks.leaks import check_leaks
 from sft_mask.doctor.checks.loss import check_loss
 from sft_mask.doctor.checks.splits import check_shares
+from sft_mask.doctor.checks.words import check_words
 from sft_mask.doctor.findings import Finding
 from sft_mask.doctor.samples import Examined, Sample
 
@@ -28,6 +29,7 @@ SPLIT_CHECKS: Sequence[Callable[[Sample], Iterator[Finding]]] = (
 )
 TRAINER_CHECKS: Sequence[Callable[[Examined], Iterator[Finding]]] = (
     check_shares,
+    check_words,
     check_generation_stops,
     check_loss,
 )

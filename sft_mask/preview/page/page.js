@@ -87,6 +87,7 @@
     if (!row.cells.length) body.append(element("p", "", "This row is empty."));
     byId("row").replaceChildren(body);
     byId("legend").replaceChildren(...legend(row, greatest));
+    byId("lost").replaceChildren(...row.lost.map((line) => element("li", "", line)));
   };
 
   const drawCell = (row, cell, number) => {
@@ -272,7 +273,7 @@
   const drawFilters = () => {
     const kinds = new Map();
     overview.forEach(([, , , status]) => new Set(status.map(kind)).forEach((name) => kinds.set(name, (kinds.get(name) ?? 0) + 1)));
-    for (const usual of ["dropped", "cut", "ambiguous"]) if (!kinds.has(usual)) kinds.set(usual, 0);
+    for (const usual of ["dropped", "cut", "ambiguous", "lost"]) if (!kinds.has(usual)) kinds.set(usual, 0);
     const buttons = [["", overview.length], ...[...kinds].sort()].map(([name, number]) => {
       const button = element("button", "", `${name || "all rows"} ${count(number)}`);
       button.setAttribute("aria-pressed", String(name === state.filter));

@@ -23,6 +23,7 @@ from sft_mask.preview import preview_rows
 U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
 CHAT = [U, A]
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
+STRANGERS = [{"from": "alice", "value": "Hi"}, {"from": "bob", "value": "Yo"}]
 EMPTY_FOR_STRANGERS = (
     "{% for message in messages %}{% if message['role'] in ('user', 'assistant') %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
@@ -51,8 +52,8 @@ def advised(message: str) -> str:
     return "\n".join(line[4:] for line in lines)
 
 
-def followed(message: str, dataset: Any) -> Any:
-    namespace = {"dataset": dataset}
+def followed(message: str, dataset: Any, tokenizer: Any = None) -> Any:
+    namespace = {"dataset": dataset, "mask_dataset": mask_dataset, "tokenizer": tokenizer or tiny.tokenizer()}
     exec(advised(message), namespace)
     return namespace["dataset"]
 
@@ -81,24 +82,6 @@ REPAIRED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a list for each field": (
         [{"messages": {"role": ["user", "assistant"], "content": ["Hi", "Yo"]}}],
         r"Row 0: messages is a mapping: one list for each of role, content",
-    ),
-    "JSON text": ([{"messages": json.dumps(CHAT)}], r"Row 0: messages holds messages as text, .* The text is JSON"),
-    "JSON text of conversations": (
-        [{"conversations": json.dumps(CHAT)}],
-        r"Row 0: conversations holds messages as text, .* The text is JSON",
-    ),
-    "JSON text of messages that differ": (
-        [
-            {"messages": json.dumps([U, {**A, "tool_calls": [{"function": {"arguments": {"x": at}}}]}])}
-            for at in (1, "one", [1])
-        ],
-        r"Row 0: messages holds messages as text",
-    ),
-    "JSON text of one message": ([{"messages": json.dumps(A)}], r"Row 0: messages holds messages as text"),
-    "printed by Python": ([{"messages": str(CHAT)}], r"Row 0: messages holds messages as text, .* what Python prints"),
-    "JSON text of each message": (
-        [{"messages": [json.dumps(U), json.dumps(A)]}],
-        r"Row 0: Message 0 of messages is JSON text",
     ),
     "JSON text as text": ([{"text": json.dumps(CHAT)}], r"text holds messages as text, .* The text is JSON"),
     "JSON text as prompt and completion": (
@@ -205,13 +188,12 @@ def test_a_row_of_a_stream_that_is_malformed_is_named_with_what_was_seen(row: di
     assert "chat template refuses" not in str(caught.value)
 
 
-def test_json_text_of_a_stream_is_read_in_the_way_that_is_shown() -> None:
+def test_json_text_of_a_stream_is_read() -> None:
     text = {"messages": json.dumps(CHAT)}
-    for stream in (
+    for read in (
         IterableDataset.from_generator(lambda: iter([text])),
         Dataset.from_list([text]).to_iterable_dataset(),
     ):
-        read = followed(message_of(stream), stream)
         assert trained_texts(mask_dataset(read, tiny.tokenizer())) == [["Yo<|im_end|>"]]
 
 
@@ -251,9 +233,6 @@ def test_the_content_of_a_tool_may_be_any_json() -> None:
 
 def test_a_refusal_of_the_template_says_what_is_odd_about_the_messages() -> None:
     source = "{{ messages[0].content + 'x' }}" + tiny.TEMPLATE
-    message = message_of(Dataset.from_list([{"messages": [{**U, "content": None}, A]}]), chat_template=source)
-    assert "Row 0: The chat template refuses a conversation of 2 messages (user, assistant)" in message
-    assert "Message 0 has no content. Repair" in message
     mapping = {"messages": [{**U, "content": {"a": 1}}, {**A, "content": {"a": 2}}]}
     message = message_of(Dataset.from_list([mapping]), chat_template=source)
     assert "The content of message 0 is a mapping, not text. The content of message 1 is" in message
@@ -319,52 +298,57 @@ def test_a_policy_that_needs_messages_names_the_column_that_is_there() -> None:
 # roles
 
 
-@pytest.mark.parametrize("template", [tiny.TEMPLATE, EMPTY_FOR_STRANGERS, STRICT], ids=["any", "skips", "refuses"])
+TEMPLATES = pytest.mark.parametrize(
+    "template", [tiny.TEMPLATE, EMPTY_FOR_STRANGERS, STRICT], ids=["any", "skips", "refuses"]
+)
+
+
+@TEMPLATES
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("chat", [SHAREGPT, [U, {**A, "role": "bot"}], [{**U, "role": "User"}, {**A, "role": "AI"}]])
+def test_well_known_roles_are_read(name: str, chat: Any, template: str) -> None:
+    tokenizer = with_template(template)
+    assert (
+        trained_texts(mask_dataset(Dataset.from_list([{name: chat}] * 2), tokenizer), tokenizer)
+        == [["Yo<|im_end|>"]] * 2
+    )
+
+
+@TEMPLATES
 @pytest.mark.parametrize(
-    ("name", "chat", "listed"),
+    ("roles", "listed"),
     [
-        ("conversations", SHAREGPT, r"'human' \(2 messages\), 'gpt' \(2 messages\) \(under the key 'from'\)"),
-        ("messages", SHAREGPT, r"'human' \(2 messages\), 'gpt' \(2 messages\) \(under the key 'from'\)"),
-        ("conversations", [U, {**A, "role": "bot"}], r"'user' \(2 messages\), 'bot' \(2 messages\);"),
-        ("messages", [{**U, "role": "User"}, {**A, "role": "AI"}], r"'User' \(2 messages\), 'AI' \(2 messages\);"),
-        (
-            "messages",
-            [{**U, "role": "alice"}, {**A, "role": 'b"ob'}],
-            r"'alice' \(2 messages\), 'b\"ob' \(2 messages\);",
-        ),
+        (("alice", 'b"ob'), r"'alice' \(2 messages\), 'b\"ob' \(2 messages\);"),
+        ((0, 1), r"0 \(2 messages\), 1 \(2 messages\);"),
     ],
 )
-def test_roles_that_are_nobodys_are_named_and_renamed_by_what_is_shown(
-    name: str, chat: Any, listed: str, template: str
-) -> None:
+def test_roles_that_are_nobodys_are_named_and_renamed_by_what_is_shown(roles: Any, listed: str, template: str) -> None:
     tokenizer = with_template(template)
-    dataset = Dataset.from_list([{name: chat}] * 2)
+    dataset = Dataset.from_list([{"messages": [{**U, "role": roles[0]}, {**A, "role": roles[1]}]}] * 2)
     seen = (
-        rf"No message in the {name} column of the train dataset is the assistant's.*"
-        rf"The roles of 2 conversations are {listed}.*'assistant' or 'model'"
+        rf"No message in the messages column of the train dataset is the assistant's.*of 2 conversations are {listed}"
     )
     with pytest.raises(NothingToTrainError, match=seen) as caught:
         mask_dataset(dataset, tokenizer)
     assert "marker" not in str(caught.value)
     assert "template" not in str(caught.value)
-    renamed = followed(str(caught.value), dataset)
-    assert trained_texts(mask_dataset(renamed, tokenizer), tokenizer) == [["Yo<|im_end|>"]] * 2
+    masked = followed(str(caught.value), dataset, tokenizer)
+    assert trained_texts(masked, tokenizer) == [["Yo<|im_end|>"]] * 2
 
 
 @pytest.mark.parametrize("kind", ["json", "pair", "stream", "shuffled", "preview"])
 def test_roles_are_read_from_rows_of_every_kind(kind: str) -> None:
-    chat = [{**U, "role": "human"}, {**A, "role": "gpt"}]
+    chat = [{**U, "role": "alice"}, {**A, "role": "bob"}]
     features = Features({"messages": List(Json())}) if kind == "json" else None
     rows = [{"prompt": chat[:1], "completion": chat[1:]}] if kind == "pair" else [{"messages": chat}]
     dataset: Any = Dataset.from_list(rows * 3, features=features)
     dataset = {"stream": dataset.to_iterable_dataset, "shuffled": lambda: dataset.shuffle(seed=0)}.get(
         kind, lambda: dataset
     )()
-    with pytest.raises(NothingToTrainError, match=r"'human' \(3 messages\), 'gpt' \(3 messages\)") as caught:
+    with pytest.raises(NothingToTrainError, match=r"'alice' \(3 messages\), 'bob' \(3 messages\)") as caught:
         (preview_rows if kind == "preview" else mask_dataset)(dataset, tiny.tokenizer())
     assert ("completion column" in str(caught.value)) == (kind == "pair")
-    renamed = followed(str(caught.value), dataset)
-    assert trained_texts(mask_dataset(renamed, tiny.tokenizer())) == [["Yo<|im_end|>"]] * 3
+    assert trained_texts(followed(str(caught.value), dataset)) == [["Yo<|im_end|>"]] * 3
 
 
 def test_conversations_of_users_alone_are_named_with_what_is_missing() -> None:
@@ -376,7 +360,7 @@ def test_conversations_of_users_alone_are_named_with_what_is_missing() -> None:
 
 
 def test_rows_without_the_assistant_are_dropped_where_others_have_it() -> None:
-    rows = [{"messages": [U]}, {"messages": CHAT}, {"messages": [{**U, "role": "human"}]}]
+    rows = [{"messages": [U]}, {"messages": CHAT}, {"messages": [{**U, "role": "critic"}]}]
     masked, report = mask_dataset(Dataset.from_list(rows), tiny.tokenizer(), return_report=True)
     assert trained_texts(masked) == [["Yo<|im_end|>"]]
     assert report.splits["train"].rows_dropped == 2
@@ -384,7 +368,7 @@ def test_rows_without_the_assistant_are_dropped_where_others_have_it() -> None:
 
 def test_a_split_without_the_assistant_is_named() -> None:
     both = DatasetDict(
-        train=Dataset.from_list([{"conversations": CHAT}]), test=Dataset.from_list([{"conversations": SHAREGPT}])
+        train=Dataset.from_list([{"conversations": CHAT}]), test=Dataset.from_list([{"conversations": STRANGERS}])
     )
     with pytest.raises(NothingToTrainError, match="No message in the conversations column of the test dataset"):
         mask_dataset(both, tiny.tokenizer())
@@ -400,22 +384,21 @@ def test_markers_that_are_wrong_themselves_are_named_first() -> None:
 
 def test_markers_of_the_callers_own_make_no_role_the_models() -> None:
     """Rows with messages are checked against them, and these say that nobody is the model."""
-    dataset = Dataset.from_list([{"conversations": SHAREGPT}])
-    with pytest.raises(NothingToTrainError, match=r"All 1 row .*No message in the conversations column") as caught:
-        mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>human\n", "<|im_start|>gpt\n")
-    assert trained_texts(mask_dataset(followed(str(caught.value), dataset), tiny.tokenizer())) == [["Yo<|im_end|>"]]
-
-
-def test_given_markers_are_not_blamed_where_they_are_the_templates() -> None:
-    dataset = Dataset.from_list([{"conversations": SHAREGPT}])
-    with pytest.raises(NothingToTrainError, match=r"'human' \(1 message\), 'gpt' \(1 message\)"):
-        mask_dataset(dataset, tiny.tokenizer(), tiny.USER, tiny.ASSISTANT)
+    dataset = Dataset.from_list([{"conversations": STRANGERS}])
+    with pytest.raises(NothingToTrainError, match="No message in the conversations column") as caught:
+        mask_dataset(dataset, tiny.tokenizer(), "<|im_start|>alice\n", "<|im_start|>bob\n")
+    assert trained_texts(followed(str(caught.value), dataset)) == [["Yo<|im_end|>"]]
 
 
 def test_a_batch_without_the_assistant_is_named() -> None:
     label = train_on_responses_only(tokenizer=tiny.tokenizer(), return_function=True)
-    chat = [{**U, "role": "human"}, {**A, "role": "gpt"}]
-    with pytest.raises(NothingToTrainError, match=r"messages column of the batch .*'human' \(1 message\)"):
+    ids = tiny.tokenized(CHAT)
+    labels = label({"input_ids": [ids], "conversations": [SHAREGPT]})["labels"]
+    assert isinstance(labels, list)
+    assert trained_texts([{"input_ids": ids, "labels": labels[0]}]) == [["Yo<|im_end|>"]]
+    chat = [{**U, "role": "alice"}, {**A, "role": "bob"}]
+    label = train_on_responses_only(tokenizer=tiny.tokenizer(), return_function=True)
+    with pytest.raises(NothingToTrainError, match=r"messages column of the batch .*'alice' \(1 message\)"):
         label({"input_ids": [tiny.tokenized(chat)], "messages": [chat]})
 
 
@@ -452,7 +435,7 @@ def test_a_trainer_of_roles_that_are_nobodys_says_so_and_how_to_rename_them(
         train_on_responses_only(trainer)
     assert ("all 2 of them were removed" in str(caught.value)) == (template == EMPTY_FOR_STRANGERS)
     assert "marker" not in str(caught.value)
-    again = trainer_of(tmp_path, followed(str(caught.value), dataset), tokenizer)
+    again = trainer_of(tmp_path, followed(str(caught.value), dataset, tokenizer), tokenizer)
     assert trained_texts(train_on_responses_only(again).train_dataset, tokenizer) == [["Yo<|im_end|>"]] * 2
 
 
