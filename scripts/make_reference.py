@@ -12,7 +12,12 @@ from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 SECTIONS = {
-    "Masking": ["sft_mask.train_on_responses_only", "sft_mask.mask_dataset", "sft_mask.detect_markers"],
+    "Masking": [
+        "sft_mask.train_on_responses_only",
+        "sft_mask.mask_dataset",
+        "sft_mask.ResponseOnlyCollator",
+        "sft_mask.detect_markers",
+    ],
     "What is trained": ["sft_mask.Policy", "sft_mask.Region", "sft_mask.Markers"],
     "What was done": ["sft_mask.MaskReport", "sft_mask.SplitReport"],
     "Seeing": [

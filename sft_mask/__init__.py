@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft_mask.report import MaskReport, SplitReport
     from sft_mask.templates.detection.detect import detect_markers
     from sft_mask.trainer.entry import train_on_responses_only
+    from sft_mask.vision.collator import ResponseOnlyCollator
 
 _HOME = {
     "IGNORE_INDEX": "sft_mask.constants",
@@ -31,6 +32,7 @@ _HOME = {
     "MaskReport": "sft_mask.report",
     "Policy": "sft_mask.core.policy",
     "Region": "sft_mask.core.regions",
+    "ResponseOnlyCollator": "sft_mask.vision.collator",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
     "compare_masks": "sft_mask.preview.diff",
@@ -49,6 +51,7 @@ __all__ = [
     "MaskReport",
     "Policy",
     "Region",
+    "ResponseOnlyCollator",
     "SftMaskError",
     "SplitReport",
     "compare_masks",

@@ -43,6 +43,8 @@ ALLOWED = {
     "sft_mask.templates.tracing.sandbox": {"transformers"},
     "sft_mask.templates.render": {"transformers"},
     "sft_mask.trainer.weighted_loss": {"torch"},
+    "sft_mask.vision.collator": {"torch"},
+    "sft_mask.vision.counts": {"torch"},
 }
 """Modules that may import a framework at run time; every other module does without."""
 
@@ -57,8 +59,9 @@ BELOW: dict[str, set[str]] = {
     "functional": {"constants", "errors", "_tensors"},
     "data": {"constants", "errors", "report", "core", "templates", "_compat"},
 }
-BELOW["trainer"] = {*BELOW["data"], "data"}
-BELOW["explanations"] = BELOW["trainer"] - {"_compat"}
+BELOW["vision"] = {*BELOW["data"], "data"}
+BELOW["trainer"] = {*BELOW["vision"], "vision"}
+BELOW["explanations"] = {*BELOW["vision"], "vision"} - {"_compat"}
 BELOW["preview"] = {*BELOW["explanations"], "explanations"}
 BELOW["doctor"] = {*BELOW["trainer"], "trainer", "explanations", "functional"}
 BELOW["cli"] = {*BELOW["preview"], *BELOW["doctor"], "preview", "doctor"}

@@ -12,6 +12,7 @@ from typing import Any
 from sft_mask.cli.files import STDIN, kind_of, read_path, read_stdin
 from sft_mask.errors import DataError, SftMaskError
 
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -29,7 +30,7 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(model: str) -> object:
-    """Loads the tokenizer of a folder or of a name on the Hub.
+    """Loads the tokenizer of a folder or of a name on the Hub; of a model that reads images, its processor.
 
     Raises:
         DataError: there is none, or it cannot be loaded.
@@ -45,9 +46,24 @@ def load_tokenizer(model: str) -> object:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else model)
+        place = str(folder) if folder.is_dir() else model
+        return _load_processor(place) or AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"No tokenizer can be loaded from {model}: {_first_line(error)}") from error
+
+
+def _load_processor(place: str) -> object:
+    """The processor, where there is one that the installed packages can build: it renders messages in its own way."""
+    from transformers import AutoProcessor, ProcessorMixin
+
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
+        return None
+    try:
+        loaded = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
+        return None  # no processor, or one that needs torchvision: the tokenizer renders the same conversations
+    return loaded if isinstance(loaded, ProcessorMixin) else None
 
 
 def load_data(args: argparse.Namespace) -> object:

@@ -98,6 +98,10 @@ class Turns:
         moved = {name: getattr(self, name) + by for name in ("start", "end", "eot_start")}
         return replace(self, **moved, header=np.maximum(self.header + by, 0))
 
+    def of_document(self, document: int) -> Turns:
+        """The turns, all in one document."""
+        return replace(self, document=np.full(len(self), document, np.int64))
+
     @classmethod
     def joined(cls, parts: Sequence[Turns]) -> Turns:
         """The turns of several, one after the other."""

@@ -177,6 +177,14 @@ class Vocabulary:
         return {token.content: token_id for token_id, token in self.added.items() if token.special}
 
 
+def tokenizer_and_processor(given: Any) -> tuple[Any, Any]:
+    """The tokenizer of a processor, and the processor; a bare tokenizer, and ``None``."""
+    inner = getattr(given, "tokenizer", None)
+    if inner is None or getattr(given, "backend_tokenizer", None) is not None:
+        return given, None
+    return inner, given
+
+
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
     """Reads the vocabulary of a fast tokenizer.
 

@@ -26,7 +26,7 @@ from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import tokenized_stream
 from sft_mask.data.tokenize.rows import RefusedError, RowTokenizer, reads_text
 from sft_mask.data.tokenize.shards import with_ids
-from sft_mask.errors import DataError
+from sft_mask.errors import DataError, UnsupportedError
 
 _LEARNT_FROM = 64
 """Rows that are tokenized before a dataset is expanded."""
@@ -59,7 +59,8 @@ def mask_dataset(
         dataset: has ``input_ids``, or chats in any format in use (``messages``, ShareGPT, Alpaca, questions and
             answers, JSON text, ...), or ``text``, which are then tokenized as ``SFTTrainer`` does. A ``DatasetDict`` is
             masked split by split.
-        tokenizer: a fast tokenizer.
+        tokenizer: a fast tokenizer, or a processor that has one, which then renders the messages as its own template
+            reads them (for data without images: labels of images are made while collating).
         instruction_part: see :func:`~sft_mask.trainer.entry.train_on_responses_only`; so are the other arguments.
             Weights travel inside the labels (:mod:`sft_mask.core.label_codec`); ``train_on_responses_only(trainer)`` on
             the trainer that is built on them puts them into the loss.
@@ -89,6 +90,8 @@ def mask_dataset(
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
+    if info.processor is not None:
+        _refuse_images(splits)
     read = {name: read_chats(split, name, info.template, columns, roles) for name, split in splits.items()}
     chats = {name: split for name, (split, _) in read.items()}
     if expand:
@@ -130,6 +133,18 @@ def _refuse_other_data(splits: Mapping[str, object]) -> None:
             )
 
 
+def _refuse_images(splits: Mapping[str, object]) -> None:
+    for name, split in splits.items():
+        there = [column for column in ("image", "images") if column in column_names(split)]
+        if there and "input_ids" not in column_names(split):
+            raise UnsupportedError(
+                f"The {name} dataset has the column {there[0]!r}: a processor makes the ids of such rows, and "
+                "with them their labels, while they are collated. Call train_on_responses_only(trainer), or put "
+                "ResponseOnlyCollator(collator, processor) around your own collator. To train on the text alone, "
+                f"remove the column: dataset.remove_columns({there[0]!r})."
+            )
+
+
 def tokenized(
     dataset: Any, info: TokenizerInfo, chat_template: str | None, name: str, num_proc: int | None = None
 ) -> object:
@@ -149,7 +164,8 @@ def tokenized(
         _render_once(read, info)
         try:
             chats = _with_messages(read, num_proc)
-            made = _with_ids(chats, RowTokenizer(info.tokenizer, chat_template), name, num_proc)
+            rows = RowTokenizer(info.tokenizer, chat_template, info.processor)
+            made = _with_ids(chats, rows, name, num_proc)
         except RefusedError as error:
             found = without_answers(read, f"the {name} dataset")
             if found is None:

@@ -89,7 +89,15 @@ class Masker:
                 "'bfd'."
             )
 
-    def mask(self, table: pa.Table, decode: Decoder, *, first_row: int = 0, adjacent: bool = False) -> MaskedBatch:
+    def mask(
+        self,
+        table: pa.Table,
+        decode: Decoder,
+        *,
+        first_row: int = 0,
+        adjacent: bool = False,
+        decided: Decided | None = None,
+    ) -> MaskedBatch:
         """Labels of a batch.
 
         Args:
@@ -97,15 +105,16 @@ class Masker:
             decode: reads one row of the conversation; see :class:`Decoder`.
             first_row: number of the batch's first row in its dataset, for messages.
             adjacent: whether the rows are in the order in which the trainer's packing made them.
+            decided: what :meth:`decide` found in these rows, if that is known already.
 
         Raises:
             DataError: a row holds nulls or things that are not ids.
             AmbiguousRowError: a row cannot be decided and ``on_ambiguous`` is ``"error"``.
         """
-        ids, offsets = token_ids(table)
+        batch = _batch_of(table, first_row)
+        ids, offsets = batch.ids, batch.offsets
         existing = existing_labels(table, offsets)
-        batch = Batch(ids, offsets, documents_of(table, offsets, first_row))
-        decided = self._decide(table, decode, batch, adjacent=adjacent)
+        decided = decided or self._decide(table, decode, batch, adjacent=adjacent)
         expansion = expansion_of(table)
         turns = self._chosen(decided.turns, expansion)
         labels = make_labels(ids, turns, existing)
@@ -139,6 +148,10 @@ class Masker:
         weighted, prompt = weighted_labels(unweighted, self.policy)
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
+
+    def decide(self, table: pa.Table, decode: Decoder) -> Decided:
+        """The turns of a batch, before labels are made of them."""
+        return self._decide(table, decode, _batch_of(table, 0), adjacent=False)
 
     def _chosen(self, turns: Turns, expansion: Expansion | None) -> Turns:
         """The turns to train; of an expanded conversation the last one is in its last row."""
@@ -191,3 +204,8 @@ class Masker:
             labels[batch.offsets[row] : batch.offsets[row + 1]] = IGNORE_INDEX
         reason = "ambiguous" if self.on_ambiguous == "drop" else "ambiguous, masked"
         return dict.fromkeys(decided.ambiguous, reason)
+
+
+def _batch_of(table: pa.Table, first_row: int) -> Batch:
+    ids, offsets = token_ids(table)
+    return Batch(ids, offsets, documents_of(table, offsets, first_row))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_mask.core.markers import Markers, MarkerText
 from sft_mask.core.policy import Policy
-from sft_mask.core.vocabulary import Vocabulary, read_vocabulary
+from sft_mask.core.vocabulary import Vocabulary, read_vocabulary, tokenizer_and_processor
 from sft_mask.data.decide import RowDecider, quotable_texts
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import messages_as_text
@@ -30,11 +30,12 @@ _VERSION = "5"
 
 @dataclass(frozen=True, slots=True)
 class TokenizerInfo:
-    """A tokenizer with what was read from it."""
+    """A tokenizer with what was read from it; and the processor that it belongs to, if any."""
 
     tokenizer: Any
     vocabulary: Vocabulary
     template: ChatTemplate | None
+    processor: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,11 @@ class MaskSettings:
 
 
 def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> TokenizerInfo:
-    """Reads a tokenizer once.
+    """Reads a tokenizer, or the tokenizer and the chat template of a processor, once.
 
     Raises:
-        UnsupportedError: it is a processor with images, or a slow tokenizer without a tokenizers backend.
+        UnsupportedError: it is a slow tokenizer without a tokenizers backend.
     """
-    kind = type(tokenizer).__name__
     if tokenizer is None or isinstance(tokenizer, str):
         given = "No tokenizer was given" if tokenizer is None else f"The tokenizer is a text, {tokenizer!r:.80}"
         named = repr(tokenizer) if tokenizer else "NAME"
@@ -79,19 +79,17 @@ def read_tokenizer(tokenizer: object, chat_template: str | None = None) -> Token
             f"{given}, and the tokenizer itself is needed. Load it: "
             f"transformers.AutoTokenizer.from_pretrained({named}), with the name or the folder of the model."
         )
-    if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
-        raise UnsupportedError(
-            f"{kind} is a processor for images or audio: its labels are made while collating, from what the processor "
-            "renders, and are not masked here. For text-only data give the trainer processing_class="
-            "processor.tokenizer; for images use TRL's assistant_only_loss."
-        )
+    tokenizer, processor = tokenizer_and_processor(tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
+        kind = type(tokenizer).__name__
+        of = "" if processor is None else f", which {type(processor).__name__} holds,"
         raise UnsupportedError(
-            f"{kind} is not a fast tokenizer: the text of its ids cannot be read exactly. Load the fast one with "
+            f"{kind}{of} is not a fast tokenizer: the text of its ids cannot be read exactly. Load the fast one with "
             "AutoTokenizer.from_pretrained(...), or pass it as tokenizer=."
         )
     vocabulary = read_vocabulary(tokenizer)
-    return TokenizerInfo(tokenizer, vocabulary, ChatTemplate.of(tokenizer, vocabulary, chat_template))
+    template = ChatTemplate.of(tokenizer, vocabulary, chat_template, processor=processor)
+    return TokenizerInfo(tokenizer, vocabulary, template, processor)
 
 
 def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSettings) -> Masker:
@@ -112,7 +110,7 @@ def build_masker(info: TokenizerInfo, rows: Sequence[Ids], settings: MaskSetting
         train_empty_reasoning=settings.policy.empty_reasoning == "train",
     )
     chat = info.template
-    template = (chat.source, chat.tool_source, dict(chat.variables)) if chat is not None else None
+    template = (chat.source, chat.tool_source, dict(chat.variables), chat.in_parts) if chat is not None else None
     key = (_VERSION, resolved.markers, settings.policy, settings.on_ambiguous, settings.prompt_answers, template)
     decider = RowDecider(
         settings.policy,

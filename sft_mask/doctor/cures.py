@@ -39,7 +39,9 @@ def cures_of(trainer: Any, split: str, rows: Dataset) -> Cures:
     is_trls, attribute = is_sft_trainer(trainer), split_attribute(split)
     collator = _TRLS_COLLATOR if is_trls else collator_way_out(trainer)
     tokenizer = "" if trainer.processing_class is not None else ", tokenizer=tokenizer"
-    first = "Call" if hasattr(trainer, "_sft_mask") or _keeps_masks(trainer, rows) else f"{collator} Then call"
+    in_rows = "input_ids" in rows.column_names  # else the collator makes them, and its labels
+    keeps = hasattr(trainer, "_sft_mask") or not in_rows or _keeps_masks(trainer, rows)
+    first = "Call" if keeps else f"{collator} Then call"
     call = f"{first} train_on_responses_only(trainer{tokenizer})"
     return Cures(
         mask=f"{call} between building the trainer and .train().",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from sft_mask.data.prelabelled import is_masked, masked_by
 from sft_mask.data.read import Row
 from sft_mask.doctor.cures import Cures, cures_of
 from sft_mask.doctor.findings import Finding
+from sft_mask.explanations.collated import inspect_collated
 from sft_mask.explanations.reasons import Part, PartKind, RowExplainer
 from sft_mask.explanations.rows import InspectedRow, inspect_rows
 from sft_mask.trainer.checks import collator_rows
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sft_mask.core.arrays import Bools, Ids, Ints
+    from sft_mask.vision.collator import ResponseOnlyCollator
 
 FEW = 0.5
 """Below this share of the answers' tokens the mask is taken for wrong, and not for a choice."""
 _ROWS = 32
 """Rows of a split that are sampled, spread over it."""
+_COLLATED_ROWS = 8
+"""Likewise where each row has images to prepare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +265,59 @@ def _spread(labels: Ints, real: Bools) -> Ints:
     return whole
 
 
+def take_collated_sample(trainer: Any, dataset: object, collator: ResponseOnlyCollator, name: str) -> Sample:
+    """The same for rows with images: they are compared with what ``collator`` makes of each row alone.
+
+    Raises:
+        LabelsChangedError: the batches have no labels, or the trainer's collator was exchanged.
+        DataError: a row cannot be collated.
+    """
+    chosen = some_rows(dataset, _COLLATED_ROWS)
+    with _counted_apart(trainer):
+        batches = [dict(batch) for batch in trainer.get_eval_dataloader(chosen)]
+    ids, labels, padding = _without_padding(batches)
+    masker, at, other_ids = collator.labeller.masker, 0, ""
+    rows: list[SampledRow] = []
+    for number, example in enumerate(chosen):
+        (collated,) = inspect_collated([example], collator, [number])
+        row = collated.row
+        inside = slice(at, at := at + len(row.ids))
+        if not np.array_equal(ids[inside], row.ids):
+            rows, other_ids = [], _how_ids_differ(batches, row.ids, number)
+            break
+        given = label_ids(labels[inside])
+        wrong_ids = int(np.sum((given != IGNORE_INDEX) & (given != row.ids)))
+        trained = label_weights(labels[inside]) > 0
+        parts = RowExplainer(collated.masker).parts(row)
+        rows.append(SampledRow(row, parts, np.ones(len(row.ids), np.bool_), trained, wrong_ids))
+    return Sample(
+        name=name,
+        rows=rows,
+        batches=batches,
+        trained_padding=padding,
+        stored_padding=0,
+        other_ids=other_ids,
+        policy=masker.policy,
+        is_final=False,
+        vocabulary=masker.finder.vocabulary,
+        cures=cures_of(trainer, name, chosen),
+    )
+
+
+@contextmanager
+def _counted_apart(trainer: Any) -> Iterator[None]:
+    """Keeps the rows of the block out of the trainer's report."""
+    state = getattr(trainer, "_sft_mask", None)
+    kept = getattr(state, "counts", None)
+    if state is not None and kept is not None:
+        state.counts = {}
+    try:
+        yield
+    finally:
+        if state is not None and kept is not None:
+            state.counts = kept
+
+
 def _how_ids_differ(batches: Sequence[Row], ids: Ints, number: int) -> str:
     """Why a row is not found in its batch."""
     for batch in batches:
@@ -269,13 +327,13 @@ def _how_ids_differ(batches: Sequence[Row], ids: Ints, number: int) -> str:
     return f"row {number}, which begins {ids[:8].tolist()}, is in no batch"
 
 
-def some_rows(dataset: Any) -> Dataset:
+def some_rows(dataset: Any, most: int = _ROWS) -> Dataset:
     """Some rows of a dataset, spread over it; the first ones of a stream."""
     from datasets import Dataset
 
     if not hasattr(dataset, "__len__"):
-        return Dataset.from_list(list(islice(dataset, _ROWS)))
-    numbers = np.unique(np.linspace(0, len(dataset) - 1, min(_ROWS, len(dataset))).astype(np.int64))
+        return Dataset.from_list(list(islice(dataset, most)))
+    numbers = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(np.int64))
     chosen: Dataset = dataset.select(numbers)
     return chosen
 

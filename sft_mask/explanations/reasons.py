@@ -19,9 +19,9 @@ from sft_mask.explanations.rows import InspectedRow
 from sft_mask.explanations.segments import RoleSegment, SegmentReader
 from sft_mask.templates.tracing.traced_str import TEMPLATE
 
-PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "padding"]
+PartKind = Literal["answer", "eot", "header", "prefilled", "after", "other", "padding", "media"]
 """Where tokens are: in an answer, in its end-of-turn token, in its header, in what the template prefills after that
-header, in what the template writes after an answer, in another speaker's turn or header, in padding."""
+header, in what the template writes after an answer, in another speaker's turn or header, in padding, in an image."""
 
 _MOST_CHARACTERS = 60
 _ASSISTANT = [ROLES.index(role) for role in ASSISTANT_ROLES]
@@ -85,6 +85,10 @@ class _Tokens:
             header, start, end = map(int, bounds)
             self.header_of[header:start] = number
             self.turn_of[start:end] = number
+        self.media = np.zeros(len(row.ids), np.bool_) if row.media is None else row.media
+        self.piece_of = np.full(len(row.ids), -1, np.int64)
+        for number, piece in enumerate(row.pieces):
+            self.piece_of[piece.start : piece.end] = number
         self.lost = lost_by_turn(row.turns, row.conversation, row.account.losses)
         self.padding = self._padding()
         self.is_last = is_last_of_document(self.turns)
@@ -106,7 +110,15 @@ class _Tokens:
         """The tokens where the reason may change, from 0 to the row's length."""
         size = len(self.row.ids)
         changes = np.ones(size + 1, np.bool_)
-        known = [self.segment_of, self.turn_of, self.padding, self.in_region, self.row.weights]
+        known = [
+            self.media,
+            self.piece_of,
+            self.segment_of,
+            self.turn_of,
+            self.padding,
+            self.in_region,
+            self.row.weights,
+        ]
         known.extend(given for given in (self.sources, self.row.existing) if given is not None)
         inner = changes[1:size]
         inner[:] = (self.header_of[1:] >= 0) | (self.header_of[1:] != self.header_of[:-1])
@@ -139,6 +151,8 @@ class _Tokens:
     def _why(self, token: int, *, trained: bool) -> tuple[PartKind, str]:
         if self.padding[token]:
             return "padding", "padding"
+        if self.media[token]:
+            return "media", self._in_media(token)
         turn = int(self.turn_of[token])
         if turn >= 0:
             why = self._why_trained(token, turn) if trained else self._why_masked(token, turn)
@@ -146,6 +160,15 @@ class _Tokens:
         header = int(self.header_of[token])
         kind, why = self._in_header(token, header) if header >= 0 else self._outside(token)
         return kind, f"{why}; the policy trains it{self._weight(token)}" if trained else why
+
+    def _in_media(self, token: int) -> str:
+        number = int(self.piece_of[token])
+        if number < 0:
+            return "a token of an image or a sound, which the model never samples"
+        piece = self.row.pieces[number]
+        of = f"{number + 1} of {len(self.row.pieces)}" if len(self.row.pieces) > 1 else "the only one"
+        tokens = f"{piece.end - piece.start} tokens at {_span(piece.start, piece.end)}"
+        return f"inside an {piece.kind} ({of}, {tokens}), which the model never samples"
 
     # inside an answer
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft_mask.core.arrays import Ints, offsets_of
+from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.core.spans import Turns
 from sft_mask.data.batches import READ, mask_rows
@@ -18,6 +18,7 @@ from sft_mask.data.prelabelled import is_masked
 from sft_mask.data.read.columns import list_values
 from sft_mask.data.read.conversations import Conversation, Decoder
 from sft_mask.explanations.losses import RowAccount, row_accounts
+from sft_mask.vision.reader import MediaPiece
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,6 +45,9 @@ class InspectedRow:
         undecided: why neither markers nor messages could decide the row, else ``""``.
         dropped: why the row trains nothing, else ``""``.
         conversation: the messages, if the row has them.
+        sources: ``(tokens,)`` message whose words each token holds, or ``TEMPLATE``, where that is known already.
+        media: ``(tokens,)`` whether each token belongs to an image, a video or a sound, where a row may have them.
+        pieces: images in order, with their tokens.
         account: what became of them.
     """
 
@@ -58,6 +62,9 @@ class InspectedRow:
     undecided: str
     dropped: str
     conversation: Conversation | None
+    sources: Ints | None = None
+    media: Bools | None = None
+    pieces: Sequence[MediaPiece] = ()
     account: RowAccount = field(default_factory=RowAccount)
 
     @property
@@ -113,7 +120,7 @@ def _rows_of(masked: MaskedBatch, table: pa.Table, decode: Decoder, numbers: Seq
             weights=weights[low:high],
             existing=None if existing is None else existing[low:high],
             documents=_documents(table, place, high - low),
-            turns=_turns_within(masked.decided.turns, low, high),
+            turns=turns_within(masked.decided.turns, low, high),
             checked=bool(masked.decided.checked[place]),
             undecided=undecided.why if undecided is not None else "",
             dropped="" if masked.trained[place] else masked.reasons.get(place, "no answer to train"),
@@ -134,7 +141,7 @@ def _documents(table: pa.Table, place: int, tokens: int) -> Ints:
     return np.asarray(lengths, np.int64)
 
 
-def _turns_within(turns: Turns, low: int, high: int) -> Turns:
+def turns_within(turns: Turns, low: int, high: int) -> Turns:
     """The turns of one row, with tokens and documents counted from the row's first."""
     inside = turns.select((turns.start >= low) & (turns.start < high)).moved(-low)
     return replace(inside, document=inside.document - inside.document.min(initial=np.iinfo(np.int64).max))

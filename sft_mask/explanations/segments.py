@@ -70,6 +70,8 @@ class SegmentReader:
         ``None`` where that is unknown, and where headers alone say it: in a row of system, user and assistant whose
         markers agree with its messages, no message quotes a header.
         """
+        if row.sources is not None:
+            return row.sources
         aligner, talk = self._masker.decider.aligner, row.conversation
         if aligner is None or talk is None:
             return None

@@ -3,7 +3,7 @@
 Rows are written one by one, as JSON lines inside the page: the file may be larger than memory, and the browser parses
 and draws only the row on screen. Three measures keep the data from running as code: the JSON has no ``<``, ``>`` or
 ``&``, the script sets text through ``textContent`` alone, and the page's content security policy allows only the two
-blocks whose hashes it names, and loads nothing from anywhere.
+blocks whose hashes it names, and loads nothing from anywhere; pictures are small JPEGs inside the page, drawn anew.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
         "notes": [(note.start, note.end, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
+        "pictures": [(picture.start, picture.thumbnail) for picture in row.pictures if picture.thumbnail],
         "lost": [visible(line) for line in row.lost],
     }
 
@@ -142,7 +143,7 @@ def _page(title: str) -> str:
     """The page without its data; the policy names style and script by their hashes."""
     folder = files("sft_mask.preview") / "page"
     style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     page = Template(folder.joinpath("page.html").read_text("utf-8"))
     return page.substitute(title=html.escape(visible(title)), policy=policy, style=style, script=script)
 

@@ -71,6 +71,22 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """The tokens ``[start, end)`` of an image (a video, a sound), shown as one piece."""
+
+    start: int
+    end: int
+    kind: str = "image"
+    thumbnail: str = ""
+    """A small JPEG as a ``data:`` address, where the data hold the picture."""
+
+    @property
+    def text(self) -> str:
+        """``⟨image × 256⟩``: what it is and how many tokens it has."""
+        return f"⟨{self.kind} × {self.end - self.start}⟩"
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewRow:
     """One row, ready to be shown; made by ``build_row``."""
 
@@ -88,6 +104,8 @@ class PreviewRow:
     status: tuple[str, ...]
     """Such as ``"cut"`` or ``"dropped: no answer"``; filters use the part before the colon."""
     name: str
+    pictures: tuple[Picture, ...] = ()
+    """Images of the row; each is one cell."""
     lost: tuple[str, ...] = ()
     """What the messages hold and the row does not, a line each."""
 
@@ -131,6 +149,7 @@ def build_row(
     documents: Iterable[int] | None = None,
     status: str | Iterable[str] = (),
     name: str = "",
+    pictures: Sequence[Picture] = (),
     lost: Iterable[str] = (),
 ) -> PreviewRow:
     """Builds one row with its runs, cells and notes.
@@ -146,6 +165,7 @@ def build_row(
         documents: lengths of the documents of a packed row, in tokens (``seq_lengths``).
         status: flags to filter by, such as ``"cut"`` or ``"dropped: no answer"``.
         name: begins the row's heading, such as ``"train 17"``.
+        pictures: images in order; the tokens of each are shown as one piece.
         lost: what the messages hold and the row does not, a line each; shown beside the row.
 
     Raises:
@@ -160,6 +180,7 @@ def build_row(
     _check(name, ids, given, {"labels": len(kept), "weights": len(given), "tokens in documents": sum(lengths)}, notes)
     seen = tuple(0.0 if label == IGNORE_INDEX else weight for label, weight in zip(kept, given, strict=True))
     token_bytes, cells = read_cells(tokenizer, ids)
+    cells = tuple(_with_pictures(cells, pictures))
     document = chain.from_iterable(repeat(number, length) for number, length in enumerate(lengths))
     return PreviewRow(
         input_ids=ids,
@@ -172,8 +193,21 @@ def build_row(
         documents=lengths,
         status=(status,) if isinstance(status, str) else tuple(status),
         name=name,
+        pictures=tuple(pictures),
         lost=tuple(lost),
     )
+
+
+def _with_pictures(cells: Sequence[Cell], pictures: Sequence[Picture]) -> Iterator[Cell]:
+    """The cells, with one for each picture in place of those of its tokens."""
+    left = list(pictures)
+    for cell in cells:
+        while left and left[0].end <= cell.start:
+            left.pop(0)
+        if not left or cell.start < left[0].start:
+            yield cell
+        elif cell.start == left[0].start or cell.start < left[0].start < cell.end:
+            yield Cell(left[0].start, left[0].end, left[0].text, special=True)
 
 
 def _integers(values: Iterable[SupportsInt]) -> tuple[int, ...]:

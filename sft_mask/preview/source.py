@@ -15,7 +15,9 @@ from sft_mask.data.setup import MaskSettings, read_tokenizer
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer
 from sft_mask.explanations.rows import inspect_rows, never_raising
+from sft_mask.preview.collated import CollatedSource
 from sft_mask.preview.rows import Note, PreviewRow, build_row
+from sft_mask.vision.collator import ResponseOnlyCollator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,38 +28,15 @@ _MOST_ROWS = 1000
 """Rows that are read of a stream."""
 
 
-class PreviewRows(Sequence[PreviewRow]):
-    """Rows of a dataset, each made when it is asked for: ``rows[3]``, ``rows[:20]``, ``for row in rows``."""
+class TokenizedSource:
+    """Rows of a tokenized dataset, as a masker labels them."""
 
-    def __init__(
-        self, dataset: Dataset, tokenizer: object, masker: Masker, name: str, numbers: Sequence[int] | None = None
-    ) -> None:
-        self._masker = masker
-        self._dataset, self._tokenizer, self._name = dataset, tokenizer, name
-        self._numbers = range(len(dataset)) if numbers is None else numbers
+    def __init__(self, dataset: Dataset, tokenizer: object, masker: Masker, name: str) -> None:
+        self._dataset, self._tokenizer, self._masker, self._name = dataset, tokenizer, masker, name
         self._explainer = RowExplainer(masker)
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> PreviewRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> PreviewRows: ...
-    def __getitem__(self, index: int | slice) -> PreviewRow | PreviewRows:
-        if isinstance(index, slice):
-            return PreviewRows(self._dataset, self._tokenizer, self._masker, self._name, self._numbers[index])
-        return next(self._rows([self._numbers[index]]))
-
-    def __iter__(self) -> Iterator[PreviewRow]:
-        return self._rows(self._numbers)
-
-    def pick(self, numbers: Sequence[int]) -> PreviewRows:
-        """The rows at these positions, in that order."""
-        chosen = [self._numbers[number] for number in numbers]
-        return PreviewRows(self._dataset, self._tokenizer, self._masker, self._name, chosen)
-
-    def _rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
+    def rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
+        """The rows at these positions."""
         for row in inspect_rows(self._dataset, self._masker, numbers, self._name):
             yield build_row(
                 self._tokenizer,
@@ -72,6 +51,32 @@ class PreviewRows(Sequence[PreviewRow]):
                 name=f"{self._name} {row.number}",
                 lost=map(str, row.account.losses),
             )
+
+
+class PreviewRows(Sequence[PreviewRow]):
+    """Rows of a dataset, each made when it is asked for: ``rows[3]``, ``rows[:20]``, ``for row in rows``."""
+
+    def __init__(self, source: TokenizedSource | CollatedSource, numbers: Sequence[int]) -> None:
+        self._source, self._numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> PreviewRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> PreviewRows: ...
+    def __getitem__(self, index: int | slice) -> PreviewRow | PreviewRows:
+        if isinstance(index, slice):
+            return PreviewRows(self._source, self._numbers[index])
+        return next(self._source.rows([self._numbers[index]]))
+
+    def __iter__(self) -> Iterator[PreviewRow]:
+        return self._source.rows(self._numbers)
+
+    def pick(self, numbers: Sequence[int]) -> PreviewRows:
+        """The rows at these positions, in that order."""
+        return PreviewRows(self._source, [self._numbers[number] for number in numbers])
 
 
 def preview_rows(
@@ -98,7 +103,8 @@ def preview_rows(
     Args:
         data: a ``Dataset``, a ``DatasetDict``, an ``IterableDataset`` (its first 1,000 rows), a list of rows (each a
             dict), or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
-        tokenizer: a fast tokenizer; not for a trainer.
+        tokenizer: a fast tokenizer, or a processor that has one; for rows with images a ``ResponseOnlyCollator``; not
+            for a trainer.
         instruction_part: as in :func:`~sft_mask.train_on_responses_only`, like ``response_part``, ``policy`` and
             ``chat_template``; not for a trainer.
         split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
@@ -124,12 +130,15 @@ def preview_rows(
     if tokenizer is None:
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
+    if isinstance(tokenizer, ResponseOnlyCollator):
+        rows = _finite(dataset)
+        return PreviewRows(CollatedSource(rows, tokenizer, name), range(len(rows)))
     info = read_tokenizer(tokenizer, chat_template)
     rows, _ = read_chats(_finite(dataset), name, info.template, columns, roles)
     settings = MaskSettings(instruction_part, response_part, policy or Policy(), "drop")
     shape = RowShape(max_length, expand=expand)
     ready, masker = prepared(rows, info, settings, name, chat_template, shape)
-    return PreviewRows(ready, tokenizer, masker, name)
+    return PreviewRows(TokenizedSource(ready, info.tokenizer, masker, name), range(len(ready)))
 
 
 def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
@@ -141,7 +150,10 @@ def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:
         )
     name, masked = _chosen_split(named_splits(trainer), split)
     dataset = _finite(state.original(masked))
-    return PreviewRows(dataset, state.tokenizer, never_raising(state.masker), name)
+    if isinstance(trainer.data_collator, ResponseOnlyCollator):
+        return PreviewRows(CollatedSource(dataset, trainer.data_collator, name), range(len(dataset)))
+    source = TokenizedSource(dataset, state.tokenizer, never_raising(state.masker), name)
+    return PreviewRows(source, range(len(dataset)))
 
 
 def _chosen_split(data: Any, split: str | None) -> tuple[str, object]:

@@ -68,6 +68,10 @@ class SplitReport:
     masked."""
     rows_masked_before: int = 0
     """Rows whose labels ``mask_dataset`` had made before the trainer was built."""
+    images: int = 0
+    """Images, videos and sounds in the rows, as far as the processor told where they are."""
+    image_tokens: int = 0
+    """Their tokens, those of their frames included; never trained."""
     rows_with_unread_flags: int = 0
     """Rows whose messages carry ``train``, ``weight``, ``loss`` or the like, which the policy did not ask for."""
     unread_flags: Mapping[str, int] = field(default_factory=dict, hash=False)

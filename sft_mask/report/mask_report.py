@@ -65,6 +65,8 @@ class MaskReport:
     warnings: tuple[str, ...] = ()
     stops_expected: bool = True
     """Whether every trained turn should end with a trained end-of-turn token; else it is not warned about."""
+    notes: tuple[str, ...] = ()
+    """How splits were counted, where not every row was."""
     read_as: Mapping[str, str] = field(default_factory=dict, hash=False)
     """How each split was read that TRL would not read as it is (``ShareGPT: human → user, gpt → assistant``)."""
 
@@ -92,6 +94,7 @@ class MaskReport:
             "splits": {name: split.to_dict() for name, split in self.splits.items()},
             "markers": self.markers.to_dict() if self.markers else None,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             **({"read_as": dict(self.read_as)} if self.read_as else {}),
         }
 
@@ -113,6 +116,7 @@ class MaskReport:
             yield from (("", line) for line in rest)
         if self.markers:
             yield "dim", f"markers: {self.markers}"
+        yield from (("dim", f"note: {note}") for note in self.notes)
         yield from (("yellow", f"warning: {warning}") for warning in self.warnings)
 
 
@@ -128,6 +132,8 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
         stops = f"end-of-turn tokens {split.stops_trained:,} of {split.turns_with_stop:,} trained"
         without = f" · {split.turns_without_stop:,} without one" if split.turns_without_stop else ""
         lines.append(f"  answers  {answers} · {stops}{without}")
+    if split.image_tokens:
+        lines.append(f"  images   {split.images:,} of {split.image_tokens:,} tokens, never trained")
     if split.prompt_trained_tokens:
         lines.append(f"  prompt   {split.prompt_trained_tokens:,} of its tokens are trained too, with their own weight")
     if split.turns_cut:

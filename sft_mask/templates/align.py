@@ -86,10 +86,10 @@ def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenize
         at = text.find(added.content, *pairs[index]) if added is not None else -1
         if added is not None and at >= 0:  # without the whitespace that it stripped
             pairs[index] = at, at + len(added.content)
-    return _byte_positions(text, pairs[:, 0]), _byte_positions(text, pairs[:, 1])
+    return byte_positions(text, pairs[:, 0]), byte_positions(text, pairs[:, 1])
 
 
-def _byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
+def byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
     """Character positions as positions in the UTF-8 bytes."""
     characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
@@ -97,8 +97,25 @@ def _byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
     return starts[np.asarray(positions, np.int64)]
 
 
-def _matched(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
-    """The bytes of each token in ``raw``; ``None`` where they are not the bytes of the text."""
+def bounds_in_beginning(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+    """The bytes of ``raw`` that each token holds, where the ids are those of its beginning or of all of it.
+
+    The text may have been tokenized in several pieces: SentencePiece adds a space at the beginning of each. ``None``
+    where the ids are not those of the text, and where the vocabulary does not say the bytes of its tokens.
+    """
+    if vocabulary.kind == "opaque":
+        return None
+    pieces = [vocabulary.token_bytes(token) for token in ids]
+    if raw.startswith(b"".join(pieces)):  # no space was added, and none was stripped
+        edges = offsets_of([len(piece) for piece in pieces])
+        return edges[:-1], edges[1:]
+    return _matched(raw, ids, vocabulary, beginning=True)
+
+
+def _matched(
+    raw: bytes, ids: Sequence[int], vocabulary: Vocabulary, *, beginning: bool = False
+) -> tuple[Ints, Ints] | None:
+    """The bytes of each token in ``raw``; ``None`` where they are not the bytes of the text, or of its beginning."""
     first = np.zeros(len(ids), np.int64)
     last = np.zeros(len(ids), np.int64)
     position = 0
@@ -110,13 +127,15 @@ def _matched(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[In
             position = _after_whitespace(raw, position)
         if glues and piece.startswith(b" ") and _has_glued_space(raw, position, ids, index, vocabulary):
             piece = piece[1:]
+        if glues and beginning and piece.startswith(b" ") and not raw.startswith(piece, position):
+            piece = piece[1:]
         if not raw.startswith(piece, position):
             return None
         first[index], last[index] = position, position + len(piece)
         position += len(piece)
         if added is not None and added.rstrip:
             position = _after_whitespace(raw, position)
-    return (first, last) if not raw[position:].strip() else None
+    return (first, last) if beginning or not raw[position:].strip() else None
 
 
 def _has_glued_space(raw: bytes, position: int, ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
@@ -150,7 +169,7 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     if not spans:
         return Turns.empty()
     fields = ("header", "start", "end", "eot_start")
-    table = {name: _byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
+    table = {name: byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
     start = _first_tokens(first, last, table["start"])
     end = np.searchsorted(first, table["end"], side="left")
     start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning
@@ -173,6 +192,17 @@ def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
         if not glued.any():
             return tokens
         tokens = tokens - glued
+
+
+def turns_of_beginning(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
+    """:func:`token_turns` for tokens that hold the text or only its beginning: turns after it go, the last is cut."""
+    size, end = len(text.encode()), int(last[-1]) if len(last) else 0
+    if end >= size:
+        found = token_turns(text, spans, first, last)
+        return found.select(found.end > found.start)
+    found = token_turns(text, spans, np.append(first, end), np.append(last, size))  # one more for what was cut off
+    clipped = _clip(found, 0, len(first))
+    return clipped.select(clipped.end > clipped.start)
 
 
 # onto the row

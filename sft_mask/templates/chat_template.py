@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import MarkerError
@@ -48,26 +48,35 @@ class ChatTemplate:
         variables: ``special_tokens_map`` and template arguments that hold for every row.
         specials: texts of the added tokens (control tokens, tags), longest first.
         tool_source: the Jinja text for conversations with tools, where the tokenizer has another one for them.
+        in_parts: whether it is a processor's, which is given each content as a list of parts, never as text.
     """
 
     source: str
     variables: Mapping[str, object] = field(default_factory=dict)
     specials: tuple[str, ...] = ()
     tool_source: str | None = None
+    in_parts: bool = False
 
     @classmethod
     def of(
-        cls, tokenizer: object, vocabulary: Vocabulary, chat_template: str | None = None, **variables: object
+        cls,
+        tokenizer: object,
+        vocabulary: Vocabulary,
+        chat_template: str | None = None,
+        *,
+        processor: object = None,
+        **variables: object,
     ) -> ChatTemplate | None:
         """The template of a tokenizer, or ``None`` where it has none.
 
         Of several named ones it is ``default``, and ``tool_use`` for conversations with tools, as ``transformers``
-        chooses; ``chat_template`` can be one of their names.
+        chooses; ``chat_template`` can be one of their names. With a ``processor`` it is that one's template; for it,
+        ``transformers`` does not look at ``tool_use``.
 
         Raises:
             MarkerError: the tokenizer has several named templates and none of them is called ``default``.
         """
-        named = getattr(tokenizer, "chat_template", None)
+        named = getattr(tokenizer if processor is None else processor, "chat_template", None)
         named = named if isinstance(named, Mapping) else {"default": named}
         if chat_template is None and "default" not in named:
             raise MarkerError(
@@ -75,13 +84,13 @@ class ChatTemplate:
                 "'default'. Choose one with chat_template=tokenizer.chat_template[NAME]."
             )
         source = named["default"] if chat_template is None else named.get(chat_template, chat_template)
-        tool_source = named.get("tool_use") if chat_template is None else None
+        tool_source = named.get("tool_use") if chat_template is None and processor is None else None
         if not source:
             return None
         added = (piece.content for piece in vocabulary.added.values() if len(piece.content.strip()) > 2)
         specials = sorted(added, key=len, reverse=True)
         tokens = dict(getattr(tokenizer, "special_tokens_map", {}) or {})
-        return cls(str(source), {**tokens, **variables}, tuple(specials), tool_source)
+        return cls(str(source), {**tokens, **variables}, tuple(specials), tool_source, processor is not None)
 
     @property
     def bos(self) -> str:
@@ -109,7 +118,7 @@ class ChatTemplate:
     ) -> Rendered:
         """Renders a conversation, with the source of each character; see :func:`sft_mask.templates.render.render`."""
         return render(
-            messages,
+            [with_parts(message) for message in messages] if self.in_parts else messages,
             self.source_for(tools),
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -154,3 +163,14 @@ class ChatTemplate:
         found = [match.span(1) for match in re.finditer(pattern, text)]
         found.extend(match.span() for match in TAG.finditer(text))
         return sorted(found, reverse=True)
+
+
+def with_parts(message: Any) -> Any:
+    """A message whose content is a list of parts, as TRL gives it to a processor's template.
+
+    >>> with_parts({"role": "user", "content": "Hi"})
+    {'role': 'user', 'content': [{'type': 'text', 'text': 'Hi'}]}
+    """
+    if isinstance(message, Mapping) and isinstance(message.get("content"), str):
+        return {**message, "content": [{"type": "text", "text": message["content"]}]}
+    return message

@@ -45,6 +45,12 @@ class TextConversation:
     turns: tuple[TextTurn, ...]
     eots: tuple[tuple[int, int], ...]
 
+    def spans(self, others: Collection[int] = (), *, tool_calls: bool = True) -> list[TextTurn]:
+        """The turns, and those of the messages ``others``, in order; without their tool calls if asked for."""
+        kept = self.turns if tool_calls else without_tool_calls(self.rendered, self.turns)
+        added = turns_of_others(self.rendered, others, self.eots)
+        return sorted([*kept, *added], key=lambda turn: turn.start)
+
     def turn_of(self, message: int) -> TextTurn | None:
         """The turn that holds the words of a message."""
         return next((turn for turn in self.turns if turn.first_message <= message <= turn.message), None)
@@ -135,11 +141,10 @@ class ConversationAligner:
         """
         conversation = self.conversation(messages, tools, variables)
         rendered = conversation.rendered
-        kept = conversation.turns if tool_calls else without_tool_calls(rendered, conversation.turns)
-        spans = sorted([*kept, *turns_of_others(rendered, others, conversation.eots)], key=lambda turn: turn.start)
+        spans = conversation.spans(others, tool_calls=tool_calls)
         whole, first, last = encode(rendered.text, self.vocabulary, self.tokenizer)
         found, ids = token_turns(rendered.text, spans, first, last), np.asarray(row, np.int64)
-        turns = fit_to_row(found, whole, ids, self._opens_turn, self.frame)
+        turns = fit_to_row(found, whole, ids, self.opens_turn, self.frame)
         low, high = part_in_row(whole, ids, self.frame)
         if (low, high) == (0, len(whole)):
             return Reading(turns, conversation)
@@ -166,7 +171,7 @@ class ConversationAligner:
     def _is_whitespace(self, ids: Ints) -> bool:
         return not b"".join(self.vocabulary.token_bytes(token) for token in ids.tolist()).strip()
 
-    def _opens_turn(self, ids: Ints) -> bool:
+    def opens_turn(self, ids: Ints) -> bool:
         """Whether ids hold a response header."""
         text = self.vocabulary.text(ids.tolist())
         return any(header.strip() in text for header in self.markers.response if isinstance(header, str))

@@ -81,7 +81,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_signature(trainer: Any) -> None:
     """Refuses a model for which the trainer would take the labels out of the rows."""
-    if trainer.args.remove_unused_columns and "labels" not in _signature_columns(trainer):
+    if trainer.args.remove_unused_columns and "labels" not in signature_columns(trainer):
         raise LabelsChangedError(
             f"The forward of the trainer's {type(trainer.model).__name__} takes no labels, so the trainer removes them "
             "from the rows and the loss would not see the mask. Let forward take labels, or set "
@@ -97,11 +97,12 @@ def collator_rows(trainer: Any, dataset: Any, count: int = _COLLATED_ROWS) -> li
         rows = list(islice(dataset, count))
     if not trainer.args.remove_unused_columns:
         return [dict(row) for row in rows]
-    names = _signature_columns(trainer)
+    names = signature_columns(trainer)
     return [{name: row[name] for name in names if name in row} for row in rows]
 
 
-def _signature_columns(trainer: Any) -> list[str]:
+def signature_columns(trainer: Any) -> list[str]:
+    """The columns that the trainer's dataloader keeps."""
     before = trainer._signature_columns
     try:
         trainer._set_signature_columns_if_needed()

@@ -17,12 +17,15 @@ from sft_mask.data.stream import LabelBatch, batch_table, rows_of_batch
 from sft_mask.errors import DataError, MarkerError, UnsupportedError
 from sft_mask.trainer.checks import check_collator
 from sft_mask.trainer.parallel import what_depends_on_the_ranks
-from sft_mask.trainer.read import TrainerInfo, read_trainer
+from sft_mask.trainer.read import TrainerInfo, collates_labels, read_trainer, speaker
 from sft_mask.trainer.refusals import normalizes_by_tokens, refuse_with_weights
 
 if TYPE_CHECKING:
     from sft_mask.data.accounting.stats import SplitStats
     from sft_mask.data.masker import Masker, OnAmbiguous
+    from sft_mask.report import MaskReport
+    from sft_mask.trainer.collated import CollatedState
+    from sft_mask.trainer.hook import MaskState
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ def train_on_responses_only(
     that is already ``IGNORE_INDEX`` is kept. Rows that would train nothing are dropped and counted. Datasets given to
     ``evaluate`` and ``predict`` later are masked the same way, and ``compute_loss`` checks that the mask arrives. A
     second call starts from the data as it was before the first, so calling it twice is the same as calling it once.
+    Rows with images get their labels in the collator, so there it is the collator that changes
+    (:class:`~sft_mask.ResponseOnlyCollator`), and a row that trains nothing stays in its batch, masked.
 
     Args:
         trainer: a built ``SFTTrainer``, or another ``transformers.Trainer`` whose datasets have ``input_ids`` and whose
@@ -81,7 +86,7 @@ def train_on_responses_only(
         DetectionError: no markers were given and the chat template does not show them.
         DataError: no train dataset, no ``input_ids``, an empty split, or a malformed row.
         NothingToTrainError: every row of a split would be masked.
-        UnsupportedError: another trainer, images, rows made on the fly, a slow tokenizer, a policy that needs messages
+        UnsupportedError: another trainer, rows made on the fly, a slow tokenizer, a policy that needs messages
             for rows without them, or weights with a loss that would ignore them.
         LabelsChangedError: the trainer's collator does not let the labels through.
 
@@ -92,6 +97,8 @@ def train_on_responses_only(
     settings = MaskSettings(instruction_part, response_part, chosen, on_ambiguous)
     if return_function:
         return _label_function(trainer, tokenizer, chat_template, settings)
+    if collates_labels(trainer):
+        return _mask_while_collating(trainer, tokenizer, chat_template, settings)
     info = read_trainer(trainer, tokenizer, chat_template)
     refuse_late_policy(info.splits["train"], chosen)
     if chosen.is_weighted:
@@ -102,6 +109,22 @@ def train_on_responses_only(
         refuse_with_weights(trainer)
     check_collator(trainer, masked["train"][0], "train")
     _assign(trainer, info, masked, splits)
+    return trainer
+
+
+def _mask_while_collating(trainer: Any, tokenizer: object, chat_template: str | None, settings: MaskSettings) -> object:
+    """The same for rows with images: the trainer's collator makes the labels, and another one is put around it."""
+    from sft_mask.trainer.collated import collated_state
+
+    if settings.policy.is_weighted:
+        refuse_with_weights(trainer)
+    template = chat_template or getattr(trainer, "chat_template", None)
+    state = collated_state(trainer, speaker(trainer, tokenizer), settings, template)
+    if state.weighted:
+        refuse_with_weights(trainer)
+    _hook(trainer, state)
+    trainer.data_collator = state.collator
+    _warn(trainer, state.report())
     return trainer
 
 
@@ -120,7 +143,7 @@ def _split_masker(info: TrainerInfo, settings: MaskSettings) -> SplitMasker:
 
 def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, SplitStats]], splits: SplitMasker) -> None:
     """The only place where the trainer is changed."""
-    from sft_mask.trainer.hook import MaskState, hooked_class
+    from sft_mask.trainer.hook import MaskState
 
     state = MaskState(
         splits=splits,
@@ -129,17 +152,27 @@ def _assign(trainer: Any, info: TrainerInfo, masked: Mapping[str, tuple[Any, Spl
         tokenizer=info.tokenizer.tokenizer,
         collator=trainer.data_collator,
     )
-    if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
-        trainer.model_accepts_loss_kwargs = True
-    trainer.__class__ = hooked_class(type(trainer))  # first: nothing after it can fail
-    trainer._sft_mask = state
+    _hook(trainer, state)  # first: nothing after it can fail
     trainer.train_dataset = masked["train"][0]
     if isinstance(trainer.eval_dataset, dict):
         trainer.eval_dataset = {name: masked[f"eval:{name}"][0] for name in trainer.eval_dataset}
     elif "eval" in masked:
         trainer.eval_dataset = masked["eval"][0]
+    _warn(trainer, state.report())
+
+
+def _hook(trainer: Any, state: MaskState | CollatedState) -> None:
+    from sft_mask.trainer.hook import hooked_class
+
+    if normalizes_by_tokens(trainer):  # so that the step's number of tokens is counted also for models that ignore it
+        trainer.model_accepts_loss_kwargs = True
+    trainer.__class__ = hooked_class(type(trainer))
+    trainer._sft_mask = state
+
+
+def _warn(trainer: Any, report: MaskReport) -> None:
     if is_main_process():
-        for warning in (*state.report().warnings, *what_depends_on_the_ranks(trainer)):
+        for warning in (*report.warnings, *what_depends_on_the_ranks(trainer)):
             logger.warning(warning)
 
 

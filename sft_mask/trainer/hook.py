@@ -8,6 +8,7 @@ A mixin is put in front of the trainer's own class. A 0/1 mask is fully describe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -22,6 +23,7 @@ from sft_mask.data.read import Row
 from sft_mask.data.splits import SplitMasker
 from sft_mask.report import MaskReport
 from sft_mask.trainer.checks import check_collator, check_labels
+from sft_mask.trainer.collated import CollatedState
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Meter
 from sft_mask.trainer.parallel import (
@@ -91,6 +93,20 @@ class MaskState:
         """What a split was before it was masked; itself where it is not one of ours."""
         return next((before for masked, before in self.originals if masked is split), split)
 
+    def check(self, trainer: Any, dataset: object, split: str) -> None:
+        """Checks that the trainer's collator lets the labels of a split through.
+
+        Raises:
+            LabelsChangedError: it does not.
+        """
+        check_collator(trainer, dataset, split, may_train_all=self.weighted or self.is_ours(dataset))
+        self.collator = trainer.data_collator
+
+    def counting(self, trainer: Any, split: str) -> AbstractContextManager[None]:
+        """Nothing: the rows were counted when they were masked."""
+        del trainer, split
+        return nullcontext()
+
     def mask_later(self, dataset: object, name: str, *, keep_all_rows: bool = False) -> object:
         """Masks a dataset that is not one of the trainer's own."""
         masked, _ = self.splits.mask_later(dataset, name, keep_all_rows=keep_all_rows)
@@ -101,7 +117,7 @@ class MaskState:
 class ResponseOnlyMixin:
     """Goes in front of a trainer class; see :func:`hooked_class`."""
 
-    _sft_mask: MaskState
+    _sft_mask: MaskState | CollatedState
     args: Any
     model: Any
     accelerator: Any
@@ -174,7 +190,8 @@ class ResponseOnlyMixin:
             self._check_collator(self.train_dataset, "train")
         if self._sft_mask.weighted:
             refuse_with_weights(self)
-        return super().get_train_dataloader()  # type: ignore[misc]
+        with self._sft_mask.counting(self, "train"):
+            return super().get_train_dataloader()  # type: ignore[misc]
 
     def get_eval_dataloader(self, eval_dataset: object = None) -> object:
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -182,17 +199,17 @@ class ResponseOnlyMixin:
             chosen = self.eval_dataset[chosen]
         if self.data_collator is not self._sft_mask.collator and hasattr(chosen, "column_names"):
             self._check_collator(chosen, "eval")
-        return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
+        with self._sft_mask.counting(self, f"eval:{eval_dataset}" if isinstance(eval_dataset, str) else "eval"):
+            return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
 
     def get_test_dataloader(self, test_dataset: Any) -> object:
         if self.data_collator is not self._sft_mask.collator:
             self._check_collator(test_dataset, "test")
-        return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
+        with self._sft_mask.counting(self, "test"):
+            return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
 
     def _check_collator(self, dataset: object, split: str) -> None:
-        state = self._sft_mask
-        check_collator(self, dataset, split, may_train_all=state.weighted or state.is_ours(dataset))
-        state.collator = self.data_collator
+        self._sft_mask.check(self, dataset, split)
 
     def _prepare_dataset(self, dataset: object, *args: object, **kwargs: object) -> object:
         if self._sft_mask.is_ours(dataset):  # evaluate of a dict calls this again for each of its sets

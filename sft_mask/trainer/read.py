@@ -47,19 +47,14 @@ def read_trainer(
         verb: the function that the trainer was given to, for errors.
 
     Raises:
-        UnsupportedError: another kind of trainer or model, images, or no tokenizer.
+        UnsupportedError: another kind of trainer or model, or no tokenizer.
         DataError: there is no train dataset, or a split has no ``input_ids`` or no rows.
     """
     is_trls = check_kind(trainer, verb)
     built: Any = trainer
-    if getattr(built, "_is_vision_dataset", False):
-        raise UnsupportedError(
-            "The trainer's dataset holds images: TRL makes its labels while collating, and they are not masked here. "
-            "Use TRL's assistant_only_loss, or train on text."
-        )
     if built.train_dataset is None:
         raise DataError(f"The trainer has no train_dataset. Give it one before {verb}.")
-    tokenizer = tokenizer or built.processing_class or getattr(getattr(built, "_sft_mask", None), "tokenizer", None)
+    tokenizer = speaker(built, tokenizer) or getattr(getattr(built, "_sft_mask", None), "tokenizer", None)
     if tokenizer is None:
         raise UnsupportedError(
             f"The trainer has no processing_class. Give its tokenizer: {verb}(trainer, tokenizer=...)."
@@ -77,6 +72,21 @@ def read_trainer(
     eval_cutting = _cutting(built, args.packing if args.eval_packing is None else args.eval_packing)
     length = getattr(args, "max_length", None)
     return TrainerInfo(info, splits, length, cutting, eval_cutting, args.completion_only_loss is False)
+
+
+def collates_labels(trainer: object, verb: str = "train_on_responses_only") -> bool:
+    """Whether a trainer makes its labels while collating: TRL does for datasets with a column of images.
+
+    Raises:
+        UnsupportedError: another kind of trainer or model.
+    """
+    return check_kind(trainer, verb) and bool(getattr(trainer, "_is_vision_dataset", False))
+
+
+def speaker(trainer: Any, given: object) -> object:
+    """The tokenizer or processor that rendered the rows: the trainer's, unless another tokenizer was given."""
+    own = trainer.processing_class
+    return own if given is None or getattr(own, "tokenizer", own) is given else given
 
 
 def split_attribute(name: str) -> str:

@@ -700,23 +700,6 @@ def test_answers_cut_off_by_max_length_are_named() -> None:
     refused(trainer, (MarkerError, NothingToTrainError), r"(?s)5 of 5 rows looked at are 100 tokens long.*truncation")
 
 
-def test_a_processor_with_images_is_refused_by_name() -> None:
-    class SmolVLMProcessor:
-        image_processor = object()
-        tokenizer = tokenizer()
-
-    trainer = build("out")
-    refused(trainer, UnsupportedError, "SmolVLMProcessor is a processor for images", tokenizer=SmolVLMProcessor())
-    trainer.processing_class = SmolVLMProcessor()
-    refused(trainer, UnsupportedError, r"processor\.tokenizer")
-
-
-def test_a_trainer_for_images_is_refused_by_name() -> None:
-    trainer = build("out")
-    trainer._is_vision_dataset = True
-    refused(trainer, UnsupportedError, "holds images")
-
-
 def test_a_slow_tokenizer_is_refused_by_name() -> None:
     class SlowTokenizer:
         chat_template = None

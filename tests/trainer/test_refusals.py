@@ -259,9 +259,3 @@ class Narrowing(DataCollatorForLanguageModeling):
 def test_a_collator_that_changes_weighted_labels_is_caught_before_training(kind: type) -> None:
     trainer = build("out", collator=kind(pad_token_id=tokenizer().pad_token_id))
     refused(trainer, LabelsChangedError, rf"data collator \({kind.__name__}\) changes labels", prompt_weight=0.1)
-
-
-def test_a_trainer_for_images_is_refused_with_weights_too() -> None:
-    trainer = build("out")
-    trainer._is_vision_dataset = True
-    refused(trainer, UnsupportedError, "holds images.*assistant_only_loss", prompt_weight=0.1)

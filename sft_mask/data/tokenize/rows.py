@@ -16,6 +16,7 @@ from sft_mask.data.read import Row
 from sft_mask.data.read.conversations import as_chatml, read_tools, read_variables
 from sft_mask.data.tokenize.encode import TextEncoder
 from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.templates.chat_template import with_parts
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids
@@ -69,10 +70,12 @@ class RowTokenizer:
     Attributes:
         tokenizer: a fast tokenizer.
         chat_template: in place of the tokenizer's own.
+        processor: that the tokenizer belongs to, if any: it renders and tokenizes conversations, one by one.
     """
 
     tokenizer: Any
     chat_template: str | None = None
+    processor: Any = None
 
     def __call__(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[RowIds]:
         """The ids of some rows.
@@ -150,6 +153,11 @@ class RowTokenizer:
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer)
 
+    @property
+    def speaker(self) -> Any:
+        """What renders conversations: the processor, or the tokenizer where there is none."""
+        return self.tokenizer if self.processor is None else self.processor
+
     @cached_property
     def _has_own_methods(self) -> bool:
         """Whether the tokenizer's class replaces what ``transformers`` does between a conversation and its ids."""
@@ -182,19 +190,20 @@ class RowTokenizer:
     def _rendered(self, example: Row, conversation: Any, *, add_generation_prompt: bool = False) -> _Part:
         from jinja2.exceptions import TemplateError
 
-        if not (self.chat_template or self.tokenizer.chat_template):
+        if not (self.chat_template or self.speaker.chat_template):
             raise UnsupportedError(
-                f"{type(self.tokenizer).__name__} has no chat template, so messages cannot be rendered. Give the one "
+                f"{type(self.speaker).__name__} has no chat template, so messages cannot be rendered. Give the one "
                 "that the model speaks as chat_template=, or a dataset with text and both markers."
             )
         tools, variables = read_tools(example.get("tools")), read_variables(example.get("chat_template_kwargs"))
-        render: Callable[..., Any] = self.tokenizer.apply_chat_template
+        render: Callable[..., Any] = self.speaker.apply_chat_template
+        makes_ids = self.processor is not None or self._has_own_methods
         try:
             made = render(
-                conversation,
+                conversation if self.processor is None else [with_parts(message) for message in conversation],
                 tools=tools,
-                tokenize=self._has_own_methods,
-                return_dict=self._has_own_methods,
+                tokenize=makes_ids,
+                return_dict=makes_ids,
                 chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
                 **(variables or {}),
@@ -206,7 +215,9 @@ class RowTokenizer:
                 f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
                 "remove it, or give another chat_template."
             ) from error
-        return list(made["input_ids"]) if self._has_own_methods else _Text(made)
+        if not makes_ids:
+            return _Text(made)
+        return list(made["input_ids"] if self.processor is None else made["input_ids"][0])
 
 
 _NOTHING: Ids = np.zeros(0, np.int32)

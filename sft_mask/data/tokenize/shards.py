@@ -164,8 +164,13 @@ def _fingerprint(dataset: Any, tokenizer: RowTokenizer) -> str:
     from datasets.fingerprint import Hasher
 
     held = tokenizer.tokenizer
-    template = (tokenizer.chat_template, held.chat_template, held.special_tokens_map)
-    state = (type(held).__qualname__, held.backend_tokenizer.to_str(), getattr(held, "split_special_tokens", False))
+    template = (tokenizer.chat_template, tokenizer.speaker.chat_template, held.special_tokens_map)
+    state = (
+        type(tokenizer.speaker).__qualname__,
+        type(held).__qualname__,
+        held.backend_tokenizer.to_str(),
+        getattr(held, "split_special_tokens", False),
+    )
     return str(Hasher.hash((_VERSION, dataset._fingerprint, repr(template), repr(state))))
 
 

@@ -15,7 +15,8 @@ def check_generation_stops(examined: Examined) -> Iterator[Finding]:
     trainer, samples = examined.trainer, examined.samples
     ends = getattr(getattr(trainer.model, "generation_config", None), "eos_token_id", None)
     stops_at = {ends} if isinstance(ends, int) else set(ends or ())
-    stops_at |= {getattr(trainer.processing_class, "eos_token_id", None)} - {None}  # training adds it to the config
+    speaker = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    stops_at |= {getattr(speaker, "eos_token_id", None)} - {None}  # training adds it to the config
     learnt: Counter[int] = Counter()
     for sampled, part in samples["train"].parts("eot") if "train" in samples else ():
         if sampled.trained[part.start : part.end].all():

@@ -29,6 +29,7 @@ _LEAKS = {
     "prefilled": _Leak(
         symptoms.POOR, "that the template prefills (an empty reasoning block, a tag), which the model never samples"
     ),
+    "media": _Leak(symptoms.POOR, "of images and of their frames (the model never samples them)"),
     "after": _Leak(symptoms.POOR, "that the template writes after an end-of-turn token, which the model never samples"),
 }
 

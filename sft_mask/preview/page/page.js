@@ -35,6 +35,7 @@
     row.note = new Int32Array(size).fill(-1); // where two notes overlap, the later one is shown
     row.notes.forEach(([start, end], number) => row.note.fill(number, start, end));
     row.wrong = new Map(row.labels);
+    row.pictures = new Map(row.pictures);
     row.cells = cells(row);
     return row;
   };
@@ -96,6 +97,13 @@
     made.classList.toggle("special", vocabulary[row.ids[cell.start]][2] === 1);
     made.classList.toggle("split", weights.some((weight) => weight !== weights[0]));
     made.classList.toggle("wrong", row.wrong.has(cell.start));
+    const picture = row.pictures.get(cell.start);
+    if (picture?.startsWith("data:image/jpeg;base64,")) {
+      const image = element("img", "picture");
+      image.src = picture;
+      image.alt = "";
+      made.prepend(image);
+    }
     return made;
   };
 
@@ -119,13 +127,15 @@
   const facts = (row, cell) => {
     const note = row.notes[row.note[home(row, cell)]];
     const found = [["text", cell.text || "(none)"]];
-    for (let at = cell.start; at < cell.end; at++) {
+    const most = Math.min(cell.end, cell.start + 8); // an image has hundreds
+    for (let at = cell.start; at < most; at++) {
       const [, bytes, special] = vocabulary[row.ids[at]];
       const weight = row.weight[at] && row.weight[at] !== 1 ? ` · weight ${row.weight[at]}` : "";
       const side = cell.end - cell.start > 1 ? (row.weight[at] ? " · trained" : " · masked") : "";
       found.push([`token ${at}`, `id ${row.ids[at]}${special ? " · special" : ""}${side}${weight}\n${bytes || "no bytes"}`]);
       if (row.wrong.has(at)) found.push(["label", `${row.wrong.get(at)}, which is another token`]);
     }
+    if (most < cell.end) found.push(["more", plural(cell.end - most, "token")]);
     if (note) {
       const [start, end, role, reason, turn] = note;
       if (role) found.push(["role", role]);

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.core.markers import Markers, MarkerText
-from sft_mask.core.vocabulary import read_vocabulary
+from sft_mask.core.vocabulary import read_vocabulary, tokenizer_and_processor
 from sft_mask.errors import DetectionError, UnsupportedError
 from sft_mask.templates.chat_template import ChatTemplate
 from sft_mask.templates.detection.other_headers import roles_like_assistant, system_headers, tool_markers, tool_probe
@@ -303,20 +303,22 @@ def detect_markers(tokenizer: object, chat_template: str | None = None) -> Marke
     """The markers of a chat template, proven in rendered and tokenized conversations.
 
     Args:
-        tokenizer: a fast tokenizer.
-        chat_template: instead of the tokenizer's own.
+        tokenizer: a fast tokenizer, or a processor that has one.
+        chat_template: instead of its own.
 
     Raises:
         DetectionError: there is no template, it does not show where the assistant's turns begin, or the markers that
             it shows would miss words of the assistant or train words of another role.
         UnsupportedError: the tokenizer is not a fast one.
     """
+    tokenizer, processor = tokenizer_and_processor(tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UnsupportedError(
             f"{tokenizer!r:.80} is not a fast tokenizer. Load one: AutoTokenizer.from_pretrained(name or folder)."
         )
     vocabulary = read_vocabulary(tokenizer)
-    return proven_markers(ChatTemplate.of(tokenizer, vocabulary, chat_template), vocabulary, tokenizer)
+    template = ChatTemplate.of(tokenizer, vocabulary, chat_template, processor=processor)
+    return proven_markers(template, vocabulary, tokenizer)
 
 
 _PROVEN: WeakKeyDictionary[object, dict[tuple[object, ...], Markers]] = WeakKeyDictionary()
@@ -330,7 +332,7 @@ def proven_markers(template: ChatTemplate | None, vocabulary: Vocabulary, tokeni
             "instruction_part, the text before the user's words, and response_part, the text before the assistant's."
         )
     kept = _PROVEN.setdefault(tokenizer, {})
-    key = (template.source, template.tool_source, repr(template.variables), template.specials)
+    key = (template.source, template.tool_source, repr(template.variables), template.specials, template.in_parts)
     if key not in kept:
         markers, *others = (_first_proven(candidate_markers(one), one, vocabulary, tokenizer) for one in template.each)
         kept[key] = reduce(_of_either, others, markers)
