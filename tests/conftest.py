@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,3 +34,12 @@ def smollm2() -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(smollm2_folder())
+
+
+@pytest.fixture(autouse=True)
+def _warnings_come_back() -> Iterator[None]:
+    """The command line silences the library's warnings for its whole process."""
+    logger = logging.getLogger("sft_mask")
+    level = logger.level
+    yield
+    logger.setLevel(level)

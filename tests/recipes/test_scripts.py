@@ -30,7 +30,9 @@ ELSEWHERE = {
     "mask_figures.py": "test_figures.py",
     "mask_study.py": "test_study.py",
     "quickstart.py": "test_quickstart.py",
+    "shapes.py": "test_vision.py",
     "turn_study.py": "test_turn_study.py",
+    "vision_sft.py": "test_vision.py",
 }
 LINES = 120
 """A longer file is not a recipe."""
