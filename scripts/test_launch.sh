@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every launch configuration on two CPU processes, with DeepSpeed and bitsandbytes in an environment in front of .venv.
 #
-#   scripts/test_launch.sh                  the tests of tests/launch: four minutes on two cores; scripts/test.sh --all calls it
+#   scripts/test_launch.sh                  the tests of tests/launch: five minutes on two cores; scripts/test.sh --all runs some
 #   scripts/test_launch.sh -k zero3         arguments go to pytest
 #   scripts/test_launch.sh --table          every training, and the table of docs/launch.md: half an hour
 #   scripts/test_launch.sh --table zero3    one row of it

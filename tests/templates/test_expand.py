@@ -72,7 +72,7 @@ WITHOUT_HEADER = {"diffusion_gemma", "diffusion_gemma_training"}
 def test_every_turn_of_every_template_is_trained_once_or_its_conversation_is_refused(name: str) -> None:
     tokenizer, _, _ = chat(name)
     writer = Writer(11)
-    for _ in range(6):
+    for _ in range(4):
         messages, tools = writer.conversation()
         if rendered(tokenizer, messages, tools) is None:
             continue
