@@ -126,7 +126,8 @@ def _messages(array: pa.Array) -> _Messages:
     for name in REASONING:
         own |= _filled(field(name), count)
     text = _text(field("content"), count)
-    inline = np.asarray(pc.match_substring_regex(text, _CLOSED), np.bool_) & ~own & np.isin(role, _OWN)
+    is_closed = pc.or_(pc.match_substring(text, "</think>"), pc.match_substring(text, "[/THINK]"))
+    inline = np.asarray(is_closed, np.bool_) & ~own & np.isin(role, _OWN)
     content, reasoning = _filled(text, count), own
     if inline.any():
         closed = text.filter(pa.array(inline))
