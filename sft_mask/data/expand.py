@@ -104,14 +104,15 @@ class Expander:
             refused = str(error)
             text = _text_of(talk, self.masker)
             found = [ExpandedRow(len(talk.messages), text, [], list(range(len(talk.messages))))]
-        tokens = len(_ids(aligner.tokenizer, text))
+        texts = dict.fromkeys((text, *(each.text for each in found)))  # a row can be the whole conversation
+        ids = {each: _ids(aligner.tokenizer, each) for each in texts}
         return [
             {
                 "messages": list(talk.messages[: each.count]),
-                "input_ids": _ids(aligner.tokenizer, each.text),
+                "input_ids": ids[each.text],
                 EXPANSION: {
                     "conversation": number,
-                    "tokens": tokens if each is found[0] else 0,
+                    "tokens": len(ids[text]) if each is found[0] else 0,
                     "is_last": each is found[-1],
                     "trained": each.trained,
                     "owned": each.owned,
@@ -192,9 +193,8 @@ def _features(dataset: Any) -> object:
     if messages is None or (isinstance(fields, Mapping) and {"from", "value"} & set(fields)):
         return None
     kept = {name: feature for name, feature in given.items() if name not in _MESSAGES}
-    number = {"conversation": Value("int64"), "tokens": Value("int64"), "is_last": Value("bool")}
-    lists = {"trained": List(Value("int64")), "owned": List(Value("int64")), "refused": Value("string")}
-    return Features({**kept, "messages": messages, "input_ids": List(Value("int32")), EXPANSION: {**number, **lists}})
+    expansion = Features.from_arrow_schema(pa.schema({EXPANSION: EXPANSION_TYPE}))
+    return Features({**kept, "messages": messages, "input_ids": List(Value("int32")), **expansion})
 
 
 # what the rows say of themselves

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sft_mask.errors import DataError
-from sft_mask.templates.fields import Field, FieldKind, WrittenFields
-from sft_mask.templates.probes import prompts_after
+from sft_mask.templates.fields import Field, FieldKind
 
 if TYPE_CHECKING:
     from sft_mask.templates.align import TextTurn
@@ -95,28 +93,27 @@ class InferenceForms:
         return self._sampled[message]
 
     def _read(self, message: int) -> Sampled | None:
+        conversation = self._up_to(message)
+        turn = conversation.turns[-1] if conversation is not None and conversation.turns else None
+        if conversation is None or turn is None or turn.message != message:
+            return None
+        return Sampled(conversation, turn)
+
+    def _up_to(self, message: int) -> TextConversation | None:
+        """The conversation that ends with a message; ``None`` if the template refuses it."""
         try:
-            conversation = self._aligner.conversation(self._messages[: message + 1], self._tools, self._variables)
+            return self._aligner.conversation(self._messages[: message + 1], self._tools, self._variables)
         except DataError:
             return None
-        turn = conversation.turns[-1] if conversation.turns else None
-        return Sampled(conversation, turn) if turn is not None and turn.message == message else None
 
     def is_unwritten(self, message: int) -> bool:
         """Whether the template writes nothing of an answer that ends the conversation."""
-        try:
-            rendered = self._aligner.conversation(self._messages[: message + 1], self._tools, self._variables).rendered
-        except DataError:
-            return False
-        return not WrittenFields(rendered).has_any(message)
-
-    @cached_property
-    def _prompts(self) -> tuple[Prompt, ...]:
-        return prompts_after(self._aligner.template)
+        conversation = self._up_to(message)
+        return conversation is not None and not conversation.written.has_any(message)
 
     def prompt_before(self, context: str, messages: int) -> Prompt | None:
         """The generation prompt after the first messages that a context is; ``None`` if it is none of them."""
-        for prompt in self._prompts:
+        for prompt in self._aligner.prompts:
             if self._prompt_text(messages, prompt.arguments) == context:
                 return prompt
         return None
@@ -124,7 +121,7 @@ class InferenceForms:
     def opens(self, sampled: Sampled) -> bool:
         """Whether some generation prompt is a beginning of a finished answer, as it must be at inference."""
         text, first = sampled.text, sampled.turn.opens_message
-        prompts = (self._prompt_text(first, prompt.arguments) for prompt in self._prompts)
+        prompts = (self._prompt_text(first, prompt.arguments) for prompt in self._aligner.prompts)
         return any(prompt is not None and text.startswith(prompt) for prompt in prompts)
 
     def _prompt_text(self, messages: int, arguments: Arguments) -> str | None:
@@ -157,5 +154,5 @@ class InferenceForms:
 
     def _lost_reasoning(self, conversation: TextConversation, sampled: Sampled, message: int) -> bool:
         reasoning = Field(message, FieldKind.REASONING)
-        shown, kept = (WrittenFields(each.rendered) for each in (sampled.conversation, conversation))
+        shown, kept = sampled.conversation.written, conversation.written
         return shown.holds(reasoning, self._messages) and not kept.holds(reasoning, self._messages)

@@ -60,9 +60,14 @@ class WrittenMarkers:
         self._pattern = re.compile("|".join(re.escape(text) for text in texts) or r"(?!)")
 
     @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Every form of the generation prompt."""
+        return prompts_after(self.template)
+
+    @cached_property
     def with_empty_block(self) -> tuple[Prompt, ...]:
         """The generation prompts that end with an empty reasoning block."""
-        prompts = () if self._train_empty_reasoning else prompts_after(self.template)
+        prompts = () if self._train_empty_reasoning else self.prompts
         return tuple(prompt for prompt in prompts if EMPTY_BLOCK_AT_END.search(prompt.tail))
 
     def _marker_kinds(self) -> dict[str, tuple[Kind, bool]]:

@@ -19,19 +19,21 @@ from sft_mask.core.arrays import Ids, Ints
 from sft_mask.core.markers import Markers
 from sft_mask.core.spans import Turns
 from sft_mask.templates.align import RowFrame, TextTurn, encode, fit_to_row, part_in_row, token_turns
+from sft_mask.templates.fields import WrittenFields
 from sft_mask.templates.other_turns import turns_of_others, without_tool_calls
 from sft_mask.templates.turn_reader import TurnReader, WrittenMarkers
 
 if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
+    from sft_mask.templates.prompts import Prompt
     from sft_mask.templates.render import Rendered
 
 
 Message = Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TextConversation:
     """A rendered conversation.
 
@@ -50,6 +52,11 @@ class TextConversation:
         kept = self.turns if tool_calls else without_tool_calls(self.rendered, self.turns)
         added = turns_of_others(self.rendered, others, self.eots)
         return sorted([*kept, *added], key=lambda turn: turn.start)
+
+    @cached_property
+    def written(self) -> WrittenFields:
+        """What the text holds of each field of the messages."""
+        return WrittenFields(self.rendered)
 
     def turn_of(self, message: int) -> TextTurn | None:
         """The turn that holds the words of a message."""
@@ -98,6 +105,11 @@ class ConversationAligner:
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self._written = WrittenMarkers(template, markers, train_empty_reasoning=train_empty_reasoning)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Every form of the template's generation prompt."""
+        return self._written.prompts
 
     def conversation(
         self, messages: Sequence[Message], tools: object = None, variables: Mapping[str, object] | None = None

@@ -17,12 +17,13 @@ from sft_mask.constants import ASSISTANT_ROLES
 from sft_mask.data.accounting.signatures import SignatureCache
 from sft_mask.data.read.census import ANSWER, Census
 from sft_mask.errors import DataError
-from sft_mask.templates.fields import Field, FieldKind, WrittenFields, fields_of
+from sft_mask.templates.fields import Field, FieldKind, fields_of
 from sft_mask.templates.forms import Form, InferenceForms
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ints
     from sft_mask.data.read.conversations import Conversation
+    from sft_mask.templates.fields import WrittenFields
     from sft_mask.templates.turns import ConversationAligner, Reading, TextConversation
 
 WRITTEN, UNWRITTEN, CUT, UNKNOWN = range(4)
@@ -90,11 +91,7 @@ class Accountant:
 
     def read(self, row: int, talk: Conversation, reading: Reading) -> None:
         """Accounts for a row that was read by its messages."""
-        written, fields = WrittenFields(reading.conversation.rendered), list(fields_of(talk.messages, talk.tools))
-        unwritten = {each for each in fields if not written.holds(each, talk.messages)}
-        cut = {each for each in fields if each not in unwritten and _is_outside(each, talk, written, reading)}
-        self._enter(row, unwritten, cut)
-        self._compare(row, talk, reading.conversation)
+        self._tell(row, talk, reading.conversation, reading.part)
         self._answers_cut[row] = len(reading.outside)
         self._tokens_cut[row] = int((reading.outside.end - reading.outside.start).sum())
 
@@ -104,10 +101,7 @@ class Accountant:
             conversation = self._aligner.conversation(talk.messages, talk.tools, talk.variables)
         except DataError:
             return
-        written = WrittenFields(conversation.rendered)
-        fields = fields_of(talk.messages, talk.tools)
-        self._enter(row, {each for each in fields if not written.holds(each, talk.messages)}, set())
-        self._compare(row, talk, conversation)
+        self._tell(row, talk, conversation, None)
 
     def extrapolate(self, rows: Ints) -> Ints:
         """Accounts for rows that markers decided by what is known of such fields; returns those that need more."""
@@ -131,6 +125,14 @@ class Accountant:
 
     def _entries(self, row: int) -> range:
         return range(int(self._bounds[row]), int(self._bounds[row + 1]))
+
+    def _tell(self, row: int, talk: Conversation, conversation: TextConversation, part: tuple[int, int] | None) -> None:
+        """Enters what a rendering shows, of which the row holds a part; ``None`` for all."""
+        written, fields = conversation.written, list(fields_of(talk.messages, talk.tools))
+        unwritten = {each for each in fields if not written.holds(each, talk.messages)}
+        cut = {each for each in fields if each not in unwritten and _is_outside(each, talk, written, part)}
+        self._enter(row, unwritten, cut)
+        self._compare(row, talk, conversation)
 
     def _enter(self, row: int, unwritten: Collection[Field], cut: Collection[Field]) -> None:
         census = self._census
@@ -158,19 +160,19 @@ class Accountant:
         return self._forms.setdefault(form, len(self._forms))
 
 
-def _is_outside(each: Field, talk: Conversation, written: WrittenFields, reading: Reading) -> bool:
+def _is_outside(each: Field, talk: Conversation, written: WrittenFields, part: tuple[int, int] | None) -> bool:
     """Whether a field lies outside of the part of the conversation that is in its row."""
-    if reading.part is None:
+    if part is None:
         return False
     place = written.place(each, talk.messages)
-    low, high = reading.part
+    low, high = part
     return place is not None and (place[1] <= low or place[0] >= high)
 
 
 def answers_without_words(messages: Sequence[Mapping[str, object]], reading: Reading) -> list[int]:
     """Messages of the assistant that have words or calls, of which the template wrote none but an end-of-turn token."""
     conversation, roles = reading.conversation, reading.conversation.rendered.roles
-    written = WrittenFields(conversation.rendered)
+    written = conversation.written
     lost = {each.message for each in fields_of(messages) if roles[each.message] in ASSISTANT_ROLES}
     lost = {message for message in lost if not written.has_any(message)}
     found = [turn.message for turn in conversation.turns if turn.message in lost]
