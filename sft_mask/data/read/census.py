@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from sft_mask.constants import ASSISTANT_ROLES, REASONING, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
-from sft_mask.data.read.columns import flat, is_json, is_list, joined, role_codes
+from sft_mask.data.read.columns import contains_any, filled, flat, is_json, is_list, joined, role_codes
 from sft_mask.templates.fields import FieldKind, text_of
 
 if TYPE_CHECKING:
@@ -102,12 +102,10 @@ def census(columns: Sequence[pa.ChunkedArray], tools: pa.ChunkedArray | None, ro
 
 
 def _are_given(tools: pa.Array) -> Bools:
-    if is_list(tools.type):
-        return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(tools), 0), False), np.bool_)
     if pa.types.is_string(tools.type) or pa.types.is_large_string(tools.type):
         empty = pc.is_in(pc.utf8_trim_whitespace(tools), value_set=pa.array(["", "[]", "null"], tools.type))
         return np.asarray(pc.and_(tools.is_valid(), pc.invert(empty)), np.bool_)
-    return np.asarray(tools.is_valid(), np.bool_)
+    return filled(tools)
 
 
 # what each message holds
@@ -127,18 +125,17 @@ def _messages(array: pa.Array) -> _Messages:
     count = len(messages)
     role = role_codes(pc.struct_field(messages, fields["role"])) if "role" in fields else np.zeros(count, np.int64)
     own = np.zeros(count, np.bool_)
-    for name in REASONING:
-        own |= _filled(field(name), count)
+    for thoughts in map(field, REASONING):
+        own |= False if thoughts is None else filled(thoughts)
     text = _text(field("content"), count)
-    is_closed = pc.or_(pc.match_substring(text, "</think>"), pc.match_substring(text, "[/THINK]"))
-    inline = np.asarray(is_closed, np.bool_) & ~own & np.isin(role, _OWN)
-    content, reasoning = _filled(text, count), own
+    inline = contains_any(text, ("</think>", "[/THINK]")) & ~own & np.isin(role, _OWN)
+    content, reasoning = filled(text), own
     if inline.any():
         closed = text.filter(pa.array(inline))
         rest = pc.replace_substring_regex(closed, _CLOSED, "", max_replacements=1)
-        content[inline] = _filled(rest, len(rest))
+        content[inline] = filled(rest)
         thought = pc.struct_field(pc.extract_regex(closed, _CLOSED.replace("(.*?)", "(?P<thought>.*?)")), 0)
-        reasoning[inline] = _filled(thought, len(thought))
+        reasoning[inline] = filled(thought)
     return _Messages(rows, role, content, reasoning, inline, _calls(field("tool_calls"), count))
 
 
@@ -176,24 +173,13 @@ def _text(array: pa.Array | None, count: int) -> pa.Array:
     return pa.array([""] * count, pa.string())
 
 
-def _filled(array: pa.Array | None, count: int) -> Bools:
-    """Whether each value holds anything but whitespace."""
-    if array is None:
-        return np.zeros(count, np.bool_)
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        return np.asarray(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(array), ""), False), np.bool_)
-    if is_list(array.type):
-        return np.asarray(pc.fill_null(pc.greater(pc.list_value_length(array), 0), False), np.bool_)
-    return np.asarray(array.is_valid(), np.bool_)
-
-
 def _calls(array: pa.Array | None, count: int) -> Ints:
     """How many tool calls each message has."""
     if array is not None and is_list(array.type):
         return np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
     if array is not None and pa.types.is_integer(array.type):  # counted already
         return np.asarray(pc.fill_null(array, 0), np.int64)
-    return _filled(array, count).astype(np.int64)
+    return np.zeros(count, np.int64) if array is None else filled(array).astype(np.int64)
 
 
 # entries
