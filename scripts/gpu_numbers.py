@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking.pages import write_between
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "launch.md"
@@ -86,7 +87,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     if not args.cpu:
         device = torch.cuda.get_device_name()
-        write(f"{args.model}, {args.rows} x {args.length} tokens a batch, {device}:\n\n" + "\n".join([HEADER, *rows]))
+        title = f"{args.model}, {args.rows} x {args.length} tokens a batch, {device}:"
+        write_between(PAGE, "gpu", "\n".join([title, "", HEADER, *rows]))
     return None
 
 
@@ -183,16 +185,6 @@ def build(arm: Arm, args: argparse.Namespace, folder: str) -> Any:
 def line(arm: Arm, measured: dict[str, float]) -> str:
     trained = f"{measured['trained']:,.0f}" if measured["trained"] else ""
     return f"| {arm.name} | {arm.processes} | {measured['tokens']:,.0f} | {trained} | {measured['peak']:.1f} GB |"
-
-
-def write(table: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    place = r"(?<=<!-- gpu -->\n).*?(?=<!-- /gpu -->)"
-    made, count = re.subn(place, lambda _: table + "\n", page, flags=re.DOTALL)
-    if count != 1:
-        sys.exit(f"{PAGE} has no place for the table")
-    PAGE.write_text(made, encoding="utf-8")
-    print(f"Written to {PAGE}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ SGD are compared with a plain loop in float64, those of everything else with the
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "launch.md"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from benchmarking.pages import write_between  # noqa: E402
 from launch.compared import Differences, differences, found, jobs_of  # noqa: E402  the tests are not installed
 from launch.launching import CONFIGURATIONS, launch_jobs  # noqa: E402
 
@@ -41,7 +41,7 @@ def main() -> None:
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
     if len(rows) == len(CONFIGURATIONS):
-        write("\n".join([HEADER, *rows]))
+        write_between(PAGE, "launches", "\n".join([HEADER, *rows]))
 
 
 def row(name: str) -> str | None:
@@ -61,17 +61,6 @@ def row(name: str) -> str | None:
     memory = " / ".join(f"{peak:.0f} MB" for peak in peaks)
     saved = "equal" if most.saved == 0 else f"{most.saved:.0e}"
     return f"| `{name}` | {len(equal)} | {' | '.join(apart)} | {saved} | {seen} | {memory} |"
-
-
-def write(table: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    made, count = re.subn(
-        r"(?<=<!-- launches -->\n).*?(?=<!-- /launches -->)", lambda _: table + "\n", page, flags=re.DOTALL
-    )
-    if count != 1:
-        sys.exit(f"{PAGE} has no place for the table")
-    PAGE.write_text(made, encoding="utf-8")
-    print(f"Written to {PAGE}")
 
 
 if __name__ == "__main__":
