@@ -17,39 +17,31 @@ from sft_mask.errors import DataError, LabelsChangedError, NothingToTrainError, 
 from sft_mask.report import MaskReport, SplitReport
 from sft_mask.report.counts import spelled_reasons
 from sft_mask.trainer.checks import signature_columns
-from sft_mask.trainer.metrics import EvalLoss, Meter
+from sft_mask.trainer.metrics import Measured
 from sft_mask.vision.collator import ResponseOnlyCollator
 from sft_mask.vision.counts import CollatedCounts
 from sft_mask.vision.scan import check_rows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 _LOOKED_AT = 8
 """Rows of each split that are collated at the call."""
 
 
 @dataclass(slots=True)
-class CollatedState:
+class CollatedState(Measured):
     """What the hook knows about a trainer whose collator makes the labels; it answers as ``MaskState`` does.
 
     Attributes:
         collator: the one that makes labels.
         looked_at: counts of the rows of each split that were collated at the call.
         counts: counts of the batches since, by split.
-        calls: batches seen.
-        step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
-        meters: what is logged, for training and for evaluation.
-        eval_loss: the loss of the evaluation that is under way.
     """
 
     collator: ResponseOnlyCollator
     looked_at: Mapping[str, SplitReport]
     counts: dict[str, CollatedCounts] = field(default_factory=dict)
-    calls: int = 0
-    step_weight: Tensor | None = None
-    meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
-    eval_loss: EvalLoss = field(default_factory=EvalLoss)
 
     @property
     def weighted(self) -> bool:

@@ -25,7 +25,7 @@ from sft_mask.report import MaskReport
 from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.collated import CollatedState
 from sft_mask.trainer.lm_head import supervised_positions_only
-from sft_mask.trainer.metrics import EvalLoss, Meter
+from sft_mask.trainer.metrics import EvalLoss, Measured
 from sft_mask.trainer.parallel import (
     batch_labels,
     place_among_rows,
@@ -44,7 +44,7 @@ _CHECK_EVERY = 50
 
 
 @dataclass(slots=True)
-class MaskState:
+class MaskState(Measured):
     """What the hook knows about the mask that was prepared.
 
     Attributes:
@@ -54,10 +54,6 @@ class MaskState:
         tokenizer: the one that wrote the rows.
         collator: the one that was found to let labels through.
         masked: datasets that were masked later, as long as they exist, by ``id``.
-        calls: batches seen.
-        step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
-        meters: what is logged, for training and for evaluation.
-        eval_loss: the loss of the evaluation that is under way.
     """
 
     splits: SplitMasker
@@ -66,10 +62,6 @@ class MaskState:
     tokenizer: object = None
     collator: object = None
     masked: WeakValueDictionary[int, object] = field(default_factory=WeakValueDictionary)
-    calls: int = 0
-    step_weight: Tensor | None = None
-    meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
-    eval_loss: EvalLoss = field(default_factory=EvalLoss)
 
     @property
     def weighted(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,3 +84,20 @@ class EvalLoss:
             return None
         total, weight = accelerator.reduce(self.sums, "sum").tolist()
         return float(total / weight) if weight else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What is measured of the batches of a masked trainer.
+
+    Attributes:
+        calls: batches seen.
+        step_weight: sum of the weights of the optimizer step, over all its batches and ranks.
+        meters: what is logged, for training and for evaluation.
+        eval_loss: the loss of the evaluation that is under way.
+    """
+
+    calls: int = 0
+    step_weight: Tensor | None = None
+    meters: dict[str, Meter] = field(default_factory=lambda: {"train": Meter(), "eval": Meter()})
+    eval_loss: EvalLoss = field(default_factory=EvalLoss)
