@@ -176,7 +176,7 @@ class TurnReader:
         """
         bound = closer.start if closer is not None else len(self._text)
         turns: list[TextTurn] = []
-        begins, start = header.start, self._after_prefill(header, self._after_empty_block(header.end, bound))
+        begins, start = header.start, self._after_prefill(header, self._after_empty_block(header, bound))
         while True:
             ends = min(self._foreign_after(start), self._next_message_after(start), bound)
             turn = self._turn(begins, start, ends, closer if ends == bound else None)
@@ -193,21 +193,37 @@ class TurnReader:
         is_next = self._text[turn.eot_start : turn.end] in self._written.eot_headers
         return is_next and turn.first_message < 0 and not header.text.startswith(self._written.core)
 
-    def _after_empty_block(self, start: int, bound: int) -> int:
-        """The position after an empty reasoning block that the template wrote before an answer, if its prompt holds it.
+    def _after_empty_block(self, header: Mark, bound: int) -> int:
+        """The position after an empty reasoning block that the template wrote after a header, if its prompt holds it.
 
         Otherwise the assistant has to sample it.
         """
+        start = header.end
         own = self._own_between(start, bound)
         before = self._text[start : int(own[0]) if len(own) else bound]
         for prompt in self._written.with_empty_block:
             if TAG.findall(prompt.tail)[-1] not in before:  # the closing tag
                 continue
-            text = self._rendered_prefix(self._message_at(start), prompt=True, arguments=prompt.arguments)
-            end = len(text.rstrip())
-            if start < end <= start + len(before) and self._text.startswith(text[:end]):
-                return min(bound, common_prefix_length(self._text, text))
+            held = self._held_after(header, prompt)
+            if 0 < len(held.rstrip()) <= len(before) and before.startswith(held.rstrip()):
+                return min(bound, start + common_prefix_length(self._text[start:bound], held))
         return start
+
+    def _held_after(self, header: Mark, prompt: Prompt) -> str:
+        """What a generation prompt of the turn's message holds after the header; nothing if it is another question.
+
+        An argument may also change what is before the header (GLM's ``/nothink``): such a prompt leads to this turn
+        only if the text begins with it. Where the text renders earlier messages unlike any prompt, the prompt must not
+        change them.
+        """
+        message = self._message_at(header.end)
+        text = self._rendered_prefix(message, prompt=True, arguments=prompt.arguments)
+        end = text.rfind(header.text) + len(header.text)
+        if self._text.startswith(text[:end]) and end == header.end:
+            return text[end:]
+        plain = self._rendered_prefix(message, prompt=True)
+        is_drifted = not self._text.startswith(plain[: plain.rfind(header.text) + len(header.text)])
+        return text[end:] if is_drifted and plain.startswith(text[:end]) else ""
 
     def _message_at(self, start: int) -> int:
         """The message of the assistant whose turn begins at a position."""

@@ -306,3 +306,14 @@ def test_an_answer_without_its_tool_calls_keeps_every_letter_before_them() -> No
         (text,) = [vocabulary.text(row[low:high].tolist()) for low, high in zip(turns.start, turns.end, strict=True)]
         assert text.startswith("I look")
         assert (text != "I look") is wanted
+
+
+def test_an_empty_block_is_masked_where_its_prompt_holds_it_though_history_is_rendered_otherwise() -> None:
+    """Qwen3 writes the block before the last answer only, so that no prompt is a beginning of this conversation."""
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "Sure:"},
+        {"role": "assistant", "content": "d"},
+    ]
+    assert trained("qwen3", messages)[-1] == "d<|im_end|>"
+    assert trained("qwen3", messages[:1] + messages[2:]) == ["d<|im_end|>"]
