@@ -101,6 +101,17 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def _small_tokenizer(folder: Path) -> Path:
+    """SmolLM2's tokenizer with the template of Qwen3, which writes tool calls and reasoning; its own drops them."""
+    import trl
+    from local_model import smollm2_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 # arms, each in a process of its own
 
 
@@ -248,7 +259,11 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="only these parts")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--tokenizer", default=None, help="a name or a folder; by default SmolLM2-135M-Instruct's")
+    parser.add_argument(
+        "--tokenizer",
+        default=None,
+        help="a name or a folder, whose template writes tool calls; by default SmolLM2's, with Qwen3's template",
+    )
     parser.add_argument("--scaling", type=int, nargs="*", default=[1000, 10_000, 50_000], help="rows")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -256,15 +271,13 @@ def main() -> int:
         arm, file, tokenizer, num_proc = given.child
         print(json.dumps(run_child(arm, file, tokenizer, int(num_proc))))
         return 0
-    if given.tokenizer is None:
-        from local_model import smollm2_folder
-
-        given.tokenizer = str(smollm2_folder())
     show = Console(width=110)
     show.print(machine())
     right = True
     folder = Path(tempfile.mkdtemp(prefix="bench-prepare-"))
     try:
+        if given.tokenizer is None:
+            given.tokenizer = str(_small_tokenizer(folder / "tokenizer"))
         for part in given.part or PARTS:
             started = time.perf_counter()
             right &= globals()[part](given, folder, show)

@@ -7,7 +7,6 @@ was seen of a few fields of one look and one conversation signature is known of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,7 +18,8 @@ import pyarrow.compute as pc
 from sft_mask.constants import ASSISTANT_ROLES, REASONING, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.data.read.columns import contains_any, filled, flat, is_json, is_list, joined, role_codes
-from sft_mask.templates.fields import FieldKind, text_of
+from sft_mask.data.read.json_messages import read_messages
+from sft_mask.templates.fields import FieldKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +116,7 @@ def _messages(array: pa.Array) -> _Messages:
     rows = np.repeat(np.arange(len(array)), lengths)
     messages = array.flatten()
     if is_json(messages.type):
-        messages = _from_json(messages)
+        messages = read_messages(messages).fields
     fields = {messages.type.field(index).name: index for index in range(messages.type.num_fields)}
 
     def field(name: str) -> pa.Array | None:
@@ -137,22 +137,6 @@ def _messages(array: pa.Array) -> _Messages:
         thought = pc.struct_field(pc.extract_regex(closed, _CLOSED.replace("(.*?)", "(?P<thought>.*?)")), 0)
         reasoning[inline] = filled(thought)
     return _Messages(rows, role, content, reasoning, inline, _calls(field("tool_calls"), count))
-
-
-def _from_json(messages: pa.Array) -> pa.Array:
-    """Messages that Arrow keeps as JSON, as structs: role, the text of the content, the reasoning, number of calls."""
-    roles, contents, thoughts, calls = [], [], [], []
-    for text in messages.storage.to_pylist():
-        read = json.loads(text) if text is not None else {}
-        message = read if isinstance(read, dict) else {}
-        role, own = message.get("role"), message.get("tool_calls")
-        roles.append(role if isinstance(role, str) else None)
-        contents.append(text_of(message.get("content")))
-        thoughts.append(next((text_of(message[name]) for name in REASONING if message.get(name)), None))
-        calls.append(len(own) if isinstance(own, list) else int(bool(own)))
-    columns = [pa.array(each, pa.string()) for each in (roles, contents, thoughts)]
-    names = ["role", "content", REASONING[0], "tool_calls"]
-    return pa.StructArray.from_arrays([*columns, pa.array(calls, pa.int64())], names)
 
 
 def _text(array: pa.Array | None, count: int) -> pa.Array:

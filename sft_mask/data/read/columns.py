@@ -7,8 +7,6 @@ filled). A template treats rows of one signature alike, so a signature is verifi
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_mask.constants import ASSISTANT_ROLES, FLAGS, ROLES, SPAN_FLAGS
+from sft_mask.constants import ASSISTANT_ROLES, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
+from sft_mask.data.read.json_messages import read_messages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,53 +68,13 @@ def is_json(kind: pa.DataType) -> bool:
     return getattr(kind, "extension_name", "") == "arrow.json"
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Every string inside a JSON value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-def _spoken(content: object) -> str:
-    """The strings of a content; the texts of its parts also joined, as a template joins them."""
-    parts = content if isinstance(content, list) else []
-    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    return "\0".join([*_strings(content), "".join(texts)] if parts else _strings(content))
-
-
-def _from_json(array: pa.Array) -> pa.Array:
-    """Messages that Arrow keeps as JSON, as structs: their role, their strings, and which fields they have."""
-    roles, contents, others, keys = [], [], [], []
-    flags: dict[str, list[bool | None]] = {name: [] for name in (*FLAGS, *SPAN_FLAGS)}
-    for text in array.storage.to_pylist():
-        message = json.loads(text) if text is not None else {}
-        fields = message if isinstance(message, dict) else {"content": message}
-        roles.append(fields.get("role") if isinstance(fields.get("role"), str) else None)
-        contents.append(_spoken(fields.get("content")))
-        rest = {name: value for name, value in fields.items() if name not in ("role", "content") and value is not None}
-        others.append("\0".join(_strings(rest)) if rest else None)
-        for name, values in flags.items():
-            values.append(True if name in rest else None)
-        keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
-    columns = [pa.array(roles, pa.string()), pa.array(contents, pa.string()), pa.array(others, pa.string())]
-    marks = [pa.array(values, pa.bool_()) for values in flags.values()]
-    names = ["role", "content", "other", "keys", *flags]
-    return pa.StructArray.from_arrays([*columns, pa.array(keys, pa.int64()), *marks], names)
-
-
 def _leaves(
     array: pa.Array, rows: Ints, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], pa.Array, Ints]]:
     """Every leaf array below ``array``, with the row of each of its values; ``[]`` is a nested list."""
     kind = array.type
     if is_json(kind):
-        yield from _leaves(_from_json(array), rows, path)
+        yield from _leaves(read_messages(array).strings, rows, path)
     elif isinstance(kind, pa.BaseExtensionType):
         yield from _leaves(array.storage, rows, path)
     elif is_list(kind):

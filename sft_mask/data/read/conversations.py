@@ -60,12 +60,16 @@ class Decoder:
         self._rewritten: set[str] = set()
 
     def prepared(self, table: pa.Table) -> pa.Table:
-        """The table with conversations in their usual spelling (:mod:`sft_mask.data.read.spelling`).
+        """The table with conversations in their usual spelling (:mod:`sft_mask.data.read.spelling`), in one chunk.
 
         Every table goes through this first.
         """
         table, rewritten = standard_table(table)
         self._rewritten |= rewritten
+        for name in self.columns(table):
+            if table[name].num_chunks > 1:  # once, not for each question
+                at = table.column_names.index(name)
+                table = table.set_column(at, table.schema.field(at), pa.chunked_array([table[name].combine_chunks()]))
         return table
 
     @staticmethod
