@@ -43,7 +43,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mxfp4Confi
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
-from sft_mask import IGNORE_INDEX, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
+from sft_mask import IGNORE_INDEX, MaskReport, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
 from sft_mask.data.formats.read import read_chats
 from sft_mask.data.setup import read_tokenizer
 from sft_mask.preview import build_row
@@ -112,9 +112,7 @@ def main() -> None:
         train, evaluation = read_data(recipe, training, tokenizer)
     mask = mask_settings(recipe)
     stops, prompt = look_before_loading(train, tokenizer, mask)
-    if recipe.expand:
-        with training.main_process_first(desc="expanding the conversations"):
-            train, evaluation = expanded(train, evaluation, tokenizer, mask)
+    train, evaluation, report = masked(train, evaluation, tokenizer, mask, recipe, training)
 
     training.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -132,13 +130,13 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     check_sharding(trainer)
-    # The one line that this library is about: from here on only the assistant's words are trained.
+    # The labels are made already and stay as they are; from here on the loss knows them.
     try:
-        trainer = train_on_responses_only(trainer, **mask)  # labels that expand made stay as they are
+        trainer = train_on_responses_only(trainer, **mask)
     except SftMaskError as error:
         refuse(str(error))
     if trainer.is_world_process_zero():
-        show(trainer, tokenizer)
+        show(trainer, tokenizer, report)
 
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.log_metrics("train", result.metrics)
@@ -151,7 +149,7 @@ def main() -> None:
     trainer.save_model()  # on every rank: sharded weights are gathered
     trainer.save_state()
     if trainer.is_world_process_zero():
-        save_beside_the_weights(trainer, tokenizer, stops, prompt)
+        save_beside_the_weights(trainer, tokenizer, report, stops, prompt)
         if recipe.merge:
             merge(Path(training.output_dir), model_args.dtype)
     trainer.accelerator.wait_for_everyone()
@@ -321,6 +319,8 @@ def load_tokenizer(model_args: ModelConfig, training: SFTConfig) -> Any:
         )
     except OSError as error:
         refuse(f"no tokenizer could be read from {name!r}: {str(error).splitlines()[0]}")
+    if training.eos_token:
+        tokenizer.eos_token = training.eos_token  # as the trainer does; texts end with it
     if training.chat_template_path:
         tokenizer.chat_template = Path(training.chat_template_path).read_text(encoding="utf-8")
     return tokenizer
@@ -420,18 +420,30 @@ def common_arguments(rows: Dataset) -> dict[str, Any]:
     return {name: value for name, value in given[0].items() if all(row.get(name) == value for row in given)}
 
 
-def expanded(
-    train: Dataset, evaluation: Dataset | None, tokenizer: Any, mask: dict[str, Any]
-) -> tuple[Dataset, Dataset | None]:
-    """The fewest rows in which each answer is as inference shows it, with their labels."""
+def masked(
+    train: Dataset,
+    evaluation: Dataset | None,
+    tokenizer: Any,
+    mask: dict[str, Any],
+    recipe: RecipeArguments,
+    training: SFTConfig,
+) -> tuple[Dataset, Dataset | None, MaskReport]:
+    """The rows with the trainer's own ids, which take it twice as long or more to make, and with their labels."""
     splits = {"train": train, **({} if evaluation is None else {"eval": evaluation})}
     try:
-        made, report = mask_dataset(DatasetDict(splits), tokenizer, **mask, expand=True, return_report=True)
+        made, report = mask_dataset(
+            DatasetDict(splits),
+            tokenizer,
+            **mask,
+            num_proc=training.dataset_num_proc,
+            expand=recipe.expand,
+            return_report=True,
+        )
     except SftMaskError as error:
         refuse(str(error))
     if os.environ.get("RANK", "0") == "0":
         Console(highlight=False).print(report, soft_wrap=True)
-    return made["train"], made.get("eval")
+    return made["train"], made.get("eval"), report
 
 
 def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
@@ -454,10 +466,12 @@ def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
     return [stop for stop, _ in ends.most_common() if stop not in inside]
 
 
-def show(trainer: Any, tokenizer: Any) -> None:
-    """Shows what will be trained: in numbers, and in one row."""
+def show(trainer: Any, tokenizer: Any, masked: MaskReport) -> None:
+    """Shows one row as it will be trained, and what truncation changed."""
     console = Console(highlight=False)
-    console.print(trainer.mask_report, soft_wrap=True)
+    left = sum(split.trained_tokens for split in trainer.mask_report.splits.values())
+    if left < sum(split.trained_tokens for split in masked.splits.values()):
+        console.print("after truncation:", trainer.mask_report, soft_wrap=True)
     row = next(iter(trainer.train_dataset))
     console.print(RowView(build_row(tokenizer, row["input_ids"], row["labels"], name="the first row")))
 
@@ -477,8 +491,10 @@ def quantization(model_args: ModelConfig) -> Any:
     return Mxfp4Config(dequantize=True) if stored.get("quant_method") == "mxfp4" else None
 
 
-def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int], prompt: dict[str, Any]) -> None:
-    """Saves the report, a generation config that stops at the trained end-of-turn token, and the prompt's arguments."""
+def save_beside_the_weights(
+    trainer: Any, tokenizer: Any, masked: MaskReport, stops: list[int], prompt: dict[str, Any]
+) -> None:
+    """Saves reports, a generation config that stops at the trained end-of-turn token, and the prompt's arguments."""
     folder = Path(trainer.args.output_dir)
     generation = GenerationConfig.from_dict(trainer.model.generation_config.to_dict())
     # If there are several, keep those the model was released with: gpt-oss ends earlier answers with another token.
@@ -487,7 +503,8 @@ def save_beside_the_weights(trainer: Any, tokenizer: Any, stops: list[int], prom
         generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(folder)
-    report = json.dumps(trainer.mask_report.to_dict(), indent=1, ensure_ascii=False)
+    reports = {**masked.to_dict(), "as_trained": trainer.mask_report.to_dict()["splits"]}
+    report = json.dumps(reports, indent=1, ensure_ascii=False)
     (folder / "mask_report.json").write_text(report + "\n", encoding="utf-8")
     (folder / PROMPT).write_text(json.dumps(prompt) + "\n", encoding="utf-8")
     ends = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(stops)))

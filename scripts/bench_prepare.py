@@ -5,7 +5,8 @@
     python scripts/bench_prepare.py --part prepare --rows 2000 --rounds 1  # a quick look
     python scripts/bench_prepare.py --tokenizer Qwen/Qwen3-8B              # another tokenizer: a name or a folder
 
-prepare   TRL's preparation of raw chats against mask_dataset, with 1 and 2 processes, nothing cached; ids must be equal
+prepare   TRL's preparation of raw chats against mask_dataset, with 1 and 2 processes, nothing cached; ids must be equal;
+          and against the tokenizer alone, which encodes the rendered texts as one batch in its own threads
 stream    rows per second of a masked stream, against those of the map
 scaling   mask_dataset from 1,000 rows on, with the memory above the start, and rows of 100 to 100,000 tokens
 turns     one conversation of 200 turns and 100,000 tokens by its messages, against its tokenization
@@ -122,7 +123,9 @@ def run_child(arm: str, file: str, tokenizer_name: str, num_proc: int) -> dict[s
     with tempfile.TemporaryDirectory(dir=Path(file).parent) as folder:
         data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=folder)
         few = data.select(range(min(40, len(data)))).flatten_indices(keep_in_memory=True)
-        run = {"trl": _trl, "ours": _ours, "stream": _stream}[arm]
+        run = {"trl": _trl, "ours": _ours, "stream": _stream, "encode": _encode}[arm]
+        if arm == "encode":
+            data = few = _rendered(data, tokenizer)
         run(few, tokenizer, 1)  # modules are imported, the template is compiled
         with Peak() as peak:
             start = time.perf_counter()
@@ -162,6 +165,17 @@ def _stream(data: Any, tokenizer: Any, _: int) -> list[int]:
     return [len(row["labels"]) for row in mask_dataset(data.to_iterable_dataset(), tokenizer)]
 
 
+def _rendered(data: Any, tokenizer: Any) -> list[str]:
+    return [
+        tokenizer.apply_chat_template(row["messages"], tools=json.loads(row["tools"] or "null"), tokenize=False)
+        for row in data
+    ]
+
+
+def _encode(texts: list[str], tokenizer: Any, _: int) -> Any:
+    return tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+
 # parts
 
 
@@ -177,7 +191,7 @@ def prepare(given: argparse.Namespace, folder: Path, show: Console) -> bool:
             seen[name] = fresh_process(__file__, "--child", name, file, given.tokenizer, num_proc)
             return float(seen[name]["seconds"])
 
-        arms = {"TRL": lambda: arm("trl"), "mask_dataset": lambda: arm("ours")}
+        arms = {"TRL": lambda: arm("trl"), "mask_dataset": lambda: arm("ours"), "encoding": lambda: arm("encode")}
         measured = take_turns(f"{num_proc} processes", arms, given.rounds, warm_up=False)
         found, theirs = seen["ours"], seen["trl"]
         same = found["ids"] == theirs["ids"]

@@ -72,9 +72,16 @@ def is_weighted(dataset: Any) -> bool:
     return highest is not None and highest >= PLAIN_BELOW
 
 
-def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Dataset, SplitStats, bool]:
+def keep_labels(
+    dataset: Dataset, *, keep_all_rows: bool = False, max_length: int | None = None
+) -> tuple[Dataset, SplitStats, bool]:
     """The dataset without rows that train nothing (unless ``keep_all_rows``), its counts, and whether its labels carry
     weights.
+
+    Args:
+        dataset: with labels that are final.
+        keep_all_rows: keep rows that train nothing too.
+        max_length: where a trainer truncated the rows, so that the end of those as long as that may be missing.
 
     Raises:
         LabelsChangedError: every token is trained, so these are not the labels that were made.
@@ -88,7 +95,8 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
         trained.append(counts)
         kept = counts > 0
         lengths = batch["seq_lengths"] if "seq_lengths" in batch.column_names else None
-        documents = np.diff(list_values(lengths)[1]) if lengths is not None else np.ones(len(counts), np.int64)
+        sizes, packed = list_values(lengths) if lengths is not None else (np.diff(offsets), np.arange(len(counts) + 1))
+        documents = np.diff(packed)
         dropped = int((~kept).sum())
         report = SplitReport(
             rows=int(kept.sum()),
@@ -98,6 +106,7 @@ def keep_labels(dataset: Dataset, *, keep_all_rows: bool = False) -> tuple[Datas
             rows_dropped=dropped,
             dropped_reasons={"with nothing left to train": dropped} if dropped else {},
             rows_masked_before=int(kept.sum()),
+            rows_at_max_length=int((sizes == max_length).sum()),
         )
         stats.add(report)
     if not weighted and stats.report.trained_tokens == stats.report.tokens > 0:

@@ -52,9 +52,11 @@ class SplitMasker:
 
     def mask(self, split: object, name: str) -> tuple[object, SplitStats]:
         """Masks a split that was there at the call; labels that :func:`mask_dataset` made stay as they are."""
+        cutting = self.cutting if name == "train" else self.eval_cutting
         if is_masked(split):
-            return self._keep(split, name, keep_all_rows=False)
-        return self.label(split, name, self.cutting if name == "train" else self.eval_cutting)
+            is_truncated = cutting is None or cutting.kind == "tail"  # packing that cuts rows loses nothing of them
+            return self._keep(split, name, keep_all_rows=False, max_length=self.max_length if is_truncated else None)
+        return self.label(split, name, cutting)
 
     def mask_later(self, split: object, name: str, *, keep_all_rows: bool) -> tuple[object, SplitStats]:
         """Masks a dataset that ``evaluate`` or ``predict`` was given later.
@@ -65,8 +67,10 @@ class SplitMasker:
             return self._keep(split, name, keep_all_rows=keep_all_rows)
         return self.label(split, name, None if keep_all_rows else self.eval_cutting, keep_all_rows=keep_all_rows)
 
-    def _keep(self, split: Any, name: str, *, keep_all_rows: bool) -> tuple[object, SplitStats]:
-        kept, stats, weighted = keep_labels(split, keep_all_rows=keep_all_rows)
+    def _keep(
+        self, split: Any, name: str, *, keep_all_rows: bool, max_length: int | None = None
+    ) -> tuple[object, SplitStats]:
+        kept, stats, weighted = keep_labels(split, keep_all_rows=keep_all_rows, max_length=max_length)
         if not stats.report.trained_tokens:
             raise NothingToTrainError(
                 f"All {len(split)} rows of the {name} dataset, which mask_dataset made, have nothing left to train: "

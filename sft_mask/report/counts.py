@@ -77,7 +77,8 @@ class SplitReport:
     unread_flags: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Of these, the rows by the name of the flag."""
     rows_at_max_length: int = 0
-    """Rows without messages that are as long as the trainer lets them be, so that their end may be missing."""
+    """Rows as long as the trainer lets them be, of which nothing tells whether the end is missing: without messages, or
+    masked before the trainer was built."""
     answers_cut_off: int = 0
     """Answers of which truncation left nothing in their row; known of rows with messages."""
     tokens_cut_off: int = 0

@@ -63,8 +63,8 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def report(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "mask_report.json").read_text(encoding="utf-8"))["splits"]["train"])
+def report(folder: Path, part: str = "splits") -> dict[str, Any]:
+    return dict(json.loads((folder / "mask_report.json").read_text(encoding="utf-8"))[part]["train"])
 
 
 # every configuration
@@ -280,7 +280,7 @@ OPTIONS = {
     "between": (("--mask_between", "red", "blue"), lambda r: 0 < ALL - r["trained_tokens"] < ALL),
     "weight": (("--prompt_weight", 0.1), lambda r: r["rows"] == 16),
     "turn mean": (("--reduction", "turn"), lambda r: r["trained_tokens"] == ALL),
-    "packed": (("--packing", "true", "--max_length", 256), lambda r: r["rows"] < 16 and r["trained_tokens"] == ALL),
+    "packed": (("--packing", "true", "--max_length", 256), lambda r: r["trained_tokens"] == ALL),
     "free": (("--padding_free", "true", "--max_length", "None"), lambda r: r["trained_tokens"] == ALL),
     "saved memory": (("--gradient_checkpointing", "true"), lambda r: r["trained_tokens"] == ALL),
     "held out": (("--eval_share", 0.25, "--eval_strategy", "steps", "--eval_steps", 1), lambda r: r["rows"] == 12),
@@ -294,6 +294,16 @@ def test_an_option_of_the_mask_reaches_the_mask(name: str, tiny_folder: Path, da
     run = train(tiny_folder, data, tmp_path, *given)
     assert run.code == 0, run.output[-3000:]
     assert holds(report(tmp_path)), report(tmp_path)
+    assert (report(tmp_path, "as_trained")["rows"] < report(tmp_path)["rows"]) == (name == "packed")
+
+
+def test_what_truncation_cuts_off_is_said(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    run = train(tiny_folder, data, tmp_path, "--max_length", 24)
+    assert run.code == 0, run.output[-3000:]
+    whole, kept = report(tmp_path), report(tmp_path, "as_trained")
+    assert kept["trained_tokens"] < whole["trained_tokens"]
+    assert kept["rows_at_max_length"] > 0
+    assert "possibly cut" in run.output.split("after truncation:")[1]
 
 
 def test_parquet_is_read_and_a_template_can_be_given(tiny_folder: Path, tmp_path: Path) -> None:
