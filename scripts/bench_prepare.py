@@ -5,8 +5,8 @@
     python scripts/bench_prepare.py --part prepare --rows 2000 --rounds 1  # a quick look
     python scripts/bench_prepare.py --tokenizer Qwen/Qwen3-8B              # another tokenizer: a name or a folder
 
-prepare   TRL's preparation of raw chats against mask_dataset, with 1 and 2 processes, nothing cached; ids must be equal;
-          and against the tokenizer alone, which encodes the rendered texts as one batch in its own threads
+prepare   TRL's preparation of raw chats against mask_dataset, with 1 and 2 processes and no cache; ids must be equal;
+          and the tokenizer alone, which encodes the rendered texts as one batch in its own threads
 stream    rows per second of a masked stream, against those of the map
 scaling   mask_dataset from 1,000 rows on, with the memory above the start, and rows of 100 to 100,000 tokens
 turns     one conversation of 200 turns and 100,000 tokens by its messages, against its tokenization
