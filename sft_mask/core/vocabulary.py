@@ -222,10 +222,7 @@ class _Spellings(Sequence[str | None]):
         return self._size
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self._all[index]
-        added = self._added.get(index)
-        return self._backend.id_to_token(index) if added is None else added.content
+        return self._all[index] if isinstance(index, slice) else self._backend.id_to_token(index)
 
     def __iter__(self) -> Iterator[str | None]:
         return iter(self._all)
