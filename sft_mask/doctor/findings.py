@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import sft_mask.doctor.symptoms as symptoms
+from sft_mask.report.notebook import element, fact, panel
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,9 +33,14 @@ class Finding:
     example: str = ""
     also: tuple[str, ...] = ()
 
+    @property
+    def heading(self) -> str:
+        """The symptoms, and where they were seen."""
+        return f"{'; '.join((self.symptom, *self.also))} ({self.split})"
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """(style, line) of the report."""
-        yield "bold red", f"✗ {'; '.join((self.symptom, *self.also))} ({self.split})"
+        yield "bold red", f"✗ {self.heading}"
         yield "", f"  why   {self.diagnosis}"
         if self.example:
             yield "dim", f"  seen  {self.example}"
@@ -106,16 +112,37 @@ class Diagnosis:
     def __str__(self) -> str:
         return "\n".join(line for _, line in self._lines())
 
+    def __repr__(self) -> str:
+        return f"<Diagnosis {' · '.join(finding.heading for finding in self.findings) or 'healthy'}>"
+
     def __rich__(self) -> Text:
         from rich.text import Text
 
         return Text("\n").join(Text(line, style=style) for style, line in self._lines())
 
+    def _repr_html_(self) -> str:
+        return panel(self._html())
+
+    def _html(self) -> Iterator[str]:
+        for finding in self.findings:
+            seen = [fact("seen", finding.example)] if finding.example else []
+            facts = (fact("why", finding.diagnosis), *seen, fact("cure", finding.cure))
+            yield f'<div class="group">{element(f"✗ {finding.heading}", "head warn")}{"".join(facts)}</div>'
+        yield from (element(f"✓ {line}", "good") for line in self._verdict())
+        yield from (element(line, "faint group") for line in self._measures())
+
     def _lines(self) -> Iterator[tuple[str, str]]:
-        for name, numbers in self.measured.items():
-            yield "dim", f"{name}: " + ", ".join(f"{what} {number:.4g}" for what, number in numbers.items())
+        yield from (("dim", line) for line in self._measures())
         for finding in self.findings:
             yield from finding.lines()
+        yield from (("bold green", line) for line in self._verdict())
+
+    def _measures(self) -> Iterator[str]:
+        for name, numbers in self.measured.items():
+            yield f"{name}: " + ", ".join(f"{what} {number:.4g}" for what, number in numbers.items())
+
+    def _verdict(self) -> Iterator[str]:
+        """One line if nothing is wrong, else none."""
         if self.healthy:
             usual = "only the assistant's words and end-of-turn tokens are trained"
-            yield "bold green", f"healthy: {f'the labels are what {self.policy} asks for' if self.policy else usual}"
+            yield f"healthy: {f'the labels are what {self.policy} asks for' if self.policy else usual}"

@@ -24,7 +24,7 @@ class CollatedSource:
     """
 
     def __init__(self, dataset: Any, collator: ResponseOnlyCollator, name: str) -> None:
-        self._dataset, self._collator, self._name = dataset, collator, name
+        self._dataset, self._collator, self.name = dataset, collator, name
 
     def rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
         """The rows at these positions."""
@@ -47,6 +47,6 @@ class CollatedSource:
             weights=row.weights.tolist(),
             spans=[Note(part.start, part.end, part.role, part.reason, part.turn) for part in parts],
             status=row.status,
-            name=f"{self._name} {row.number}",
+            name=f"{self.name} {row.number}",
             pictures=pictures,
         )

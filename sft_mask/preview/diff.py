@@ -9,7 +9,10 @@ from itertools import groupby, repeat
 
 from sft_mask.core.arrays import common_prefix_length
 from sft_mask.errors import DataError
+from sft_mask.preview.cells import visible
+from sft_mask.preview.notebook import cut, mask_diff_html, row_diff_html
 from sft_mask.preview.rows import PreviewRow
+from sft_mask.report.counts import counted
 
 _MOST_SHOWN = 20
 """Rows that differ and are kept to be shown; all are counted."""
@@ -47,6 +50,12 @@ class RowDiff:
         ["token 1 '!': trained → masked"]
         """
         return [line for change in self.changes for line in self._of(change)]
+
+    def __repr__(self) -> str:
+        return f"<RowDiff {cut(visible(self.left.name), 80)}: {counted(len(self.changes), 'change')}>"
+
+    def _repr_html_(self) -> str:
+        return row_diff_html(self)
 
     def _of(self, change: Change) -> Iterator[str]:
         left = list(range(change.left_start, change.left_end))
@@ -143,6 +152,12 @@ class MaskDiff:
         if not self.different:
             return f"The two masks are equal in all {self.rows:,} rows."
         return f"{self.different:,} of {self.rows:,} rows differ, in {self.tokens:,} tokens."
+
+    def __repr__(self) -> str:
+        return f"<MaskDiff {str(self).removesuffix('.')}>"
+
+    def _repr_html_(self) -> str:
+        return mask_diff_html(self)
 
     def to_dict(self) -> dict[str, object]:
         """For ``json.dumps``; the first rows that differ with their token diff."""

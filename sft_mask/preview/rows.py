@@ -23,6 +23,10 @@ from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.errors import DataError
 from sft_mask.preview.cells import Cell, read_cells, visible
+from sft_mask.preview.notebook import cut, quoted, row_html
+
+_MOST_NAMED = 160
+"""Characters of a row's heading in its short form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,13 @@ class PreviewRow:
         """Tokens whose label is another id than their own: something shifted or rebuilt the labels."""
         pairs = zip(self.input_ids, self.labels, strict=True)
         return tuple(at for at, (token, label) in enumerate(pairs) if label not in (IGNORE_INDEX, token))
+
+    def __repr__(self) -> str:
+        first = next((run.text for run in self.runs if run.trained), None)
+        return f"<PreviewRow {cut(self.heading, _MOST_NAMED)}{'' if first is None else f': {quoted(first)}'}>"
+
+    def _repr_html_(self) -> str:
+        return row_html(self)
 
 
 def build_row(

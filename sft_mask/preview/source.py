@@ -16,7 +16,9 @@ from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.explanations.reasons import RowExplainer
 from sft_mask.explanations.rows import inspect_rows, never_raising
 from sft_mask.preview.collated import CollatedSource
+from sft_mask.preview.notebook import rows_html
 from sft_mask.preview.rows import Note, PreviewRow, build_row
+from sft_mask.report.counts import counted
 from sft_mask.vision.collator import ResponseOnlyCollator
 
 if TYPE_CHECKING:
@@ -32,12 +34,12 @@ class TokenizedSource:
     """Rows of a tokenized dataset, as a masker labels them."""
 
     def __init__(self, dataset: Dataset, tokenizer: object, masker: Masker, name: str) -> None:
-        self._dataset, self._tokenizer, self._masker, self._name = dataset, tokenizer, masker, name
+        self._dataset, self._tokenizer, self._masker, self.name = dataset, tokenizer, masker, name
         self._explainer = RowExplainer(masker)
 
     def rows(self, numbers: Sequence[int]) -> Iterator[PreviewRow]:
         """The rows at these positions."""
-        for row in inspect_rows(self._dataset, self._masker, numbers, self._name):
+        for row in inspect_rows(self._dataset, self._masker, numbers, self.name):
             yield build_row(
                 self._tokenizer,
                 row.ids.tolist(),
@@ -48,7 +50,7 @@ class TokenizedSource:
                 ],
                 documents=row.documents.tolist(),
                 status=row.status,
-                name=f"{self._name} {row.number}",
+                name=f"{self.name} {row.number}",
                 lost=map(str, row.account.losses),
             )
 
@@ -73,6 +75,12 @@ class PreviewRows(Sequence[PreviewRow]):
 
     def __iter__(self) -> Iterator[PreviewRow]:
         return self._source.rows(self._numbers)
+
+    def __repr__(self) -> str:
+        return f"<PreviewRows {self._source.name}: {counted(len(self), 'row')}>"
+
+    def _repr_html_(self) -> str:
+        return rows_html(self, self._source.name)
 
     def pick(self, numbers: Sequence[int]) -> PreviewRows:
         """The rows at these positions, in that order."""

@@ -116,6 +116,15 @@ class SplitReport:
         for name in (*_REASONS, "first_not_rendered"):
             object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
 
+    def __repr__(self) -> str:
+        """Without what is zero, so that the rest can be read.
+
+        >>> SplitReport(rows=2, tokens=100)
+        SplitReport(rows=2, tokens=100)
+        """
+        counts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return f"SplitReport({', '.join(f'{name}={count!r}' for name, count in counts.items() if count)})"
+
     def __add__(self, other: SplitReport) -> SplitReport:
         if not isinstance(other, SplitReport):
             return NotImplemented

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sft_mask.report.accounting import account_lines
 from sft_mask.report.counts import SplitReport, counted, percent, spelled_reasons
+from sft_mask.report.notebook import element, fact, line_fact, meter, panel
 from sft_mask.report.warnings import all_warnings
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_MOST_SPLITS = 4
+"""Splits that the short form of a report names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +106,46 @@ class MaskReport:
     def __str__(self) -> str:
         return "\n".join(line for _, line in self._lines())
 
+    def __repr__(self) -> str:
+        shown = [f"{name}: {_rows_and_tokens(split)}" for name, split in islice(self.splits.items(), _MOST_SPLITS)]
+        more = len(self.splits) - _MOST_SPLITS
+        shown += [f"{counted(more, 'more split')}"] if more > 0 else []
+        shown += [counted(len(self.warnings), "warning")] if self.warnings else []
+        return f"<MaskReport {'; '.join(shown) or 'of no split'}>"
+
     def __rich__(self) -> Text:
         from rich.text import Text
 
         return Text("\n").join(Text(line, style=style) for style, line in self._lines())
 
+    def _repr_html_(self) -> str:
+        return panel(self._html())
+
+    def _html(self) -> Iterator[str]:
+        for name, split in self.splits.items():
+            head, *rest = self._lines_of(name)
+            yield element(head, "head") + meter(split.share)
+            yield from map(line_fact, rest)
+        if self.markers:
+            yield f'<div class="group">{fact("markers", str(self.markers))}</div>'
+        yield from (element(f"note: {note}", "faint group") for note in self.notes)
+        yield from (element(f"warning: {warning}", "warn group") for warning in self.warnings)
+
     def _lines(self) -> Iterator[tuple[str, str]]:
         """(style, line), so that the plain and the coloured report say the same."""
-        for name, split in self.splits.items():
-            head, *rest = split_lines(name, split)
+        for name in self.splits:
+            head, *rest = self._lines_of(name)
             yield "bold", head
-            if name in self.read_as:
-                yield "", f"  read as  {self.read_as[name]}"
             yield from (("", line) for line in rest)
         if self.markers:
             yield "dim", f"markers: {self.markers}"
         yield from (("dim", f"note: {note}") for note in self.notes)
         yield from (("yellow", f"warning: {warning}") for warning in self.warnings)
+
+    def _lines_of(self, name: str) -> list[str]:
+        head, *rest = split_lines(name, self.splits[name])
+        read_as = [f"  read as  {self.read_as[name]}"] if name in self.read_as else []
+        return [head, *read_as, *rest]
 
 
 def split_lines(name: str, split: SplitReport) -> list[str]:
@@ -147,11 +175,14 @@ def split_lines(name: str, split: SplitReport) -> list[str]:
 
 
 def _head(name: str, split: SplitReport) -> str:
+    return f"{name}: {_rows_and_tokens(split)}, response/prompt {split.response_prompt_ratio:.2f}"
+
+
+def _rows_and_tokens(split: SplitReport) -> str:
     rows = counted(split.rows, "row")
     if split.documents > split.rows:
         rows += f" of {counted(split.documents, 'document')}"
-    trained = f"{split.trained_tokens:,} trained ({percent(split.share)})"
-    return f"{name}: {rows} · {split.tokens:,} tokens, {trained}, response/prompt {split.response_prompt_ratio:.2f}"
+    return f"{rows} · {split.tokens:,} tokens, {split.trained_tokens:,} trained ({percent(split.share)})"
 
 
 def _how_decided(split: SplitReport) -> tuple[tuple[int, str], ...]:
