@@ -267,7 +267,13 @@ def test_a_phone_shows_the_row_first_and_all_rows_on_demand(
             "(document.getElementById('card').getBoundingClientRect())"
         )
         assert card == [0, width, 760]
-        for _ in range(3):  # the last part is the longest way from the top
+
+
+def test_the_card_of_a_phone_does_not_cover_its_token(chromium: Browser, pages: dict[str, Path]) -> None:
+    with chromium.window(380, 480):
+        browser = chromium.open(pages["rows"])
+        browser.mouse(".run.trained .cell", click=True)
+        for _ in range(2):
             place = "document.querySelector('.cell[tabindex]').getBoundingClientRect().bottom"
             assert browser(f"{place} <= document.getElementById('card').getBoundingClientRect().top")
             browser.key("ArrowDown")

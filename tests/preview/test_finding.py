@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.browser import Browser
@@ -14,6 +15,7 @@ from support.tiny import messages_dataset, tokenizer
 
 from sft_mask.cli.main import main
 from sft_mask.preview import build_row, write_html
+from sft_mask.preview.rows import Picture
 
 
 def wait_until(browser: Browser, expression: str) -> None:
@@ -105,6 +107,39 @@ def test_a_number_is_that_of_the_name_where_the_page_begins_later(chromium: Brow
     assert chromium("location.hash") == "#1"
 
 
+def test_a_search_that_was_cleared_while_it_ran_leaves_all_rows(browser: Browser) -> None:
+    browser("performance.now = ((time) => () => (time += 15))(0)")  # every slice reads one row
+    browser.key("/")
+    browser.type("train 1")
+    assert browser.text("#said") == "Searching …"
+    browser.key("Escape")
+    wait_until(browser, "/ of /.test(document.getElementById('said').textContent)")
+    browser("new Promise((done) => setTimeout(done, 400))")
+    assert len(browser.texts("#strip i")) == 40
+
+
+def test_a_copied_picture_is_named(chromium: Browser, tmp_path: Path) -> None:
+    ids = BYTES("<|start|>iiiiab")["input_ids"]
+    row = build_row(BYTES, ids, masked_until(ids, 6), pictures=[Picture(1, 5)])
+    chromium.open(write_html([row], tmp_path / "page.html"))
+    assert copied(chromium)["runs"] == [
+        {"start": 0, "end": 6, "weight": 0, "text": "<|start|>⟨image × 4⟩a"},
+        {"start": 6, "end": 7, "weight": 1, "text": "b"},
+    ]
+
+
+def copied(browser: Browser, *, with_button: bool = False) -> Any:
+    browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    browser.call("Emulation.setFocusEmulationEnabled", enabled=True)
+    browser("window.kept ??= navigator.clipboard; kept.writeText('')")
+    if with_button:
+        browser.mouse("#copy", click=True)
+    else:
+        browser.key("c")
+    wait_until(browser, "document.getElementById('said').textContent === 'The row was copied as JSON.'")
+    return json.loads(browser("kept.readText()"))
+
+
 @pytest.mark.parametrize("has_clipboard", [True, False])
 def test_a_copied_row_is_what_the_command_prints_as_json(
     chromium: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str], has_clipboard: bool
@@ -117,15 +152,8 @@ def test_a_copied_row_is_what_the_command_prints_as_json(
     assert main(["preview", *chosen, "--json"]) == 0
     (expected,) = json.loads(capsys.readouterr().out)
     chromium.open(tmp_path / "page.html")
-    chromium.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
-    chromium.call("Emulation.setFocusEmulationEnabled", enabled=True)
-    chromium("window.kept = navigator.clipboard; kept.writeText('')")
-    if has_clipboard:
-        chromium.key("c")
-    else:
-        chromium("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-        chromium.mouse("#copy", click=True)
-    wait_until(chromium, "document.getElementById('said').textContent === 'The row was copied as JSON.'")
-    assert json.loads(chromium("kept.readText()")) == expected
+    if not has_clipboard:
+        chromium("window.kept = navigator.clipboard; Object.defineProperty(navigator, 'clipboard', {})")
+    assert copied(chromium, with_button=not has_clipboard) == expected
     assert expected["runs"]
     assert chromium.problems() == []
