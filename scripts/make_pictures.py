@@ -1,6 +1,6 @@
 """Draws the pictures of the docs from the quickstart's data, masked by the library.
 
-.venv/bin/python scripts/make_pictures.py    # docs/images/*.svg and *.png; preview.png only with Chromium
+.venv/bin/python scripts/make_pictures.py    # docs/images/*.svg and *.png; those of the page only with Chromium
 
 The gradients are measured on SmolLM2-135M-Instruct.
 """
@@ -13,20 +13,20 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
+sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "tests")]
 
-from datasets import Dataset  # noqa: E402  the recipes folder is not a package
+from datasets import Dataset  # noqa: E402  the folders of recipes and tests are not packages
 from local_model import smollm2_folder  # noqa: E402
 from mask_figures import draw_gradients, draw_shares, shortest_with_two_answers  # noqa: E402
 from rich.cells import cell_len  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.terminal_theme import TerminalTheme  # noqa: E402
+from support.browser import Browser  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from sft_mask.preview import PreviewRow, preview_rows, write_html  # noqa: E402
@@ -68,16 +68,26 @@ def _wide(found: re.Match[str]) -> str:
     return f'textLength="{length:g}"{found[2]}>{found[3]}<'
 
 
-def photograph(rows: list[PreviewRow], path: Path) -> bool:
+def photograph(rows: list[PreviewRow]) -> list[str]:
+    """The page: with a reason, in forced colours, on a phone. Returns the names of the pictures."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        return False
+        return []
+    names = ["preview.png", "preview_forced_colors.png", "preview_phone.png"]
+    wide, forced, phone = (IMAGES / name for name in names)
+    browser = Browser(chromium)
     with tempfile.TemporaryDirectory() as folder:
         page = write_html(rows, Path(folder) / "mask.html", title="What is trained")
-        quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-        size = ["--window-size=1200,720", f"--screenshot={path}", f"--user-data-dir={folder}/profile"]
-        subprocess.run([chromium, *quiet, *size, page.as_uri()], check=True, capture_output=True, timeout=120)
-    return True
+        with browser.window(1200, 720):
+            browser.open(page).mouse(".run.trained .cell.special")
+            browser.screenshot(wide)
+        with browser.media(forced_colors="active", prefers_color_scheme="dark"), browser.window(820, 600):
+            browser.open(page, "#3").screenshot(forced)
+        with browser.window(380, 600):
+            browser.open(page, "#3").mouse(".run.trained .cell.special", click=True)
+            browser.screenshot(phone)
+    browser.close()
+    return names
 
 
 def draw_measured(rows: list[PreviewRow]) -> None:
@@ -93,8 +103,10 @@ def main() -> None:
     shown = min((row for row in rows[:40] if "🙂" in str(row.runs)), key=lambda row: len(row.input_ids))
     draw_terminal(shown, IMAGES / "terminal.svg")
     draw_measured(rows)
-    drawn = photograph(rows[:40], IMAGES / "preview.png")
-    print("docs/images: terminal.svg, shares.png, gradient.png" + (", preview.png" if drawn else "; no Chromium here"))
+    drawn = photograph(rows[:40])
+    print("docs/images:", ", ".join(["terminal.svg", "shares.png", "gradient.png", *drawn]))
+    if not drawn:
+        print("no Chromium here: the pictures of the page are left as they were")
 
 
 if __name__ == "__main__":

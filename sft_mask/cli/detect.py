@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = console()
     for line in _lines(args.model, markers, prompt):
-        out.print(line)
+        out.print(line, soft_wrap=True)  # a line of Python that is cut in two cannot be copied
     return 0
 
 

@@ -37,9 +37,9 @@ def add_parser(commands: object) -> None:
         summary="show which tokens are trained, in colour",
         about="""
         Shows rows as the loss will see them: trained tokens bright, masked ones dim. In a pipe, trained text is in
-        brackets. --why adds the reason for each token. --html writes all rows to one page that needs no network: hover
-        over a token for the reason, step through the rows, filter those that are dropped, cut or ambiguous,
-        or that lost words.
+        brackets. --why adds the reason for each token. --html writes all rows to one page that needs no network: point
+        at a token (or move with the arrow keys) for the reason, step through the rows, search and sort them,
+        filter those that are dropped, cut or ambiguous, or that lost words.
         """,
         examples="""
           sft-mask preview Qwen/Qwen3-8B chats.jsonl
@@ -133,22 +133,14 @@ def _write(rows: Sequence[PreviewRow], args: argparse.Namespace) -> int:
 
 
 def _show(rows: Sequence[PreviewRow], out: Any, *, why: bool) -> None:
-    from sft_mask.preview.cells import visible
-    from sft_mask.preview.terminal import RowView
+    from sft_mask.preview.terminal import ReasonsView, RowView
 
     for number, row in enumerate(rows):
         if number:
             out.print()
         out.print(RowView(row))
-        for note in row.notes if why else ():
-            text = b"".join(row.token_bytes[note.start : note.end]).decode(errors="replace")
-            line = f"{note.start:>6}-{note.end - 1:<6} {_short(visible(text)):<32} {visible(note.reason)}"
-            out.print(line, style="" if note.reason.startswith("trained") else "dim")
-
-
-def _short(text: str, width: int = 30) -> str:
-    text = text.replace("\n", "")
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+        if why:
+            out.print(ReasonsView(row))
 
 
 def _as_dict(row: PreviewRow) -> dict[str, object]:

@@ -26,6 +26,7 @@ from sft_mask.preview.rows import PreviewRow
 
 _ROWS_HERE = "<!-- rows -->"
 _TABLES_HERE = "<!-- tables -->"
+_SCRIPTS = ("data.js", "row.js", "rows.js", "page.js")
 _UNSAFE = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&"})
 
 
@@ -120,7 +121,7 @@ def _row(row: PreviewRow, vocabulary: dict[int, tuple[str, str, int]]) -> dict[s
         "notes": [(note.start, note.end, visible(note.role), visible(note.reason), note.turn) for note in row.notes],
         "labels": [(at, row.labels[at]) for at in row.wrong_labels],
         "documents": row.documents,
-        "pictures": [(picture.start, picture.thumbnail) for picture in row.pictures if picture.thumbnail],
+        "pictures": [(picture.start, picture.thumbnail) for picture in row.pictures],
         "lost": [visible(line) for line in row.lost],
     }
 
@@ -142,7 +143,8 @@ def _token(token_bytes: bytes, *, special: bool) -> tuple[str, str, int]:
 def _page(title: str) -> str:
     """The page without its data; the policy names style and script by their hashes."""
     folder = files("sft_mask.preview") / "page"
-    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, *scripts = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", *_SCRIPTS))
+    script = '"use strict";\n{\n' + "\n".join(scripts) + "}\n"
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     page = Template(folder.joinpath("page.html").read_text("utf-8"))
     return page.substitute(title=html.escape(visible(title)), policy=policy, style=style, script=script)

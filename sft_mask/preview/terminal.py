@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from sft_mask.preview.cells import visible
@@ -47,6 +48,42 @@ class RowView:
         yield draw_row(self.row, colour=colour)
         yield from (Text(f"lost: {visible(line)}", style="yellow") for line in self.row.lost)
         yield legend(self.row, colour=colour)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonsView:
+    """Why the tokens of a row are trained or not, for ``rich``: a part per line, each column wrapped under itself.
+
+    >>> from rich.console import Console
+    >>> from sft_mask.preview import Note
+    >>> row = PreviewRow((7,), (7,), (1.0,), (b"Hi",), (), (), (Note(0, 1, "", "trained: the answer"),), (1,), (), "")
+    >>> Console(width=26).print(ReasonsView(row))
+    0-0  Hi  trained: the
+             answer
+    """
+
+    row: PreviewRow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        notes = self.row.notes
+        spans = [f"{note.start}-{note.end - 1}" for note in notes]
+        texts = [_short(b"".join(self.row.token_bytes[note.start : note.end])) for note in notes]
+        first = max(map(len, spans), default=0)
+        second = min(max(map(cell_len, texts), default=0), options.max_width // 4)
+        third = max(options.max_width - first - second - 4, 1)
+        for note, span, text in zip(notes, spans, texts, strict=True):
+            style = "" if note.reason.startswith("trained") else "dim"
+            left = Text(text).wrap(console, max(second, 1), overflow="fold")
+            right = Text(visible(note.reason)).wrap(console, third, overflow="fold")
+            for number, (part, words) in enumerate(zip_longest(left, right, fillvalue=Text())):
+                part.truncate(second, pad=True)
+                head = span if number == 0 else ""
+                yield Text(f"{head:>{first}}  {part.plain}  {words.plain.rstrip()}".rstrip(), style=style)
+
+
+def _short(token_bytes: bytes, width: int = 30) -> str:
+    text = visible(token_bytes.decode(errors="replace")).replace("\n", "")
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def has_colour(console: Console) -> bool:

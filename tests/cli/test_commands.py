@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from ast import literal_eval
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_model import smollm2_folder
+from rich.cells import cell_len
 from support.tiny import chats, expected, messages_dataset, tokenized, tokenizer
 from transformers import AutoTokenizer
 
@@ -312,6 +314,58 @@ def test_a_pipe_gets_no_colour_and_whole_lines(run: Any) -> None:
     assert "\x1b" not in out
     longest = max(len(message["content"]) for messages in messages_dataset(8)["messages"] for message in messages)
     assert max(map(len, out.splitlines())) >= longest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("preview", "model", "chats.jsonl", "--rows", "8"),
+        ("check", "model", "chats.jsonl", "--turns", "last", "--max-length", "40"),
+        ("detect", "model"),
+        ("diff", "model", "chats.jsonl", "--other-turns", "last", "--show", "8"),
+        ("snapshot", "check", "model", "chats.jsonl", "mask.jsonl"),
+    ],
+)
+def test_nothing_is_lost_in_a_narrow_terminal(
+    run: Any, folder: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("snapshot", "write", "model", "chats.jsonl", "mask.jsonl", "--force")
+    snapshot = folder / "mask.jsonl"
+    snapshot.write_text(snapshot.read_text("utf-8").replace("[1, [", "[0, ["), "utf-8")
+    whole = run(*arguments)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run(*arguments)
+    assert whole[0] == narrow[0] != 2
+    assert "".join(narrow[1].split()) == "".join(whole[1].split())
+    longest = max(map(cell_len, narrow[1].splitlines()))
+    if arguments[0] == "detect":
+        assert narrow[1] == whole[1], "what is to be copied is left whole"
+    else:
+        assert 40 < longest <= 60 < max(map(cell_len, whole[1].splitlines()))
+
+
+def test_reasons_wrap_under_their_own_column(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole, _ = run("preview", "model", "chats.jsonl", "--rows", "1", "--why")
+    monkeypatch.setenv("COLUMNS", "60")
+    _, narrow, _ = run("preview", "model", "chats.jsonl", "--rows", "1", "--why")
+    assert max(map(cell_len, narrow.splitlines())) <= 60
+    wide = [re.split(r"  +", line.strip()) for line in whole.split("masked\n", 1)[1].splitlines()]
+    parts: list[list[str]] = []
+    for line in narrow.split("masked\n", 1)[1].splitlines():
+        span, text, words = column(line, 0, 7), column(line, 7, 24), column(line, 24, 60)
+        if span.strip():
+            parts.append([span.strip(), "", ""])
+        parts[-1][1] += text
+        parts[-1][2] += words
+    squeezed = [["".join(cell.split()) for cell in part] for part in parts]
+    assert squeezed == [["".join(cell.split()) for cell in part] for part in wide]
+    assert len(wide) > 5
+
+
+def column(line: str, start: int, end: int) -> str:
+    """What a line shows from one place in the terminal to another."""
+    places = accumulate(map(cell_len, line), initial=0)
+    return "".join(sign for sign, at in zip(line, places, strict=False) if start <= at < end)
 
 
 @pytest.mark.slow
