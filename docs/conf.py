@@ -26,7 +26,6 @@ html_extra_path = ["html"]  # index.html, which leads to docs/index.html
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are shown with the outputs that are committed; the tests run them
 nb_output_stderr = "remove"
-suppress_warnings = ["toc.empty_glob"]
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

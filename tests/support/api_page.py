@@ -18,14 +18,8 @@ def documented() -> dict[str, object]:
         if directive == "currentmodule":
             module = name
         elif directive == "automodule":
-            members = vars(import_module(name))
-            found.update(
-                {
-                    f"{name}.{key}": thing
-                    for key, thing in members.items()
-                    if isinstance(thing, type) and issubclass(thing, Exception)
-                }
-            )
+            classes = {key: thing for key, thing in vars(import_module(name)).items() if isinstance(thing, type)}
+            found.update({f"{name}.{key}": thing for key, thing in classes.items() if thing.__module__ == name})
         else:
             found[f"{module}.{name}"] = getattr(import_module(module), name)
     return found
