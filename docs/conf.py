@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,5 +34,13 @@ python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
 
+def mark_pages(_: Sphinx, env: BuildEnvironment) -> None:
+    """The changelog answers no question of the search; notebooks are linked from docs/notebooks.md."""
+    env.metadata["CHANGELOG"]["nosearch"] = True
+    for page in env.found_docs:
+        if page.startswith("recipes/notebooks/"):
+            env.metadata[page]["orphan"] = True
+
+
 def setup(app: Sphinx) -> None:
-    app.connect("env-updated", lambda _, env: env.metadata["CHANGELOG"].update(nosearch=True))
+    app.connect("env-updated", mark_pages)
