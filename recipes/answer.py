@@ -9,15 +9,13 @@ prompt gets the arguments that the trained answers come after (Qwen3: enable_thi
 
 from __future__ import annotations
 
-import argparse
-
-from saved_model import load, parse_arguments
+from saved_model import command_line, load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask a saved adapter or a merged model one question.")
+    parser = command_line("Ask a saved adapter or a merged model one question.")
     parser.add_argument("question")
-    args = parse_arguments(parser)
+    args = parser.parse_args()
     saved = load(args.folder, args.max_new_tokens)
     print(*saved.answer([{"role": "user", "content": args.question}]), sep="\n")
 

@@ -10,9 +10,7 @@ was trained. The whole conversation is sent with each message.
 
 from __future__ import annotations
 
-import argparse
-
-from saved_model import SavedModel, load, parse_arguments
+from saved_model import SavedModel, command_line, load
 from transformers import TextStreamer
 
 COMMANDS = "/new starts a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
@@ -20,11 +18,9 @@ Messages = list[dict[str, str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"In the chat: {COMMANDS}.", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, f"In the chat: {COMMANDS}.")
     parser.add_argument("--system", help="a system prompt, if the model was trained with one")
-    args = parse_arguments(parser)
+    args = parser.parse_args()
     first: Messages = [{"role": "system", "content": args.system}] if args.system else []
     chat(load(args.folder, args.max_new_tokens), first)
 

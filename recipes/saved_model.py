@@ -46,14 +46,20 @@ class SavedModel:
         return f"stopped by {self.tokenizer.decode(last)!r}" if stopped else "cut off"
 
 
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Adds the arguments that every way of asking has, and reads the command line."""
-    parser.add_argument("folder", type=Path, help="where a recipe saved the adapter or the merged model")
+def command_line(description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser of the arguments that every way of asking has."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=saved_folder, help="where a recipe saved the adapter or the merged model")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="where an answer is cut off (%(default)s)")
-    args = parser.parse_args()
-    if not args.folder.is_dir():
-        parser.error(f"there is no folder {args.folder}; train first, for example with scripts/quickstart.sh")
-    return args
+    return parser
+
+
+def saved_folder(name: str) -> Path:
+    if not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {name}; train first, as with scripts/quickstart.sh")
+    return Path(name)
 
 
 def load(folder: Path, max_new_tokens: int) -> SavedModel:

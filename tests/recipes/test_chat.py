@@ -145,7 +145,7 @@ def test_the_command_line_chats(
     [
         ("--help", 0, "python recipes/chat.py outputs/quickstart"),
         ("--help", 0, "/new starts a new conversation"),
-        ("nowhere", 2, "there is no folder nowhere; train first"),
+        ("nowhere", 2, "there is no folder nowhere; train first, as with scripts/quickstart.sh"),
     ],
 )
 def test_the_command_line_explains_itself(
