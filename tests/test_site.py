@@ -30,7 +30,7 @@ QUESTIONS = {
     "packing": ["packing"],
     "vision": ["vision"],
     "own_template": ["my own template", "custom chat template"],
-    "launch": ["several GPUs", "multi-GPU", "FSDP"],
+    "launch": ["several GPUs", "multi-GPU", "FSDP", "DeepSpeed"],
     "unsloth": ["with Unsloth", "unsloth"],
     "plain_trainer": ["with plain Trainer", "plain trainer"],
     "formats": ["my data is ShareGPT/Alpaca", "ShareGPT", "Alpaca"],
