@@ -39,6 +39,7 @@ from datasets.exceptions import DatasetGenerationError
 from local_model import find_model
 from peft import AutoPeftModelForCausalLM
 from rich.console import Console
+from saved_model import PROMPT, as_list
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mxfp4Config
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
@@ -49,8 +50,6 @@ from sft_mask.data.setup import read_tokenizer
 from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
 
-PROMPT = "chat_template_kwargs.json"
-"""Arguments of the generation prompt that the trained answers come after; to be given to apply_chat_template."""
 ROWS_LOOKED_AT = 200
 """Rows that are masked before the model is loaded, so that problems with markers or template show up in seconds."""
 
@@ -511,10 +510,6 @@ def save_beside_the_weights(
     says = f"that stops at {ends}" if stops else "as it was, since no end-of-turn token was trained"
     what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
     print(f"Saved in {folder}: the {what}, the tokenizer and a generation config {says}")
-
-
-def as_list(eos: int | list[int] | None) -> list[int]:
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 def merge(folder: Path, dtype: str) -> None:

@@ -137,9 +137,8 @@ def _refused(pair: Pair, subject: Subject) -> Score:
     return Score()
 
 
-HEADINGS = (
-    "template", "tokenizers", "rows", "lost", "leaked", "stops", "injections", "unknowable", "refused", "why",
-)  # fmt: skip
+HEADINGS = ("template", "tokenizers", "rows", "lost", "leaked", "stops", "injections", "unknowable", "refused")
+TEXTS = ("template", "tokenizers", "refused")
 
 
 def by_template(found: list[Line]) -> dict[str, list[Line]]:
@@ -170,7 +169,6 @@ def cells(name: str, found: list[Line]) -> list[str]:
         f"{score.stops_trained:,}/{score.stops:,}",
         f"{score.injections_held:,}/{score.injections:,}",
         f"{score.unknowable:,}",
-        f"{score.refused.total():,}",
         why(score.refused),
     ]
 
@@ -182,8 +180,7 @@ def why(refused: Counter[str]) -> str:
 def print_table(found: list[Line], console: Console) -> None:
     table = Table(title="sft_mask on every template", title_justify="left")
     for heading in HEADINGS:
-        is_text = heading in ("template", "tokenizers", "why")
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in TEXTS else "right", overflow="fold")
     for name, group in by_template(found).items():
         table.add_row(*cells(name, group), style=None if total(group).is_exact else "red")
     table.add_section()
@@ -193,12 +190,17 @@ def print_table(found: list[Line], console: Console) -> None:
 
 
 def print_markdown(found: list[Line]) -> None:
-    print("| " + " | ".join(HEADINGS) + " |")
-    print(
-        "|" + "|".join(":--" if heading in ("template", "tokenizers", "why") else "--:" for heading in HEADINGS) + "|"
-    )
-    for name, group in by_template(found).items():
-        print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(name, group)) + " |")
+    """A table without the columns that hold the same in every row, which one line says, and without empty ones."""
+    made = {name: cells(name, group) for name, group in by_template(found).items()}
+    columns = list(zip(*made.values(), strict=True))
+    shown = [at for at, column in enumerate(columns) if len(set(column)) > 1]
+    for at, column in enumerate(columns):
+        if at not in shown:
+            print(f"{HEADINGS[at]}: {column[0] or 'none'} in every row")
+    print("\n| " + " | ".join(HEADINGS[at] for at in shown) + " |")
+    print("|" + "|".join(":--" if HEADINGS[at] in TEXTS else "--:" for at in shown) + "|")
+    for row in made.values():
+        print("| " + " | ".join(row[at].replace("|", "\\|") for at in shown) + " |")
 
 
 def print_failures(found: list[Line], count: int, console: Console) -> None:

@@ -24,12 +24,14 @@ RECIPES_THAT_TRAIN = {
 
 ELSEWHERE = {
     "answer.py": "test_lora.py",
+    "chat.py": "test_chat.py",
     "house_style.py": "test_quickstart_data.py",
     "local_model.py": "test_local_model.py",
     "lora_sft.py": "test_lora.py",
     "mask_figures.py": "test_figures.py",
     "mask_study.py": "test_study.py",
     "quickstart.py": "test_quickstart.py",
+    "saved_model.py": "test_chat.py",
     "shapes.py": "test_vision.py",
     "turn_study.py": "test_turn_study.py",
     "vision_sft.py": "test_vision.py",

@@ -32,7 +32,7 @@ from support.conformance.oracle import (
 from support.conformance.templates import Format
 from support.tiny_chat import tokenizer_for
 
-SMALL = "its own control tokens"
+SMALL = "small"
 QUESTION, ANSWER = "Where does it begin?", "It begins in the hills"
 
 
