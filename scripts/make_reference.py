@@ -26,6 +26,7 @@ SECTIONS = {
         "sft_mask.preview.write_html",
         "sft_mask.explain",
     ],
+    "In the log": ["sft_mask.LogMask", "sft_mask.SampleAnswers"],
     "What is wrong": ["sft_mask.doctor.diagnose", "sft_mask.doctor.Diagnosis", "sft_mask.doctor.Finding"],
     "Weights inside labels": [
         "sft_mask.core.label_codec.encode_labels",
