@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,10 @@ from peft import LoraConfig, get_peft_model
 from support.kept_tables import KeptTables, keep_tables
 from support.tiny import build, messages_dataset, model, tokenizer
 from support.tiny_chat import tokenizer_for, trl_templates
-from support.vision_trainer import trainer_of
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from sft_mask import LogMask, SampleAnswers, mask_dataset, train_on_responses_only
+from sft_mask import SampleAnswers, mask_dataset, train_on_responses_only
 from sft_mask.errors import DataError, UnsupportedError
 from sft_mask.tracking.generation import as_in_inference
 from sft_mask.trainer.inference import known_stops, prompt_arguments, stops_of
@@ -263,17 +261,3 @@ def test_weights_that_are_split_over_processes_are_refused_by_name(monkeypatch: 
 def test_a_trainer_without_a_mask_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"add_callback\(SampleAnswers\(trainer, ...\)\)"):
         SampleAnswers(build("out"), PROMPTS, every=1)
-
-
-def test_a_vision_model_answers_prompts_of_text_and_its_rows_are_shown(kept: KeptTables, in_tmp_path: Path) -> None:
-    trainer = train_on_responses_only(trainer_of("smolvlm", in_tmp_path, max_steps=4))
-    trainer.add_callback(LogMask(trainer, rows=1))
-    trainer.add_callback(SampleAnswers(trainer, ["red"], every=4, max_new_tokens=2))
-    trainer.train()
-    ((_, (row,)),) = kept.tables("mask/rows")
-    assert "⟨image × " in row["text"]
-    assert "⟦" in row["text"]
-    assert [step for step, _ in kept.tables("samples")] == [0, 4]
-    before, after = kept.all_settings
-    assert before["mask/train/rows"] < after["mask/train/rows"], "rows are counted while they are collated"
-    assert "loss_words" in next(entry for entry in trainer.state.log_history if "loss" in entry)
