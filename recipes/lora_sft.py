@@ -26,7 +26,6 @@ import os
 import shutil
 import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,11 +43,21 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mxfp4Confi
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
-from sft_mask import IGNORE_INDEX, MaskReport, Policy, Region, SftMaskError, mask_dataset, train_on_responses_only
+from sft_mask import (
+    LogMask,
+    MaskReport,
+    Policy,
+    Region,
+    SampleAnswers,
+    SftMaskError,
+    mask_dataset,
+    train_on_responses_only,
+)
 from sft_mask.data.formats.read import read_chats
 from sft_mask.data.setup import read_tokenizer
 from sft_mask.preview import build_row
 from sft_mask.preview.terminal import RowView
+from sft_mask.trainer.inference import trained_stops
 
 ROWS_LOOKED_AT = 200
 """Rows that are masked before the model is loaded, so that problems with markers or template show up in seconds."""
@@ -99,6 +108,11 @@ class RecipeArguments:
     expand: bool = field(
         default=False, metadata={"help": "make rows in which each answer is as inference shows it (mask_dataset)"}
     )
+    sample_prompts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "with report_to: questions that the model answers before, while and after it is trained"},
+    )
+    sample_every: int = field(default=50, metadata={"help": "after how many steps it answers them again"})
     merge: bool = field(
         default=False, metadata={"help": "also save the whole model with the adapter merged, in merged/"}
     )
@@ -132,6 +146,8 @@ def main() -> None:
     # The labels are made already and stay as they are; from here on the loss knows them.
     try:
         trainer = train_on_responses_only(trainer, **mask)
+        if training.report_to:
+            log_to_trackers(trainer, recipe, prompt)
     except SftMaskError as error:
         refuse(str(error))
     if trainer.is_world_process_zero():
@@ -445,24 +461,12 @@ def masked(
     return made["train"], made.get("eval"), report
 
 
-def trained_stops(rows: Sequence[Sequence[int]], known: set[int]) -> list[int]:
-    """The end-of-turn tokens that end a trained answer, the most frequent first.
-
-    A token after which the model itself continues, as gpt-oss does between reasoning and answer, does not end
-    generation.
-
-    >>> trained_stops([[-100, 5, 7, -100, -100, 5, 8, 5, 7]], {7, 8, 9})
-    [7]
-    """
-    ends: Counter[int] = Counter()
-    inside = set()
-    for row in rows:
-        for label, following in zip(row, [*row[1:], IGNORE_INDEX], strict=True):
-            if label in known and following == IGNORE_INDEX:
-                ends[label] += 1
-            elif label in known:
-                inside.add(label)
-    return [stop for stop, _ in ends.most_common() if stop not in inside]
+def log_to_trackers(trainer: Any, recipe: RecipeArguments, prompt: dict[str, Any]) -> None:
+    """With report_to (trackio, tensorboard, wandb, mlflow): the mask, and what the model answers, beside the losses."""
+    trainer.add_callback(LogMask(trainer))
+    if recipe.sample_prompts:
+        asked = {"every": recipe.sample_every, "chat_template_kwargs": prompt}
+        trainer.add_callback(SampleAnswers(trainer, recipe.sample_prompts, **asked))
 
 
 def show(trainer: Any, tokenizer: Any, masked: MaskReport) -> None:

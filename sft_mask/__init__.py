@@ -2,7 +2,7 @@
 
 >>> import sft_mask
 >>> sorted(sft_mask.__all__)[:3]
-['IGNORE_INDEX', 'Markers', 'MaskReport']
+['IGNORE_INDEX', 'LogMask', 'Markers']
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from sft_mask.preview.source import preview_rows
     from sft_mask.report import MaskReport, SplitReport
     from sft_mask.templates.detection.detect import detect_markers
+    from sft_mask.tracking.log_mask import LogMask
+    from sft_mask.tracking.sample_answers import SampleAnswers
     from sft_mask.trainer.entry import train_on_responses_only
     from sft_mask.vision.collator import ResponseOnlyCollator
 
 _HOME = {
     "IGNORE_INDEX": "sft_mask.constants",
+    "LogMask": "sft_mask.tracking.log_mask",
     "Markers": "sft_mask.core.markers",
     "MaskReport": "sft_mask.report",
     "Policy": "sft_mask.core.policy",
     "Region": "sft_mask.core.regions",
     "ResponseOnlyCollator": "sft_mask.vision.collator",
+    "SampleAnswers": "sft_mask.tracking.sample_answers",
     "SftMaskError": "sft_mask.errors",
     "SplitReport": "sft_mask.report",
     "compare_masks": "sft_mask.preview.diff",
@@ -47,11 +51,13 @@ _HOME = {
 
 __all__ = [
     "IGNORE_INDEX",
+    "LogMask",
     "Markers",
     "MaskReport",
     "Policy",
     "Region",
     "ResponseOnlyCollator",
+    "SampleAnswers",
     "SftMaskError",
     "SplitReport",
     "compare_masks",

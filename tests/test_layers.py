@@ -34,6 +34,11 @@ ALLOWED = {
     "sft_mask.functional": {"torch"},
     "sft_mask.trainer.lm_head": {"torch"},
     "sft_mask.data.cache": {"datasets"},
+    "sft_mask.tracking.generation": {"torch", "transformers"},
+    "sft_mask.tracking.log_mask": {"transformers"},
+    "sft_mask.tracking.sample_answers": {"transformers"},
+    "sft_mask.tracking.trackers": {"transformers"},
+    "sft_mask.trainer.group_loss": {"torch"},
     "sft_mask.trainer.hook": {"torch"},
     "sft_mask.trainer.metrics": {"torch"},
     "sft_mask.preview.source": {"datasets"},
@@ -64,6 +69,7 @@ BELOW["trainer"] = {*BELOW["vision"], "vision"}
 BELOW["explanations"] = {*BELOW["vision"], "vision"} - {"_compat"}
 BELOW["preview"] = {*BELOW["explanations"], "explanations"}
 BELOW["doctor"] = {*BELOW["trainer"], "trainer", "explanations", "functional"}
+BELOW["tracking"] = {*BELOW["preview"], *BELOW["trainer"], "preview", "trainer"}
 BELOW["cli"] = {*BELOW["preview"], *BELOW["doctor"], "preview", "doctor"}
 """What each package may import, besides itself; ``sft_mask`` itself and its ``__main__`` only pass names on."""
 

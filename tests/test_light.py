@@ -64,6 +64,8 @@ def test_commands_run_without_torch_and_trl(outcomes: dict[str, Any], command: s
     [
         ("functional", "sft_mask.functional needs torch: pip install 'sft-mask[train]'"),
         ("trainer", "A trainer needs trl: pip install 'sft-mask[train]'"),
+        ("tracking", "LogMask needs torch: pip install 'sft-mask[train]'"),
+        ("sampling", "SampleAnswers needs torch: pip install 'sft-mask[train]'"),
         ("doctor", "The doctor needs torch: pip install 'sft-mask[train]'"),
     ],
 )

@@ -26,6 +26,7 @@ from sft_mask.trainer.checks import check_collator, check_labels
 from sft_mask.trainer.collated import CollatedState
 from sft_mask.trainer.lm_head import supervised_positions_only
 from sft_mask.trainer.metrics import EvalLoss, Measured
+from sft_mask.trainer.model_card import add_to_model_card
 from sft_mask.trainer.parallel import (
     batch_labels,
     place_among_rows,
@@ -217,6 +218,10 @@ class ResponseOnlyMixin:
         if self._sft_mask.weighted:
             refuse_with_weights(self)
         return masked
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        add_to_model_card(self)
 
     # evaluation
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_GROUPS = ("loss_end_of_turn", "loss_words")
+
+
 @dataclass(slots=True)
 class Meter:
     """Sums since the last log.
@@ -23,12 +26,19 @@ class Meter:
     Attributes:
         batches: batches of this process.
         tokens: ``(2,)`` trained tokens, and all that are not padding.
+        losses: ``(4,)`` of the end-of-turn tokens and of the other trained tokens, if they are measured: the sum of
+            their losses, and their number; see :mod:`sft_mask.trainer.group_loss`.
         since: when the first of the batches came, in seconds.
     """
 
     batches: int = 0
     tokens: Tensor | None = None
+    losses: Tensor | None = None
     since: float = 0.0
+
+    def add_losses(self, losses: Tensor) -> None:
+        """Adds the losses of a batch by group."""
+        self.losses = losses if self.losses is None else self.losses + losses
 
     def count(self, inputs: Row, weights: Tensor | None = None) -> None:
         """Counts the tokens of a batch; its labels are plain ids, and those of weight 0 are not trained."""
@@ -46,18 +56,25 @@ class Meter:
         """The values to log, over all ranks, of which ``copies`` have the same rows; resets the sums.
 
         ``supervised_tokens`` is the number of trained tokens of a batch, over all ranks, on average since the last log;
-        ``supervised_share`` their share of all tokens that are not padding.
+        ``supervised_share`` their share of all tokens that are not padding. ``loss_end_of_turn`` and ``loss_words`` are
+        mean losses, where a rank has measured them.
         """
         if self.tokens is None:
             return {}
         seconds = time.monotonic() - self.since
-        trained, seen = (count / copies for count in accelerator.reduce(self.tokens, "sum").tolist())
+        wide = torch.float32 if self.tokens.device.type == "mps" else torch.float64
+        losses = torch.zeros(4, dtype=wide) if self.losses is None else self.losses
+        sums = torch.cat([self.tokens.to(wide), losses.to(self.tokens.device)])  # of one size, so that all ranks agree
+        trained, seen, *by_group = (count / copies for count in accelerator.reduce(sums, "sum").tolist())
         read = {
             "supervised_tokens": trained / self.batches,
             "supervised_share": trained / max(seen, 1),
             "supervised_tokens_per_second": trained / seconds if seconds else 0.0,
         }
-        self.batches, self.tokens, self.since = 0, None, 0.0
+        for name, total, count in zip(_GROUPS, by_group[::2], by_group[1::2], strict=True):
+            if count:
+                read[name] = total / count
+        self.batches, self.tokens, self.losses, self.since = 0, None, None, 0.0
         return read
 
 

@@ -21,6 +21,7 @@ from support.tiny import ASSISTANT, USER, chats, expected, tokenizer
 from support.tiny import model as tiny_model
 from support.tiny_chat import tokenizer_for
 from support.tiny_families import FAMILIES, save
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_mask import mask_dataset
@@ -316,6 +317,18 @@ def test_parquet_is_read_and_a_template_can_be_given(tiny_folder: Path, tmp_path
     run = train(tiny_folder, tmp_path / "rows.parquet", tmp_path / "out", "--chat_template_path", template)
     assert run.code == 0, run.output[-3000:]
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
+
+
+def test_the_mask_and_answers_are_logged_where_report_to_says(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    given = ("--report_to", "tensorboard", "--sample_prompts", "walk", "red café", "--sample_every", 1)
+    out = tmp_path / "out"
+    run = train(tiny_folder, data, out, *given)
+    assert run.code == 0, run.output[-3000:]
+    events = EventAccumulator(str(next(out.glob("runs/*"))))
+    events.Reload()
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 1, 2]
+    rows = events.Tensors("mask/rows/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert f"⟦{chats(16)[0][-1]['content']}<|im_end|>⟧" in rows
 
 
 def test_without_a_trained_stop_the_model_keeps_its_own(tiny_folder: Path, data: Path, tmp_path: Path) -> None:

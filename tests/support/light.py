@@ -70,6 +70,8 @@ def features(folder: Path) -> dict[str, Callable[[], Any]]:
         "compare": lambda: command("snapshot", "check", *chats, snapshot),
         "functional": lambda: str(import_module("sft_mask.functional")),
         "trainer": lambda: str(import_module("sft_mask").train_on_responses_only(object())),
+        "tracking": lambda: str(import_module("sft_mask").LogMask),
+        "sampling": lambda: str(import_module("sft_mask").SampleAnswers),
         "doctor": lambda: str(import_module("sft_mask.doctor").diagnose(object())),
     }
 

@@ -137,7 +137,7 @@ def build(
         "loss_type": "nll",
     }
     args = SFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **{**defaults, **options}
+        output_dir=str(folder), use_cpu=True, bf16=False, disable_tqdm=True, **{"report_to": [], **defaults, **options}
     )
     return (kind or SFTTrainer)(
         model() if network is None else network,

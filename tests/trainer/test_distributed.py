@@ -21,16 +21,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, load_from_disk
+from support.kept_tables import KeptTables
 from support.marks import slow_but
 from support.reference_loss import CHATS as FLAGGED
 from support.reference_loss import MODELS, PLAIN_SGD, POLICIES, distance, network, reference, weights
-from support.tiny import build, chats, expected, tokenized
+from support.tiny import STOP, Messages, build, chats, expected, tokenized, tokenizer
 from transformers import TrainerCallback
 
-from sft_mask import train_on_responses_only
+from sft_mask import LogMask, SampleAnswers, train_on_responses_only
 
 CHATS = chats(8, seed=4)
 STEPS = 2
+END = tokenizer().convert_tokens_to_ids(STOP)
 SPLITS = {"2x2x2": (2, 2), "2x1x4": (1, 4), "2x4x1": (4, 1)}
 """Ranks x rows x accumulation."""
 ARMS = ("mask", "prompt", "messages", "turn", "sequence")
@@ -82,6 +84,25 @@ def collectives(mask: bool, arm: str, out: Path) -> int:
             patched.setattr(torch.distributed, name, counted(getattr(torch.distributed, name)))
         trainer.train()
     return len(spoken)
+
+
+def logged_run(out: Path, *, callbacks: bool, everywhere: bool = True) -> dict[str, Any]:
+    """What one rank has after training with the mask and answers in its log; ``everywhere``, or on the main process."""
+    trainer, _ = weighed_run("mask", "2x2x2", out, logging_steps=1)
+    kept = KeptTables([])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sft_mask.tracking.log_mask.trackers_of", lambda _: [kept])
+        patched.setattr("sft_mask.tracking.sample_answers.trackers_of", lambda _: [kept])
+        if callbacks and (everywhere or trainer.is_world_process_zero()):
+            trainer.add_callback(LogMask(trainer))
+            trainer.add_callback(SampleAnswers(trainer, ["walk"], every=1, max_new_tokens=4))
+        trainer.train()
+    return {
+        "parameters": {key: value.detach() for key, value in trainer.model.named_parameters()},
+        "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "sampled": [entry["step"] for entry in trainer.state.log_history if "samples/stop_rate" in entry],
+        "tables": [step for step, _ in kept.tables("samples")],
+    }
 
 
 def weighed_run(
@@ -154,6 +175,12 @@ def worker(data: Path, out: Path, cases: list[tuple[str, str, str]]) -> None:
         "prompt": collectives(True, "prompt", out),
     }
     (out / f"rank{rank}.json").write_text(json.dumps(found))
+    logged = {
+        "plain": logged_run(out, callbacks=False),
+        "everywhere": logged_run(out, callbacks=True),
+        "main": logged_run(out, callbacks=True, everywhere=False),
+    }
+    torch.save(logged, out / f"logged-rank{rank}.pt")
     for name, arm, split in cases:
         torch.save(weighted(name, arm, split, out), out / f"{name}-{arm}-{split}-rank{rank}.pt")
 
@@ -248,6 +275,30 @@ def test_ranks_speak_once_a_log_and_with_weights_once_a_step_more_than_without_a
         assert spoken["without"] > 0
         assert spoken["mask"] == spoken["without"] + 1
         assert spoken["prompt"] == spoken["without"] + 1 + STEPS
+
+
+@pytest.mark.parametrize("where", ["everywhere", "main"])
+def test_the_main_process_samples_and_the_other_trains_on_as_without(where: str, results: dict[str, Any]) -> None:
+    first, second = (torch.load(results["folder"] / f"logged-rank{rank}.pt") for rank in (0, 1))
+    assert first[where]["sampled"] == first[where]["tables"] == [0, 1, 2]
+    assert second[where]["sampled"] == second[where]["tables"] == []
+    for rank in (first, second):
+        assert distance(rank[where]["parameters"], rank["plain"]["parameters"]) == 0
+
+
+def test_losses_by_group_are_those_of_all_ranks_and_make_up_the_loss(results: dict[str, Any]) -> None:
+    first, second = (torch.load(results["folder"] / f"logged-rank{rank}.pt")["everywhere"] for rank in (0, 1))
+    labels = [label for chat in FLAGGED for label in expected(plain_words(chat))[1:] if label != -100]
+    ends = labels.count(END)
+    words = len(labels) - ends
+    for entry, other in zip(first["losses"], second["losses"], strict=True):
+        mean = (entry["loss_end_of_turn"] * ends + entry["loss_words"] * words) / (ends + words)
+        assert entry["loss"] == pytest.approx(mean, rel=1e-6)
+        assert other["loss_words"] == entry["loss_words"]
+
+
+def plain_words(chat: Messages) -> Messages:
+    return [{"role": message["role"], "content": message["content"]} for message in chat]
 
 
 def plain_eval(arm: str) -> tuple[float, int]:
