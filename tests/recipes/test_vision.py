@@ -70,7 +70,7 @@ def test_a_small_model_learns_how_answers_look_and_where_they_end(saved: Any, tm
 
 
 def test_the_study_of_seeing_asks_about_pictures_that_were_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    results = vision_study.main("--seeds 3 --steps 2 --rows 32 --questions 6".split())
+    results = vision_study.main(["--seeds", "3", "--steps", "2", "--rows", "32", "--questions", "6"])
     assert results[3].keys() == {"before", "after", "another picture"}
     assert set(results[3]["before"].values()) == {0.0}, "random weights answer nothing"
     assert capsys.readouterr().out.count("| 3 |") == 3
