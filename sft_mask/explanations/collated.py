@@ -54,7 +54,7 @@ def inspect_collated(
 
 
 def _account(masked: MaskedBatch, conversation: Conversation | None) -> RowAccount:
-    found = {} if conversation is None else row_accounts(masked, {0: conversation})
+    found = {} if conversation is None else row_accounts(masked, {0: conversation}, can_expand=False)
     return found.get(0, RowAccount())
 
 

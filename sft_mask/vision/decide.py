@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from sft_mask.core.arrays import offsets_of
 from sft_mask.core.spans import Turns
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.outcome import Batch, Decided, Undecided
-from sft_mask.data.read.census import Census, census
+from sft_mask.data.read.census import Census, census_of
 from sft_mask.data.read.conversations import Conversation, Decoder
-from sft_mask.data.read.json_messages import fields_of
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.templates.turns import Reading
 from sft_mask.vision.reader import ReadRow, RowReader
@@ -50,10 +48,7 @@ class GivenRows(Decoder):
     def census(self, table: pa.Table) -> Census:
         """The fields of the rows' messages."""
         del table
-        flat = fields_of([message for messages in self.messages for message in messages])
-        offsets = offsets_of([len(messages) for messages in self.messages]).astype(np.int32)
-        column = pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), flat)])
-        return census([column], None, len(self.rows))
+        return census_of(self.messages)
 
     def signature(self) -> Ints:
         """``(rows,)`` equal for conversations in which the same roles follow each other."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -55,18 +55,9 @@ def _read(held: _Held) -> ReadMessages:
     messages: list[Mapping[str, Any]] = [
         message if isinstance(message, dict) else {} if message is None else {"content": message} for message in read
     ]
-    role = _roles_of(messages)
-    return ReadMessages(_strings_of(role, messages), _fields_of(role, messages))
-
-
-def fields_of(messages: Sequence[Mapping[str, Any]]) -> pa.StructArray:
-    """The :attr:`ReadMessages.fields` of messages that are Python objects."""
-    return _fields_of(_roles_of(messages), messages)
-
-
-def _roles_of(messages: Sequence[Mapping[str, Any]]) -> pa.Array:
     roles = [role if isinstance(role := message.get("role"), str) else None for message in messages]
-    return pa.array(roles, pa.string())
+    role = pa.array(roles, pa.string())
+    return ReadMessages(_strings_of(role, messages), _fields_of(role, messages))
 
 
 def _strings_of(role: pa.Array, messages: list[Mapping[str, Any]]) -> pa.StructArray:
@@ -85,7 +76,7 @@ def _strings_of(role: pa.Array, messages: list[Mapping[str, Any]]) -> pa.StructA
     return pa.StructArray.from_arrays(columns, ["role", "content", "other", "keys", *flags])
 
 
-def _fields_of(role: pa.Array, messages: Sequence[Mapping[str, Any]]) -> pa.StructArray:
+def _fields_of(role: pa.Array, messages: list[Mapping[str, Any]]) -> pa.StructArray:
     contents, thoughts, calls = [], [], []
     for message in messages:
         own = message.get("tool_calls")
