@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from sft_mask.cli.inputs import load_data, load_tokenizer
     from sft_mask.cli.output import console, in_words_for_the_shell, print_json
 
-    tokenizer = load_tokenizer(args.model)
     data = load_data(args)
+    tokenizer = load_tokenizer(args.model, data)
     settings = settings_of(args)
     report, packed = report_of(data, tokenizer, args.on_ambiguous, settings, shape_of(args))
     problems = problems_of(report, allow_lost=args.allow_lost)

@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
             "The two masks are the same: say what the second one is, such as --other-turns last or --other-model ./v2."
         )
     data = first_rows(load_data(args), args.rows)
-    left = preview_rows(data, load_tokenizer(args.model), **settings_of(args))
-    other = load_tokenizer(args.other_model or args.model)
+    tokenizer = load_tokenizer(args.model, data)
+    left = preview_rows(data, tokenizer, **settings_of(args))
+    other = tokenizer if args.other_model is None else load_tokenizer(args.other_model, data)
     right = preview_rows(data, other, **settings_of(args, "other-"))
     diff = compare_masks(progress(left, len(left), "Comparing"), right)
     if args.json:

@@ -14,6 +14,8 @@ from sft_mask.errors import DataError, SftMaskError
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_SHOWN = 200
+"""Characters that are shown of another library's error."""
 
 
 def quiet_libraries() -> None:
@@ -29,11 +31,17 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
 
 
-def load_tokenizer(model: str) -> object:
+def load_tokenizer(model: str, data: object = None) -> object:
     """Loads the tokenizer of a folder or of a name on the Hub; of a model that reads images, its processor.
 
+    If the processor cannot be built here, a line on the error stream says why, and the tokenizer is used.
+
+    Args:
+        model: the folder or the name.
+        data: the rows that it is for.
+
     Raises:
-        DataError: there is none, or it cannot be loaded.
+        DataError: there is none, it cannot be loaded, or the rows hold images and the processor cannot be built.
     """
     folder = Path(model).expanduser()
     if folder.is_file():
@@ -45,25 +53,52 @@ def load_tokenizer(model: str) -> object:
     quiet_libraries()
     from transformers import AutoTokenizer
 
+    place = str(folder) if folder.is_dir() else model
+    processor, why = _load_processor(place)
+    if processor is not None:
+        return processor
     try:
-        place = str(folder) if folder.is_dir() else model
-        return _load_processor(place) or AutoTokenizer.from_pretrained(place)
+        tokenizer: object = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"No tokenizer can be loaded from {model}: {_first_line(error)}") from error
+    if why:
+        _say_without_processor(model, why, data)
+    return tokenizer
 
 
-def _load_processor(place: str) -> object:
-    """The processor, where there is one that the installed packages can build: it renders messages in its own way."""
+def _load_processor(place: str) -> tuple[object, str]:
+    """The processor, if there is one, which renders messages in its own way; or why it cannot be built here."""
     from transformers import AutoProcessor, ProcessorMixin
 
     folder = Path(place)
     if folder.is_dir() and not any((folder / name).exists() for name in _PROCESSOR_FILES):
-        return None
+        return None, ""
     try:
         loaded = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
-        return None  # no processor, or one that needs torchvision: the tokenizer renders the same conversations
-    return loaded if isinstance(loaded, ProcessorMixin) else None
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        return None, _first_line(error)
+    return (loaded, "") if isinstance(loaded, ProcessorMixin) else (None, "")
+
+
+def _say_without_processor(model: str, why: str, data: object) -> None:
+    """Says that the tokenizer is used in place of the processor.
+
+    Raises:
+        DataError: the rows hold images, which only the processor can read.
+    """
+    from sft_mask.data.faults.media import media_columns
+
+    seen = f"{model} has a processor that cannot be built here ({why[:_SHOWN]})"
+    images = media_columns(data) if hasattr(data, "column_names") else []
+    if images:
+        raise DataError(
+            f"{seen}, and the rows have the column {images[0]!r}, which only a processor reads. Install what "
+            "is missing (torch and torchvision for most processors), or leave the column out of the data."
+        )
+    sys.stderr.write(
+        f"sft-mask: warning: {seen}, so its tokenizer renders the messages: compare a row with your trainer's, or "
+        "install what is missing (torch and torchvision for most processors).\n"
+    )
 
 
 def load_data(args: argparse.Namespace) -> object:

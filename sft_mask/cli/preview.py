@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     from sft_mask.cli.output import console, print_json
 
     _check(args)
-    tokenizer = load_tokenizer(args.model)
     data, shape = load_data(args), shape_of(args)
+    tokenizer = load_tokenizer(args.model, data)
     if args.html is None and shape.packing is None:
         data = first_rows(data, max(_ENOUGH, (args.row or 0) + 1, args.rows or 0))
     rows = _rows(data, tokenizer, settings_of(args), shape)

@@ -73,8 +73,9 @@ def run_write(args: argparse.Namespace) -> int:
             f"{args.file} exists, and what it records would be lost. Compare with it (sft-mask snapshot check), give "
             "another name, or replace it with --force."
         )
-    tokenizer = load_tokenizer(args.model)
-    count = write_snapshot(args.file, load_data(args), tokenizer, rows=args.rows, **settings_of(args))
+    data = load_data(args)
+    tokenizer = load_tokenizer(args.model, data)
+    count = write_snapshot(args.file, data, tokenizer, rows=args.rows, **settings_of(args))
     console().print(f"{args.file}: {count:,} rows. Commit it, and run `sft-mask snapshot check` after upgrades.")
     return 0
 
@@ -85,8 +86,9 @@ def run_check(args: argparse.Namespace) -> int:
     from sft_mask.cli.output import console, print_json
     from sft_mask.preview.snapshot import check_snapshot
 
-    tokenizer = load_tokenizer(args.model)
-    found = check_snapshot(args.file, load_data(args), tokenizer, chat_template=template_of(args.chat_template))
+    data = load_data(args)
+    tokenizer = load_tokenizer(args.model, data)
+    found = check_snapshot(args.file, data, tokenizer, chat_template=template_of(args.chat_template))
     if args.json:
         print_json({"equal": found.is_equal, **found.diff.to_dict(), "notes": list(found.notes)})
     else:

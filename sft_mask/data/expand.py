@@ -26,6 +26,7 @@ from sft_mask.templates.expand import ExpandedRow, expanded_rows
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ids, Ints
     from sft_mask.data.masker import Masker
+    from sft_mask.templates.turns import ConversationAligner
 
 EXPANSION_TYPE = pa.struct(
     {
@@ -105,7 +106,7 @@ class Expander:
             text = _text_of(talk, self.masker)
             found = [ExpandedRow(len(talk.messages), text, [], list(range(len(talk.messages))))]
         texts = dict.fromkeys((text, *(each.text for each in found)))  # a row can be the whole conversation
-        ids = {each: _ids(aligner.tokenizer, each) for each in texts}
+        ids = {each: _ids(aligner, each) for each in texts}
         return [
             {
                 "messages": list(talk.messages[: each.count]),
@@ -148,8 +149,11 @@ def _text_of(talk: Conversation, masker: Masker) -> str:
     return aligner.template.render(talk.messages, tools=talk.tools, variables=talk.variables).text
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+def _ids(aligner: ConversationAligner, text: str) -> list[int]:
+    """The ids of a rendered text; a processor has its tokenizer add a BOS that the template did not write."""
+    template = aligner.template
+    added = template.in_parts and not (template.bos and text.startswith(template.bos))
+    ids: list[int] = aligner.tokenizer(text, add_special_tokens=added)["input_ids"]
     return ids
 
 

@@ -12,6 +12,7 @@ from sft_mask._compat import is_main_process, main_process_first
 from sft_mask.core.policy import Policy, Reduction, combined
 from sft_mask.data.dataset import check_columns, refuse_transform
 from sft_mask.data.expand import expanded_dataset, refuse_what_cannot_expand
+from sft_mask.data.faults.media import refuse_media
 from sft_mask.data.faults.roles import without_answers
 from sft_mask.data.faults.wellformed import PAIR, check_row
 from sft_mask.data.formats.detect import Columns
@@ -26,7 +27,7 @@ from sft_mask.data.splits import SplitMasker
 from sft_mask.data.stream import tokenized_stream
 from sft_mask.data.tokenize.rows import RefusedError, RowTokenizer, reads_text
 from sft_mask.data.tokenize.shards import with_ids
-from sft_mask.errors import DataError, UnsupportedError
+from sft_mask.errors import DataError
 
 _LEARNT_FROM = 64
 """Rows that are tokenized before a dataset is expanded."""
@@ -90,8 +91,6 @@ def mask_dataset(
     is_dict = isinstance(dataset, dict)
     splits = dict(dataset) if is_dict else {"train": dataset}
     _refuse_other_data(splits)
-    if info.processor is not None:
-        _refuse_images(splits)
     read = {name: read_chats(split, name, info.template, columns, roles) for name, split in splits.items()}
     chats = {name: split for name, (split, _) in read.items()}
     if expand:
@@ -133,24 +132,14 @@ def _refuse_other_data(splits: Mapping[str, object]) -> None:
             )
 
 
-def _refuse_images(splits: Mapping[str, object]) -> None:
-    for name, split in splits.items():
-        there = [column for column in ("image", "images") if column in column_names(split)]
-        if there and "input_ids" not in column_names(split):
-            raise UnsupportedError(
-                f"The {name} dataset has the column {there[0]!r}: a processor makes the ids of such rows, and "
-                "with them their labels, while they are collated. Call train_on_responses_only(trainer), or put "
-                "ResponseOnlyCollator(collator, processor) around your own collator. To train on the text alone, "
-                f"remove the column: dataset.remove_columns({there[0]!r})."
-            )
-
-
 def tokenized(
     dataset: Any, info: TokenizerInfo, chat_template: str | None, name: str, num_proc: int | None = None
 ) -> object:
     """The dataset with ``input_ids``, made from its messages or its text where they are not there yet."""
     columns = column_names(dataset)
     if "input_ids" not in columns:
+        if info.processor is not None:
+            refuse_media(dataset, name)
         if not {"messages", "conversations", "text"} & set(columns) and not {*PAIR} <= set(columns):
             there = ", ".join(columns) or "no columns"
             raise DataError(

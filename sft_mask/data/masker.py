@@ -149,9 +149,12 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
-    def decide(self, table: pa.Table, decode: Decoder) -> Decided:
-        """The turns of a batch, before labels are made of them."""
-        return self._decide(table, decode, _batch_of(table, 0), adjacent=False)
+    def decide(self, table: pa.Table, decode: Decoder, *, by_markers: bool = True) -> Decided:
+        """The turns of a batch, before labels are made of them; ``by_markers``: whether markers may decide any row."""
+        batch = _batch_of(table, 0)
+        if not by_markers:
+            return self.decider.decide(table, decode, batch, Turns.empty())
+        return self._decide(table, decode, batch, adjacent=False)
 
     def _chosen(self, turns: Turns, expansion: Expansion | None) -> Turns:
         """The turns to train; of an expanded conversation the last one is in its last row."""

@@ -11,10 +11,13 @@ import numpy as np
 from sft_mask.core.arrays import offsets_of
 from sft_mask.core.label_codec import label_ids, label_weights
 from sft_mask.data.masker import Masker
+from sft_mask.explanations.losses import RowAccount, row_accounts
 from sft_mask.explanations.rows import InspectedRow, turns_within
 from sft_mask.vision.conversations import read_row
 
 if TYPE_CHECKING:
+    from sft_mask.data.outcome import MaskedBatch
+    from sft_mask.data.read.conversations import Conversation
     from sft_mask.vision.collator import ResponseOnlyCollator
     from sft_mask.vision.labels import LabelledRows
 
@@ -50,7 +53,12 @@ def inspect_collated(
         yield CollatedRow(row, labelled.masker, given.images)
 
 
-def _inspected(labelled: LabelledRows, number: int, conversation: Any) -> InspectedRow:
+def _account(masked: MaskedBatch, conversation: Conversation | None) -> RowAccount:
+    found = {} if conversation is None else row_accounts(masked, {0: conversation}, can_expand=False)
+    return found.get(0, RowAccount())
+
+
+def _inspected(labelled: LabelledRows, number: int, conversation: Conversation | None) -> InspectedRow:
     masked, rows, read = labelled.masked, labelled.rows, labelled.read.get(0)
     undecided = masked.decided.ambiguous.get(0)
     return InspectedRow(
@@ -65,6 +73,7 @@ def _inspected(labelled: LabelledRows, number: int, conversation: Any) -> Inspec
         undecided=undecided.why if undecided is not None else "",
         dropped="" if masked.trained[0] else masked.reasons.get(0, "no answer to train"),
         conversation=conversation,
+        account=_account(masked, conversation),
         sources=None if read is None else read.sources,
         media=labelled.media,
         pieces=() if read is None else read.pieces,

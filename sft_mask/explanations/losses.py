@@ -77,12 +77,15 @@ class RowAccount:
         return (f"lost: {'; '.join(parts)}",) if parts else ()
 
 
-def row_accounts(masked: MaskedBatch, conversations: Mapping[int, Conversation]) -> dict[int, RowAccount]:
+def row_accounts(
+    masked: MaskedBatch, conversations: Mapping[int, Conversation], *, can_expand: bool = True
+) -> dict[int, RowAccount]:
     """The account of each row of a batch whose messages were accounted for.
 
     Args:
         masked: the batch.
         conversations: the messages of its rows.
+        can_expand: whether ``expand=True`` could show each answer as inference does; not for rows with images.
     """
     account = masked.decided.account
     if account is None:
@@ -90,7 +93,8 @@ def row_accounts(masked: MaskedBatch, conversations: Mapping[int, Conversation])
     turns = masked.decided.turns
     before = offsets_of(masked.labels != IGNORE_INDEX)
     trained = turns.select(before[turns.end] > before[turns.start])
-    return {row: _of_row(account, turns, trained, row, talk) for row, talk in conversations.items()}
+    cure = f" ({EXPAND})" if can_expand else ""
+    return {row: _of_row(account, turns, trained, row, talk, cure) for row, talk in conversations.items()}
 
 
 def lost_by_turn(turns: Turns, talk: Conversation | None, losses: Sequence[Loss]) -> dict[int, str]:
@@ -111,7 +115,7 @@ def lost_by_turn(turns: Turns, talk: Conversation | None, losses: Sequence[Loss]
     return {turn: "".join(texts) for turn, texts in said.items()}
 
 
-def _of_row(account: Account, turns: Turns, trained: Turns, row: int, talk: Conversation) -> RowAccount:
+def _of_row(account: Account, turns: Turns, trained: Turns, row: int, talk: Conversation, cure: str) -> RowAccount:
     entries = np.flatnonzero(account.census.row == row)
     own = Account(
         account.census.select(entries),
@@ -122,10 +126,10 @@ def _of_row(account: Account, turns: Turns, trained: Turns, row: int, talk: Conv
         account.tokens_cut[row : row + 1],
     )
     counts = count_fields(own, turns.select(turns.document == row), trained.select(trained.document == row), 0)
-    return RowAccount(tuple(_losses(account, entries, talk)), counts)
+    return RowAccount(tuple(_losses(account, entries, talk, cure)), counts)
 
 
-def _losses(account: Account, entries: Ints, talk: Conversation) -> Iterator[Loss]:
+def _losses(account: Account, entries: Ints, talk: Conversation, cure: str) -> Iterator[Loss]:
     census = account.census
     shown_otherwise = {
         int(census.message[at])
@@ -140,7 +144,7 @@ def _losses(account: Account, entries: Ints, talk: Conversation) -> Iterator[Los
             continue
         why = "cut off by max_length" if is_cut else "not written by the chat template"
         if kind == FieldKind.REASONING and fate == UNWRITTEN and message in shown_otherwise:
-            why = f"left out because other messages follow, although inference shows it ({EXPAND})"
+            why = f"left out because other messages follow, although inference shows it{cure}"
         what = name_of(kind, int(census.role[at])).removesuffix("s") if kind == FieldKind.CALL else _NAMES[kind]
         yield Loss(message, role, what, _short(_words(talk, kind, message, int(census.item[at]))), why, is_cut)
 

@@ -49,4 +49,5 @@ class CollatedSource:
             status=row.status,
             name=f"{self.name} {row.number}",
             pictures=pictures,
+            lost=map(str, row.account.losses),
         )

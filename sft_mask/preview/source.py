@@ -111,8 +111,8 @@ def preview_rows(
     Args:
         data: a ``Dataset``, a ``DatasetDict``, an ``IterableDataset`` (its first 1,000 rows), a list of rows (each a
             dict), or a trainer that :func:`~sft_mask.train_on_responses_only` was called on.
-        tokenizer: a fast tokenizer, or a processor that has one; for rows with images a ``ResponseOnlyCollator``; not
-            for a trainer.
+        tokenizer: a fast tokenizer, or a processor that has one; for rows with images a ``ResponseOnlyCollator``, which
+            knows the other arguments already; not for a trainer.
         instruction_part: as in :func:`~sft_mask.train_on_responses_only`, like ``response_part``, ``policy`` and
             ``chat_template``; not for a trainer.
         split: which split of a ``DatasetDict`` or a trainer (``"train"``, ``"eval"``, ``"eval:NAME"``); by default
@@ -124,7 +124,7 @@ def preview_rows(
 
     Raises:
         DataError: there is no such split, nothing to tokenize, or a malformed row.
-        UnsupportedError: no tokenizer, or a trainer that was not masked.
+        UnsupportedError: no tokenizer, a trainer that was not masked, or an argument beside a trainer or a collator.
         MarkerError: as in :func:`~sft_mask.train_on_responses_only`.
     """
     if hasattr(data, "train_dataset"):
@@ -139,6 +139,16 @@ def preview_rows(
         raise UnsupportedError("A dataset needs its tokenizer: preview_rows(dataset, tokenizer).")
     name, dataset = _chosen_split(data, split)
     if isinstance(tokenizer, ResponseOnlyCollator):
+        _refuse_beside_collator(
+            instruction_part=instruction_part,
+            response_part=response_part,
+            policy=policy,
+            chat_template=chat_template,
+            max_length=max_length,
+            expand=expand or None,
+            columns=columns,
+            roles=roles,
+        )
         rows = _finite(dataset)
         return PreviewRows(CollatedSource(rows, tokenizer, name), range(len(rows)))
     info = read_tokenizer(tokenizer, chat_template)
@@ -147,6 +157,35 @@ def preview_rows(
     shape = RowShape(max_length, expand=expand)
     ready, masker = prepared(rows, info, settings, name, chat_template, shape)
     return PreviewRows(TokenizedSource(ready, info.tokenizer, masker, name), range(len(ready)))
+
+
+_OWN_BY_COLLATOR = {
+    "policy": "ResponseOnlyCollator(collator, processor, policy=...)",
+    "chat_template": "ResponseOnlyCollator(collator, processor, chat_template=...)",
+    "max_length": "the collator inside it, as DataCollatorForVisionLanguageModeling(processor, max_length=...)",
+}
+"""Arguments of ``preview_rows`` that a collator was given before, and where."""
+
+
+def _refuse_beside_collator(**given: object) -> None:
+    """Refuses arguments that rows which are collated as they are would ignore.
+
+    Raises:
+        UnsupportedError: that, with where each belongs.
+    """
+    for name in (name for name, value in given.items() if value is not None):
+        if name in _OWN_BY_COLLATOR:
+            way = f"Give it to {_OWN_BY_COLLATOR[name]}."
+        elif name in ("columns", "roles"):
+            way = (
+                "The collator reads messages of role and content: rename columns and roles in the dataset, with "
+                "rename_column and map."
+            )
+        elif name == "expand":
+            way = "Rows with images cannot be expanded: leave it out."
+        else:
+            way = "The collator reads the markers from its chat template: leave it out."
+        raise UnsupportedError(f"Rows are shown as the collator makes them, so {name} would be ignored. {way}")
 
 
 def _of_trainer(trainer: Any, split: str | None) -> PreviewRows:

@@ -29,7 +29,7 @@ def account_lines(split: SplitReport) -> Iterator[str]:
         rows = counted(split.rows_at_max_length, "row")
         yield f"  possibly cut: {rows} of exactly max_length tokens, whose end nothing tells"
     if split.turns_in_other_form:
-        yield f"  forms: {_forms(split)}: {EXPAND}"
+        yield f"  forms: {_forms(split)}: {_cure(split)}"
     yield from _prompt_lines(split)
     if split.rows_before:
         yield (
@@ -51,6 +51,11 @@ def _named(split: SplitReport) -> list[str]:
 
 def _order(name: str) -> tuple[int, str]:
     return (OF_ASSISTANT.index(name) if name in OF_ASSISTANT else len(OF_ASSISTANT), name)
+
+
+def _cure(split: SplitReport) -> str:
+    """What shows each answer as inference does; rows with images cannot be expanded."""
+    return "a row that ends with it, for each answer" if split.images else EXPAND
 
 
 def _forms(split: SplitReport) -> str:
@@ -104,7 +109,7 @@ def account_warnings(split: SplitReport) -> Iterator[str]:
     if split.turns_in_other_form:
         yield (
             f"{_forms(split)}: the model is asked with another context, or learns to answer otherwise than it is "
-            f"asked to. Show each answer as inference does: {EXPAND}."
+            f"asked to. Show each answer as inference does: {_cure(split)}."
         )
     if split.turns_after_no_prompt:
         yield (
@@ -116,7 +121,7 @@ def account_warnings(split: SplitReport) -> Iterator[str]:
 
 
 def _spelled(lost: dict[str, int], split: SplitReport) -> str:
+    first = {name: f" (first in row {row:,})" for name, row in split.first_not_rendered.items()}
     return ", ".join(
-        f"{lost[name]:,} of {split.fields[name]:,} {name} (first in row {split.first_not_rendered[name]:,})"
-        for name in sorted(lost, key=_order)
+        f"{lost[name]:,} of {split.fields[name]:,} {name}{first.get(name, '')}" for name in sorted(lost, key=_order)
     )

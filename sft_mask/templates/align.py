@@ -91,6 +91,8 @@ def token_bounds(text: str, ids: Sequence[int], vocabulary: Vocabulary, tokenize
 
 def byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
     """Character positions as positions in the UTF-8 bytes."""
+    if text.isascii():
+        return np.asarray(positions, np.int64)
     characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     lengths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
     starts = offsets_of(lengths)
@@ -105,9 +107,10 @@ def bounds_in_beginning(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) 
     """
     if vocabulary.kind == "opaque":
         return None
-    pieces = [vocabulary.token_bytes(token) for token in ids]
-    if raw.startswith(b"".join(pieces)):  # no space was added, and none was stripped
-        edges = offsets_of([len(piece) for piece in pieces])
+    different, at = np.unique(np.asarray(ids, np.int64), return_inverse=True)
+    pieces = [vocabulary.token_bytes(token) for token in different.tolist()]
+    if raw.startswith(b"".join([pieces[each] for each in at.tolist()])):  # no space was added, and none was stripped
+        edges = offsets_of(np.array([len(piece) for piece in pieces], np.int64)[at])
         return edges[:-1], edges[1:]
     return _matched(raw, ids, vocabulary, beginning=True)
 
@@ -116,11 +119,13 @@ def _matched(
     raw: bytes, ids: Sequence[int], vocabulary: Vocabulary, *, beginning: bool = False
 ) -> tuple[Ints, Ints] | None:
     """The bytes of each token in ``raw``; ``None`` where they are not the bytes of the text, or of its beginning."""
-    first = np.zeros(len(ids), np.int64)
-    last = np.zeros(len(ids), np.int64)
+    first: list[int] = []
+    last: list[int] = []
     position = 0
     glues = vocabulary.kind == "sentencepiece"
     for index, token_id in enumerate(ids):
+        if index < len(first):
+            continue
         piece = vocabulary.token_bytes(token_id)
         added = vocabulary.added.get(token_id)
         if added is not None and added.lstrip and not raw.startswith(piece, position):
@@ -131,11 +136,21 @@ def _matched(
             piece = piece[1:]
         if not raw.startswith(piece, position):
             return None
-        first[index], last[index] = position, position + len(piece)
-        position += len(piece)
+        count = 1 if added is None or added.rstrip else _repeats(raw, position, piece, ids, index)
+        edges = [position + len(piece) * number for number in range(count + 1)]
+        first += edges[:-1]
+        last += edges[1:]
+        position = edges[-1]
         if added is not None and added.rstrip:
             position = _after_whitespace(raw, position)
-    return (first, last) if beginning or not raw[position:].strip() else None
+    return (np.array(first, np.int64), np.array(last, np.int64)) if beginning or not raw[position:].strip() else None
+
+
+def _repeats(raw: bytes, position: int, piece: bytes, ids: Sequence[int], index: int) -> int:
+    """How often a control token comes in a row, and its bytes too: an image is hundreds of equal ones."""
+    after = next((at for at in range(index + 1, len(ids)) if ids[at] != ids[index]), len(ids))
+    count = after - index
+    return count if count == 1 or raw.startswith(piece * count, position) else 1
 
 
 def _has_glued_space(raw: bytes, position: int, ids: Sequence[int], index: int, vocabulary: Vocabulary) -> bool:
@@ -169,7 +184,8 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     if not spans:
         return Turns.empty()
     fields = ("header", "start", "end", "eot_start")
-    table = {name: byte_positions(text, [getattr(span, name) for span in spans]) for name in fields}
+    places = byte_positions(text, np.array([[getattr(span, name) for span in spans] for name in fields], np.int64))
+    table = dict(zip(fields, places, strict=True))
     start = _first_tokens(first, last, table["start"])
     end = np.searchsorted(first, table["end"], side="left")
     start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning

@@ -144,10 +144,12 @@ def _traced_messages(messages: Sequence[Mapping[str, object]]) -> tuple[list[dic
 
 def _with_reasoning(message: dict[str, object]) -> dict[str, object]:
     """The message, with its reasoning under every name that this version of ``transformers`` offers to templates."""
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    if reasoning is None:
+        return message
     from transformers.utils import chat_template_utils
 
-    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
-    if reasoning is None or not hasattr(chat_template_utils, "_alias_reasoning_fields"):
+    if not hasattr(chat_template_utils, "_alias_reasoning_fields"):
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 

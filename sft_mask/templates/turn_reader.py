@@ -111,6 +111,7 @@ class TurnReader:
     ) -> None:
         self._written, self._template = written, written.template
         self._messages, self._tools, self._variables = messages, tools, variables
+        self._prefixes: dict[tuple[int, bool, str], str] = {}
         self._roles = rendered.roles
         self._text = rendered.text
         self._source, self._origins = rendered.source, rendered.origins
@@ -154,12 +155,17 @@ class TurnReader:
 
     def _rendered_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None = None) -> str:
         """The text of the first messages alone; empty where the template refuses them."""
+        key = (count, prompt, repr(arguments or {}))
+        if key not in self._prefixes:
+            self._prefixes[key] = self._render_prefix(count, prompt=prompt, arguments=arguments)
+        return self._prefixes[key]
+
+    def _render_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None) -> str:
         if not count:
             return ""
-        given = self._messages[:count]
         try:
             return self._template.render(
-                given,
+                self._messages[:count],
                 tools=self._tools,
                 add_generation_prompt=prompt,
                 variables={**(self._variables or {}), **(arguments or {})},
@@ -293,6 +299,8 @@ class TurnReader:
         inside = np.zeros(len(self._text) + 1, np.bool_)
         for turn in turns:
             inside[turn.header : turn.end] = True
+        if inside[self._own].all():
+            return []
         found = []
         by_message = self._own[np.argsort(self._message[self._own], kind="stable")]
         bounds = np.searchsorted(self._message[by_message], np.arange(len(self._roles) + 1))
@@ -310,8 +318,10 @@ class TurnReader:
 
     def _first_outside(self, own: Ints, inside: Bools) -> int | None:
         """The first of a message's characters outside all turns; a name that a tool result repeats does not count."""
-        covered = "".join(self._text[at] for at in own[inside[own]].tolist())
         outside = own[~inside[own]]
+        if not len(outside):
+            return None
+        covered = "".join(self._text[at] for at in own[inside[own]].tolist())
         for run in np.split(outside, np.flatnonzero(np.diff(outside) > 1) + 1):
             if len(run) and self._text[run[0] : run[-1] + 1] not in covered:
                 return int(run[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from sft_mask.data.accounting.totals import FIELD_NAMES
 from sft_mask.errors import extra
 from sft_mask.report import SplitReport
 
@@ -18,8 +19,13 @@ _REASONS = (
     "with answers that were masked before",
     "ambiguous, masked",
 )
+_BY_NAME = {
+    "dropped_reasons": _REASONS,
+    **dict.fromkeys(("fields", "fields_trained", "fields_cut", "not_rendered"), FIELD_NAMES),
+}
+"""What a report counts by name, and the names."""
 _COUNTS = tuple(each.name for each in fields(SplitReport) if each.type == "int")
-_LINE = len(_COUNTS) + len(_REASONS)
+_LINE = len(_COUNTS) + sum(map(len, _BY_NAME.values()))
 
 
 class CollatedCounts:
@@ -37,9 +43,9 @@ class CollatedCounts:
             from torch.utils.data import get_worker_info
         worker = get_worker_info()
         line = self.shared()[0 if worker is None else 1 + worker.id % (_MOST_WORKERS - 1)]
-        line[: len(_COUNTS)] += _tensor([getattr(report, name) for name in _COUNTS])
-        line[_COUNTS.index("tokens")] += tokens - report.tokens
-        line[len(_COUNTS) :] += _tensor([report.dropped_reasons.get(reason, 0) for reason in _REASONS])
+        added = [tokens if name == "tokens" else getattr(report, name) for name in _COUNTS]
+        named = [getattr(report, field).get(name, 0) for field, names in _BY_NAME.items() for name in names]
+        line += _tensor([*added, *named])
 
     def shared(self) -> Any:
         """``(workers, counts)`` the memory; made before the first worker starts."""
@@ -52,9 +58,13 @@ class CollatedCounts:
         if self._memory is None:
             return SplitReport()
         sums = self._memory.sum(0).tolist()
-        reasons = dict(zip(_REASONS, sums[len(_COUNTS) :], strict=True))
-        counted = {name: count for name, count in reasons.items() if count}
-        return SplitReport(dropped_reasons=counted, **dict(zip(_COUNTS, sums, strict=False)))
+        named: dict[str, Any] = {}
+        at = len(_COUNTS)
+        for kind, names in _BY_NAME.items():
+            found = zip(names, sums[at : at + len(names)], strict=True)
+            named[kind] = {name: count for name, count in found if count}
+            at += len(names)
+        return SplitReport(**named, **dict(zip(_COUNTS, sums, strict=False)))
 
 
 def _tensor(values: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +14,14 @@ import pyarrow as pa
 from sft_mask.core.spans import Turns
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.outcome import Batch, Decided, Undecided
+from sft_mask.data.read.census import Census, census_of
 from sft_mask.data.read.conversations import Conversation, Decoder
 from sft_mask.errors import AmbiguousRowError, DataError, UnsupportedError
 from sft_mask.templates.turns import Reading
 from sft_mask.vision.reader import ReadRow, RowReader
 
 if TYPE_CHECKING:
-    from sft_mask.core.arrays import Ids
+    from sft_mask.core.arrays import Ids, Ints
     from sft_mask.vision.conversations import VisionRow
     from sft_mask.vision.expansion import ExpandedText
 
@@ -36,6 +39,22 @@ class GivenRows(Decoder):
         conversation = self.rows[row].conversation
         assert conversation is not None, "rows without messages are decided by markers"
         return conversation
+
+    @property
+    def messages(self) -> list[Sequence[Mapping[str, object]]]:
+        """The messages of each row; none of a row that is text."""
+        return [row.conversation.messages if row.conversation is not None else () for row in self.rows]
+
+    def census(self, table: pa.Table) -> Census:
+        """The fields of the rows' messages."""
+        del table
+        return census_of(self.messages)
+
+    def signature(self) -> Ints:
+        """``(rows,)`` equal for conversations in which the same roles follow each other."""
+        roles = ([str(message.get("role")) for message in messages] for messages in self.messages)
+        pairs = (sorted(set(pairwise(("", *each)))) for each in roles)
+        return np.array([zlib.crc32(repr(each).encode()) for each in pairs], np.int64)
 
 
 @dataclass(slots=True)
@@ -67,10 +86,12 @@ class CollatedDecider(RowDecider):
                 "leave these parts of the policy out."
             )
         decided = Decided(turns, by_messages, np.zeros(len(batch), np.bool_))
+        given = GivenRows(self.batch)
+        accountant = self._accountant(table, given, given.signature())
         replaced: list[Turns] = [turns.select(~by_messages[turns.document])]
         for row in np.flatnonzero(by_messages).tolist():
             self._place = row
-            exact = self._by_messages(decode.row(table, row), batch.row(row), row, None)
+            exact = self._by_messages(decode.row(table, row), batch.row(row), row, accountant)
             if isinstance(exact, Undecided):
                 decided.ambiguous[row] = exact
                 decided.exact[row] = False
@@ -79,6 +100,7 @@ class CollatedDecider(RowDecider):
             replaced.append(moved.of_document(row))
         merged = Turns.joined(replaced)
         decided.turns = merged.select(np.argsort(merged.start, kind="stable"))
+        decided.account = None if accountant is None else accountant.account()
         return decided
 
     def _read(self, conversation: Conversation, ids: Ids, others: list[int]) -> Reading | Undecided:

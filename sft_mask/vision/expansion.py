@@ -92,6 +92,15 @@ class ExpandedText:
         given = np.asarray(characters, np.int64)
         return given + gains[np.searchsorted(ends, given, side="right")]
 
+    def place_in_template(self, character: int) -> int:
+        """A place in the expanded text as one in the template's; one inside an expansion is where that begins."""
+        gain = 0
+        for each in self.expansions:
+            if each.new_start < character < each.new_end:
+                return each.start
+            gain = each.new_end - each.end if each.new_end <= character else gain
+        return character - gain
+
     def turns(self, turns: Sequence[TextTurn]) -> list[TextTurn]:
         """Turns in the template's text as turns in the expanded one."""
         if not self.expansions:

@@ -164,7 +164,7 @@ class BatchLabeller:
         # Images are found together with the turns, so the turns come first.
         masker = replace(self.masker, decider=decider)
         table = pa.table({"input_ids": _lists(rows.ids, rows.offsets)})
-        decided = masker.decide(table, GivenRows(given))
+        decided = masker.decide(table, GivenRows(given), by_markers=any(row.conversation is None for row in given))
         media = self._media(rows, decider.read)
         labels = np.where(media, IGNORE_INDEX, rows.labels)
         rows = replace(rows, labels=labels)
@@ -186,6 +186,7 @@ class BatchLabeller:
             own.quotable,
             own.from_template,
             own.prompt_answers,
+            signatures=own.signatures,
             reader=self.reader,
             expanded=expanded,
             batch=given,

@@ -85,12 +85,11 @@ class MediaTokens:
         Raises:
             DataError: that, with the message.
         """
-        owners = rendered.message_of()
         for text in self.texts:
             at = rendered.text.find(text)
             while at >= 0:
-                message = int(owners[at : at + len(text)].max())
                 if not _is_templates(rendered, at, at + len(text)):
+                    message = int(rendered.message_of()[at : at + len(text)].max())
                     raise DataError(
                         f"the text of message {message} holds {text!r}, which the processor takes for the place of an "
                         "image or a sound, so one can land where it was typed. Write it otherwise, or remove it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from sft_mask.templates.align import (
     TextTurn,
     bounds_in_beginning,
     byte_positions,
+    encode,
     fit_to_row,
     token_bounds,
+    token_turns,
     turns_of_beginning,
 )
 from sft_mask.templates.tracing.traced_str import TEMPLATE
@@ -109,13 +111,28 @@ class RowReader:
         placed = self._placed(own.after, ids)
         if placed is None:
             return self._around_one_expansion(read, spans, ids, recorded=expanded is not None)
-        turns = turns_of_beginning(placed.text, own.turns(spans), placed.first, placed.last).moved(placed.low)
+        reading = self._reading(read, own, own.turns(spans), placed)
         pieces = self._pieces(rendered, own, placed)
         media = self.media.are(ids)
         for piece in pieces:
             media[piece.start : piece.end] = True
         sources = _sources(rendered, own, placed, len(ids)) if with_sources else None
-        return ReadRow(Reading(turns, read), media, sources, pieces)
+        return ReadRow(reading, media, sources, pieces)
+
+    def _reading(
+        self, read: TextConversation, own: ExpandedText, spans: Sequence[TextTurn], placed: _Placed
+    ) -> Reading:
+        """The turns in the row; of one that is cut off, also how far it goes, and the turns that it lacks."""
+        text, raw = placed.text, placed.text.encode()
+        turns = turns_of_beginning(text, spans, placed.first, placed.last).moved(placed.low)
+        end = int(placed.last[-1]) if len(placed.last) else 0
+        if not raw[end:].strip():
+            return Reading(turns, read)
+        _, first, last = encode(text, self.aligner.vocabulary, self.aligner.tokenizer)
+        every = token_turns(text, spans, first, last)
+        outside = every.select(np.append(first, len(raw))[every.start] >= end)
+        held = own.place_in_template(len(raw[:end].decode(errors="ignore")))
+        return Reading(turns, read, (0, held), outside)
 
     def _placed(self, text: str, ids: Ints) -> _Placed | None:
         """The text on the ids; ``None`` if these are not its tokens."""

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "shapes.py": "test_vision.py",
     "turn_study.py": "test_turn_study.py",
     "vision_sft.py": "test_vision.py",
+    "vision_study.py": "test_vision.py",
 }
 LINES = 120
 """A longer file is not a recipe."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import shapes
 import vision_sft
+import vision_study
 from support.marks import slow_but
 from support.recipe_runner import RECIPES
 from support.vision_families import build
@@ -66,3 +67,13 @@ def test_a_small_model_learns_how_answers_look_and_where_they_end(saved: Any, tm
     assert measured["right_before"] == 0
     assert measured["right_after"] > 0.15, "an answer counts only if it is whole and ends where it should"
     assert measured["loss_after"] < 0.1 * measured["loss_before"]
+
+
+def test_the_study_of_seeing_asks_about_pictures_that_were_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    results = vision_study.main(["--seeds", "3", "--steps", "2", "--rows", "32", "--questions", "6"])
+    assert results[3].keys() == {"before", "after", "another picture"}
+    assert set(results[3]["before"].values()) == {0.0}, "random weights answer nothing"
+    assert capsys.readouterr().out.count("| 3 |") == 3
+    trained = {row["images"][0].tobytes() for row in shapes.rows(32, seed=3)}
+    held_out = {row["images"][0].tobytes() for row in shapes.rows(6, seed=1_000_003)}
+    assert not trained & held_out

@@ -16,6 +16,9 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from sft_mask import IGNORE_INDEX, Policy, Region, ResponseOnlyCollator
 from sft_mask.core.label_codec import label_ids, label_weights
+from sft_mask.core.vocabulary import read_vocabulary
+from sft_mask.templates import chat_template
+from sft_mask.templates.align import bounds_in_beginning
 
 
 def collator(name: str, **options: Any) -> tuple[Any, ResponseOnlyCollator]:
@@ -219,6 +222,39 @@ def test_text_rows_are_decided_by_markers() -> None:
     row = {"images": [picture(0)], "text": "User:<image>What?<end_of_utterance>\nAssistant: A cat<end_of_utterance>"}
     assert trained(processor, made([row])) == [" A cat<end_of_utterance>"]
     assert made.counts.report().rows_unchecked == 1
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_row_is_rendered_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = collator(name)
+    header = str(made.labeller.masker.markers.response[0])
+    rng = random.Random(3)
+    for _ in range(3):  # after which it is known what becomes of fields
+        made(random_rows(name, 4, rng, header))
+    rendered: list[int] = []
+    original = chat_template.render
+
+    def counted(messages: Any, *args: Any, **kwargs: Any) -> Any:
+        rendered.append(len(messages))
+        return original(messages, *args, **kwargs)
+
+    monkeypatch.setattr(chat_template, "render", counted)
+    given = random_rows(name, 4, rng, header)
+    made(copy.deepcopy(given))
+    assert sorted(rendered) == sorted(len(row["messages"]) for row in given)
+
+
+def test_a_run_of_equal_control_tokens_is_matched_whole_and_a_missing_one_is_noticed() -> None:
+    tokenizer = build("llava")[0].tokenizer
+    vocabulary = read_vocabulary(tokenizer)
+    text = "USER: " + "<image>" * 5 + " the cat<image>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = bounds_in_beginning(text.encode(), ids, vocabulary)
+    assert found is not None
+    held = [text.encode()[low:high] for low, high in zip(*found, strict=True)]
+    assert b"".join(held) == text.encode()
+    assert [held[at] for at, token in enumerate(ids) if token == ids[-1]] == [b"<image>"] * 6
+    assert bounds_in_beginning(text.replace("<image>", "", 1).encode(), ids, vocabulary) is None
 
 
 def test_llamas_cross_attention_images_are_not_trained() -> None:

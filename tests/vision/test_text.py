@@ -7,14 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+import transformers
+from datasets import Dataset, Features, Image, Value
 from support.vision_families import IMAGES, build
 from support.vision_oracle import expected
+from support.vision_rows import IMAGE, dataset, picture, rows, said
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from sft_mask import detect_markers, mask_dataset, preview_rows, train_on_responses_only
+from sft_mask import (
+    Policy,
+    ResponseOnlyCollator,
+    detect_markers,
+    mask_dataset,
+    preview_rows,
+    train_on_responses_only,
+)
 from sft_mask.cli.main import main
-from sft_mask.errors import UnsupportedError
+from sft_mask.errors import DataError, UnsupportedError
+
+TEXT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 CHATS = [
     [{"role": "user", "content": "What is a cat?"}, {"role": "assistant", "content": "An animal: 東京."}],
@@ -89,6 +104,73 @@ def test_the_command_line_loads_the_processor_of_a_folder(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert code == 0
     assert "An animal: 東京.<end_of_utterance>" in out
+
+
+def no_torchvision(*_: object, **__: object) -> None:
+    raise ImportError("SmolVLMVideoProcessor requires the Torchvision library")
+
+
+@pytest.mark.parametrize("command", ["preview", "check"])
+def test_the_command_line_says_why_it_uses_the_tokenizer(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, _ = build("idefics3")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", no_torchvision)
+    chats, images = tmp_path / "chats.jsonl", tmp_path / "images.jsonl"
+    chats.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    images.write_text("".join(json.dumps({"messages": chat, "images": ["a.png"]}) + "\n" for chat in CHATS))
+    template = tmp_path / "text.jinja"
+    template.write_text(TEXT_TEMPLATE)
+    run = [command, str(tmp_path / "model")]
+    assert main([*run, str(chats), "--chat-template", str(template)]) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "model has a processor that cannot be built here (ImportError: SmolVLMVideoProcessor requires" in warning
+    assert "its tokenizer renders the messages" in warning
+    assert main([*run, str(images), "--chat-template", str(template)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "ImportError" in error
+    assert "the rows have the column 'images', which only a processor reads. Install" in error
+
+
+PHOTOS = Features({"conversations": [{"from": Value("string"), "value": Value("string")}], "photo": Image()})
+
+
+@pytest.mark.parametrize("read", [mask_dataset, preview_rows])
+def test_columns_under_other_names_are_seen(read: Any) -> None:
+    processor, _ = build("smolvlm")
+    spoken = [{"from": "human", "value": "What is this?"}, {"from": "gpt", "value": "A cat"}]
+    data = Dataset.from_list([{"conversations": spoken, "photo": picture(0)}] * 2, features=PHOTOS)
+    with pytest.raises(UnsupportedError, match=r"train dataset has the column 'photo'.*ResponseOnlyCollator"):
+        read(data, processor)
+    read(data.remove_columns("photo"), processor)
+
+
+def test_an_image_part_without_a_column_is_named() -> None:
+    processor, _ = build("smolvlm")
+    data = Dataset.from_list([{"messages": [said("user", IMAGE, "What?"), said("assistant", "A cat")]}])
+    with pytest.raises(DataError, match=r"Row 0: .*Message 0 holds an image, but the rows have no column images"):
+        mask_dataset(data, processor)
+
+
+BESIDE: dict[str, tuple[object, str]] = {
+    "max_length": (64, r"Give it to the collator inside it.*max_length="),
+    "expand": (True, "cannot be expanded: leave it out"),
+    "columns": ({"a": "b"}, r"rename columns and roles in the dataset"),
+    "roles": ({"a": "user"}, r"rename columns and roles in the dataset"),
+    "policy": (Policy(turns="last"), r"Give it to ResponseOnlyCollator\(collator, processor, policy="),
+    "chat_template": ("{{ messages }}", r"Give it to ResponseOnlyCollator\(.*chat_template="),
+    "instruction_part": ("User:", "reads the markers from its chat template: leave it out"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_preview_of_collated_rows_refuses_what_it_would_ignore(name: str) -> None:
+    processor, _ = build("smolvlm")
+    made = ResponseOnlyCollator(DataCollatorForVisionLanguageModeling(processor), processor)
+    value, way = BESIDE[name]
+    with pytest.raises(UnsupportedError, match=f"so {name} would be ignored. .*{way}"):
+        preview_rows(dataset(rows()), made, **{name: value})  # type: ignore[arg-type]
 
 
 def test_mask_dataset_refuses_images_by_name() -> None:

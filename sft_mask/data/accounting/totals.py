@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -36,6 +36,12 @@ def name_of(kind: int, role: int) -> str:
     if kind in _NAMES:
         return _NAMES[kind]
     return f"{'assistant' if ROLES[role] == 'model' else ROLES[role]} contents"
+
+
+FIELD_NAMES: Final = tuple(
+    dict.fromkeys((*_NAMES.values(), *(name_of(FieldKind.CONTENT, role) for role in range(len(ROLES)))))
+)
+"""Every name that a report has for a field."""
 
 
 def count_fields(account: Account, turns: Turns, trained: Turns, first_row: int) -> SplitReport:

@@ -50,8 +50,13 @@ def check_row(row: Mapping[str, object]) -> None:
         _check_variables(read_variables(row.get("chat_template_kwargs")))
 
 
-def oddities(messages: Sequence[Mapping[str, object]]) -> str:
-    """What a template may rightly refuse in a conversation: content that is null or a mapping."""
+def oddities(messages: Sequence[Mapping[str, object]], *, with_processor: bool = False) -> str:
+    """What a template may rightly refuse in a conversation: content that is null or a mapping, and images.
+
+    Args:
+        messages: the conversation.
+        with_processor: whether a processor renders it, which reads images while rows are collated.
+    """
     found = []
     for at, message in enumerate(messages):
         content = message.get("content")
@@ -62,7 +67,8 @@ def oddities(messages: Sequence[Mapping[str, object]]) -> str:
         elif content is None:
             found.append(f"Message {at} has null content, which many templates do not expect: give it the content ''.")
         elif isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") == "image" for p in content):
-            found.append(f"Message {at} holds an image, which this template does not read.")
+            why = "but the rows have no column images" if with_processor else "which this template does not read"
+            found.append(f"Message {at} holds an image, {why}.")
     return " ".join(found[:3])
 
 

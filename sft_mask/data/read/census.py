@@ -19,10 +19,10 @@ from sft_mask.constants import ASSISTANT_ROLES, REASONING, ROLES
 from sft_mask.core.arrays import Bools, Ints, offsets_of
 from sft_mask.data.read.columns import contains_any, filled, flat, is_json, is_list, joined, role_codes
 from sft_mask.data.read.json_messages import read_messages
-from sft_mask.templates.fields import FieldKind
+from sft_mask.templates.fields import FieldKind, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ANSWER: Final = 4
 """Kind of the entry of an answer as a whole, next to those of :class:`~sft_mask.templates.fields.FieldKind`."""
@@ -99,6 +99,29 @@ def census(columns: Sequence[pa.ChunkedArray], tools: pa.ChunkedArray | None, ro
         kind = np.full(len(given), int(FieldKind.TOOLS), np.int64)
         parts.append(Census(given, some, kind, some * 0, some * 0, kind))
     return Census.joined(parts)
+
+
+def census_of(conversations: Sequence[Sequence[Mapping[str, object]]]) -> Census:
+    """The fields of some conversations that are Python objects: a few rows, for which Arrow would take longer."""
+    entries: list[tuple[int, int, int, int, int, int]] = []
+    for row, messages in enumerate(conversations):
+        codes = [_code_of(message) for message in messages]
+        own = [at for at, code in enumerate(codes) if code in _OWN]
+        fields = [(field.message, int(field.kind), field.item) for field in fields_of(messages)]
+        kinds: dict[int, frozenset[int]] = {}
+        for at, kind, _ in fields:
+            kinds[at] = kinds.get(at, frozenset()) | {kind}
+        for at, kind, item in sorted([*fields, *((at, ANSWER, 0) for at in own)]):
+            before = codes[at - 1] if at else len(ROLES)
+            ends = (_USER not in codes[at:], at in own[-1:])
+            look = hash((codes[at], before, *ends, *sorted(kinds.get(at, ())), -1, kind, item > 0)) % (1 << 62)
+            entries.append((row, at, kind, item, codes[at], look))
+    return Census(*np.array(entries, np.int64).reshape(-1, 6).T)
+
+
+def _code_of(message: Mapping[str, object]) -> int:
+    role = message.get("role")
+    return ROLES.index(role) if role in ROLES else len(ROLES) - 1
 
 
 def _are_given(tools: pa.Array) -> Bools:

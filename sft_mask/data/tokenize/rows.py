@@ -210,7 +210,8 @@ class RowTokenizer:
             )
         except (TemplateError, *_TEMPLATE_FAULTS) as error:
             roles = ", ".join(str(message.get("role")) for message in conversation[:12])
-            why = ". ".join(part for part in (str(error).rstrip("."), oddities(conversation).rstrip(".")) if part)
+            odd = oddities(conversation, with_processor=self.processor is not None)
+            why = ". ".join(part for part in (str(error).rstrip("."), odd.rstrip(".")) if part)
             raise RefusedError(
                 f"The chat template refuses a conversation of {len(conversation)} messages ({roles}): {why}. Repair or "
                 "remove it, or give another chat_template."
