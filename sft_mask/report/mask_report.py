@@ -111,7 +111,7 @@ class MaskReport:
         more = len(self.splits) - _MOST_SPLITS
         shown += [f"{counted(more, 'more split')}"] if more > 0 else []
         shown += [counted(len(self.warnings), "warning")] if self.warnings else []
-        return f"<MaskReport {'; '.join(shown) or 'of no split'}>"
+        return f"<MaskReport {'; '.join(shown) or 'no splits'}>"
 
     def __rich__(self) -> Text:
         from rich.text import Text

@@ -109,7 +109,7 @@ def test_short_forms_word_for_word() -> None:
     assert repr(MaskReport({"train": split}, warnings=("w",))) == (
         "<MaskReport train: 2 rows · 100 tokens, 30 trained (30.0 %); 1 warning>"
     )
-    assert repr(MaskReport()) == "<MaskReport of no split>"
+    assert repr(MaskReport()) == "<MaskReport no splits>"
     assert repr(MaskReport({str(n): SplitReport() for n in range(6)})).endswith("; 2 more splits>")
     assert repr(Diagnosis(())) == "<Diagnosis healthy>"
     found = Finding("the loss is 0 or NaN", "Why.", "Cure.", also=("the model never stops",))
