@@ -42,9 +42,10 @@ class Ranks:
     def __init__(self, others: list[Meter]) -> None:
         self.others = others
 
-    def reduce(self, tokens: torch.Tensor, how: str) -> torch.Tensor:
+    def reduce(self, own: torch.Tensor, how: str) -> torch.Tensor:
         assert how == "sum"
-        return torch.stack([meter.tokens for meter in self.others if meter.tokens is not None]).sum(0)
+        tokens = torch.stack([meter.tokens for meter in self.others if meter.tokens is not None]).sum(0)
+        return torch.cat([tokens, own[len(tokens) :]])
 
 
 @pytest.mark.parametrize("keep_labels", [True, False], ids=["context", "sequence"])
