@@ -22,6 +22,7 @@ html_title = "sft_mask"
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
+html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 html_extra_path = ["html"]  # index.html, which leads to docs/index.html
 
 myst_heading_anchors = 3
