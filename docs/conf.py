@@ -1,4 +1,4 @@
-"""The site: ``scripts/docs.sh`` builds it with Sphinx, from the root of the repository, into ``site``."""
+"""The site: ``scripts/docs.sh`` builds it with Sphinx, from the root of the repository, into ``site/html``."""
 
 from __future__ import annotations
 

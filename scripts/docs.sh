@@ -5,5 +5,5 @@ set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 install_into_venv docs
-"$venv_python" -m sphinx --builder html --conf-dir docs --fresh-env --write-all --fail-on-warning --keep-going --quiet "$@" . site
-echo "Open site/index.html"
+"$venv_python" -m sphinx --builder html --conf-dir docs --fresh-env --write-all --fail-on-warning --keep-going --quiet "$@" . site/html
+echo "Open site/html/index.html"

@@ -83,9 +83,9 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
+    folder = tmp_path_factory.mktemp("site") / "html"
     command = next(line for line in (ROOT / "scripts" / "docs.sh").read_text().splitlines() if "-m sphinx" in line)
-    arguments = command.partition("-m sphinx ")[2].replace('"$@"', "").removesuffix(" site").split()
+    arguments = command.partition("-m sphinx ")[2].replace('"$@"', "").removesuffix(" site/html").split()
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", *arguments, str(folder)],
         cwd=ROOT,
