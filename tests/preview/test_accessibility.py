@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import Browser
+from support.browser import Browser, wait_until
 from support.example_page import example_row, example_rows
 from support.shown_rows import BYTES, masked_until
 from support.tiny import messages_dataset, tokenizer
@@ -275,7 +275,7 @@ def test_the_card_of_a_phone_does_not_cover_its_token(chromium: Browser, pages: 
         browser.mouse(".run.trained .cell", click=True)
         for _ in range(2):
             place = "document.querySelector('.cell[tabindex]').getBoundingClientRect().bottom"
-            assert browser(f"{place} <= document.getElementById('card').getBoundingClientRect().top")
+            wait_until(browser, f"{place} <= document.getElementById('card').getBoundingClientRect().top")
             browser.key("ArrowDown")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import Browser
+from support.browser import Browser, wait_until
 from support.example_page import example_row
 from support.shown_rows import BYTES, masked_until
 from support.tiny import messages_dataset, tokenizer
@@ -16,14 +15,6 @@ from support.tiny import messages_dataset, tokenizer
 from sft_mask.cli.main import main
 from sft_mask.preview import build_row, write_html
 from sft_mask.preview.rows import Picture
-
-
-def wait_until(browser: Browser, expression: str) -> None:
-    for _ in range(200):
-        if browser(expression):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"never true: {expression}; {browser.problems()}")
 
 
 def searched(browser: Browser, text: str) -> list[str]:

@@ -154,3 +154,12 @@ class Browser:
         self.out.close()
         self.back.close()
         self.profile.cleanup()
+
+
+def wait_until(browser: Browser, expression: str) -> None:
+    """Waits until an expression is true in the page, four seconds at most."""
+    for _ in range(200):
+        if browser(expression):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"never true: {expression}; {browser.problems()}")

@@ -150,7 +150,7 @@ on("row", "mouseover", (event) => {
   const number = cellOf(event.target);
   if (hasMoved(event) && number !== undefined && !state.pinned) showCard(number);
 });
-on("row", "mouseleave", () => state.pinned || hideCard());
+on("row", "mouseleave", (event) => hasMoved(event) && !state.pinned && hideCard());
 on("row", "click", (event) => pin(cellOf(event.target)));
 on("row", "focusin", (event) => {
   if (event.target.matches(":focus-visible") && !state.pinned) showCard(cellOf(event.target));

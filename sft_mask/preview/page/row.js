@@ -143,6 +143,19 @@ const showCard = (number) => {
   underline(state.row.note[home(state.row, state.row.cells[number])]);
 };
 
+// On a phone the card lies over the end of the page: its token stays above it, also once the turns around it are laid out.
+const keepVisible = (number) => {
+  showCard(number);
+  const settle = () => {
+    if (byId("card").hidden || Number(byId("card").dataset.cell) !== number) return;
+    document.documentElement.style.scrollPaddingBottom = `${byId("card").offsetHeight + 12}px`;
+    state.cells[number].scrollIntoView({ block: "nearest" });
+    placeCard();
+  };
+  settle();
+  requestAnimationFrame(settle);
+};
+
 const placeCard = () => {
   const card = byId("card");
   const box = state.cells[card.dataset.cell].getBoundingClientRect();
@@ -180,7 +193,7 @@ const focusToken = (number) => {
   hideCard();
   rove(clamp(number, state.cells.length - 1));
   state.cells[state.at].focus();
-  showCard(state.at);
+  keepVisible(state.at);
 };
 
 const pin = (number) => {
@@ -191,8 +204,7 @@ const pin = (number) => {
   state.cells[number].focus({ preventScroll: true });
   state.pinned = true;
   state.cells[number].setAttribute("aria-selected", "true");
-  showCard(number);
-  state.cells[number].scrollIntoView({ block: "nearest" }); // on a phone the card would be over it
+  keepVisible(number);
 };
 
 const noteAt = (number) => state.row.note[home(state.row, state.row.cells[number])];
