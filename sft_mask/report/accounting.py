@@ -27,7 +27,7 @@ def account_lines(split: SplitReport) -> Iterator[str]:
         yield f"  cut off whole: {split.answers_cut_off:,} of {answers:,} answers ({split.tokens_cut_off:,} tokens)"
     if split.rows_at_max_length:
         rows = counted(split.rows_at_max_length, "row")
-        yield f"  possibly cut: {rows} of exactly max_length tokens, whose end nothing tells"
+        yield f"  possibly cut: {rows} of exactly max_length tokens, whose last answer may be cut off"
     if split.turns_in_other_form:
         yield f"  forms: {_forms(split)}: {_cure(split)}"
     yield from _prompt_lines(split)

@@ -61,7 +61,7 @@ class SampleAnswers(TrainerCallback):
         refuse_to_generate(trainer)
         for name, value in (("every", every), ("max_new_tokens", max_new_tokens)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DataError(f"SampleAnswers({name}={value!r}) is not a positive number. Give 1 or more.")
+                raise DataError(f"SampleAnswers({name}={value!r}) is not a positive whole number. Give 1 or more.")
         self._trainer, self._every, self._most = trainer, every, max_new_tokens
         self._prompts, self._arguments = checked_prompts(prompts), chat_template_kwargs
         self._check_lengths(self._shown())

@@ -243,7 +243,7 @@ def test_a_prompt_that_the_template_refuses_is_named() -> None:
 
 @pytest.mark.parametrize("numbers", [{"every": 0}, {"every": 1, "max_new_tokens": 0}, {"every": 2.5}], ids=str)
 def test_numbers_that_are_not_positive_are_refused(numbers: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"is not a positive number. Give 1 or more"):
+    with pytest.raises(DataError, match=r"is not a positive whole number. Give 1 or more"):
         SampleAnswers(masked(), PROMPTS, **numbers)
 
 
