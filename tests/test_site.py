@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.api_page import documented
+from support.browser import chromium_or_skip
 
 pytestmark = pytest.mark.slow
 
@@ -127,9 +127,7 @@ def test_no_link_of_the_site_is_dead(pages: dict[Path, Links]) -> None:
 @functools.cache
 def ask(search: Path, questions: tuple[str, ...]) -> dict[str, list[str]]:
     """The pages that the search shows for each question, the first one first, in a browser without a server."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on PATH: apt-get install chromium")
+    program = chromium_or_skip()
     driver = search.parent / "ask.html"
     driver.write_text(ASK.replace("SEARCH", json.dumps(search.as_uri())).replace("QUESTIONS", json.dumps(questions)))
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files")

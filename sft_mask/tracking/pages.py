@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 
 from sft_mask.preview.cells import visible
 from sft_mask.preview.rows import PreviewRow
+from sft_mask.report.notebook import escaped
 from sft_mask.tracking.trackers import Table
 
 _STYLE = (
@@ -41,15 +41,6 @@ def answers_page(rows: Table) -> str:
             f"<i>({ended} {row['tokens']} tokens)</i></pre>"
         )
     return _page(parts)
-
-
-def escaped(text: str) -> str:
-    """Text for HTML; half a surrogate pair, which no file can hold, becomes ``?``.
-
-    >>> escaped("<|im_end|>")
-    '&lt;|im_end|&gt;'
-    """
-    return html.escape(text.encode("utf-8", "replace").decode())
 
 
 def _page(parts: Iterable[str]) -> str:

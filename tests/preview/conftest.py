@@ -5,13 +5,11 @@ Without Chromium these tests are skipped with a reason on a person's machine, an
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.browser import Browser
+from support.browser import Browser, chromium_or_skip
 from support.example_page import EVIL, example_rows
 
 from sft_mask.preview import write_html
@@ -24,10 +22,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on PATH: apt-get install chromium")
-    browser = Browser(program)
+    browser = Browser(chromium_or_skip())
     yield browser
     browser.close()
 

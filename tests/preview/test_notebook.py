@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import chromium_or_skip
 from support.shown_rows import BYTES, SPECIALS, masked_until
 from support.tiny import messages_dataset, tokenizer
 
@@ -281,9 +280,7 @@ document.body.replaceChildren(Object.assign(document.createElement('pre'), {
 
 @pytest.mark.parametrize("system", ["light", "dark"])
 def test_it_is_light_or_dark_as_its_host_is_and_runs_nothing(system: str, tmp_path: Path) -> None:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on PATH: apt-get install chromium")
+    program = chromium_or_skip()
     shown = "".join(each._repr_html_() for each in hostile())
     once = MaskReport()._repr_html_()
     hosts = "".join(f"{host}{once}</div>" for host in HOSTS)

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -26,6 +29,14 @@ KEYS = {
 }  # fmt: skip
 """Key codes of keys that are not letters; with them Chromium does what each key does by itself."""
 SHIFT = 8
+
+
+def chromium_or_skip() -> str:
+    """The path of Chromium; without one the test is skipped, and fails in CI."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on PATH: apt-get install chromium")
+    return program
 
 
 class Browser:
