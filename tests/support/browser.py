@@ -107,6 +107,8 @@ class Browser:
         return answer["result"].get("value")
 
     def mouse(self, selector: str, *, click: bool = False) -> None:
+        """Points at the middle of an element, where it is once the page is laid out: two frames later."""
+        self("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
         x, y = self(f"(() => {{ const b = {box}; return [b.x + b.width / 2, b.y + b.height / 2]; }})()")
         for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if click else ())):
