@@ -2,30 +2,37 @@
 
 A tokenizer cuts a text at its control tokens before anything else, and what lies between two of them is encoded without
 a look at the rest. So texts are cut there, and each part is encoded once: system prompts, tool definitions and short
-messages return in thousands of rows. The library ``tokenizers`` encodes the parts of a batch in its own threads.
+messages return in thousands of rows. A part is cut into words (:mod:`sft_mask.data.tokenize.words`), and each word is
+encoded once. Where it is not known how a tokenizer cuts words, ``tokenizers`` encodes the parts in its own threads.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_mask.core.arrays import common_prefix_length
+from sft_mask.data.tokenize.words import Words, steps_of, words_of
 
 if TYPE_CHECKING:
     from sft_mask.core.arrays import Ids
 
 _REMEMBERED = 8_000_000
-"""Characters of parts whose ids are remembered; then everything is forgotten."""
+"""Characters of parts whose ids are remembered; then all parts are forgotten."""
 _LONGEST = 100_000
 """Characters of the longest part that is remembered."""
+_WORDS = 200_000
+"""Words whose ids are remembered; then all words are forgotten."""
 
-_LOCAL = {"Sequence", "Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"}
+_WORTH_CUTTING = 100_000
+"""Characters that are encoded before texts are cut, for which the vocabulary is read."""
+
+_LOCAL = {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"}
 """Pre-tokenizers that treat a text alike wherever it lies."""
 
 
@@ -39,19 +46,47 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}
+        self._known_words: dict[str, bytes] = {}
         self._size = 0
+        self._seen = 0
 
     def __call__(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Ids]:
         """``(tokens,)`` int32 ids of each text, equal to ``tokenizer(text)["input_ids"]``."""
-        if add_special_tokens or self._cuts is None:
-            encoded = self._tokenizer(
-                list(texts),
-                add_special_tokens=add_special_tokens,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
-            return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
-        parts = [self._cuts.split(text) for text in texts]
+        self._seen += sum(map(len, texts))
+        if self._seen < _WORTH_CUTTING or self._cuts is None or (add_special_tokens and self._added is None):
+            return self._whole(texts, add_special_tokens=add_special_tokens)
+        parts = [self._parts(text) for text in texts]
+        if self._words is not None and self._words.first_differs and any(row[0] for row in parts):
+            made = [self._alone(text, row) for text, row in zip(texts, parts, strict=True)]
+        else:
+            made = self._joined(parts)
+        if add_special_tokens and self._added is not None:
+            first, last = self._added
+            made = [np.concatenate([first, ids, last]) for ids in made]
+        return made
+
+    def _whole(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Ids]:
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+
+    def _alone(self, text: str, row: list[str]) -> Ids:
+        """The ids of one text, whose first words may be encoded in their own way."""
+        return (self._whole([text]) if row[0] else self._joined([row]))[0]
+
+    def _parts(self, text: str) -> list[str]:
+        """What lies between control tokens, and these tokens: by turns."""
+        row: list[str] = [text]
+        for cuts in self._cuts or ():
+            parted = ([part] if at % 2 else cuts.split(part) for at, part in enumerate(row))
+            row = [part for parts in parted for part in parts]
+        return row
+
+    def _joined(self, parts: Sequence[list[str]]) -> list[Ids]:
         self._learn(dict.fromkeys(part for row in parts for part in row[::2] if part and part not in self._known))
         known = self._known
         made: list[Ids] = [np.frombuffer(b"".join([known[part] for part in row if part]), np.int32) for row in parts]
@@ -59,16 +94,28 @@ class TextEncoder:
             self._forget()
         else:
             self._drop_long(parts)
+        if len(self._known_words) > _WORDS:
+            self._known_words = {}
         return made
 
     def _learn(self, parts: Iterable[str]) -> None:
         """Encodes parts without control tokens."""
-        texts = list(parts)
-        if not texts:
-            return
-        for text, encoding in zip(texts, self._backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            self._known[text] = np.array(encoding.ids, np.int32).tobytes()
-            self._size += len(text)
+        whole: list[str] = []
+        words: dict[str, list[str]] = {}
+        for part in parts:
+            self._size += len(part)
+            cut = self._words(part) if self._words is not None else None
+            if cut is None:
+                whole.append(part)
+            else:
+                words[part] = cut
+        if whole:
+            self._known.update(_encoded(self._backend, whole))
+        known = self._known_words
+        unknown = set[str]().union(*words.values()) - known.keys()
+        if unknown and self._words is not None:
+            known.update(_encoded(self._words.encoder, list(unknown)))
+        self._known.update((part, b"".join([known[word] for word in cut])) for part, cut in words.items())
 
     def _drop_long(self, parts: Iterable[Sequence[str]]) -> None:
         for part in {part for row in parts for part in row[::2] if len(part) > _LONGEST}:
@@ -86,27 +133,52 @@ class TextEncoder:
         return self._tokenizer.backend_tokenizer
 
     @cached_property
+    def _added(self) -> tuple[Ids, Ids] | None:
+        """The special tokens that are added before and after every text; ``None`` if that is not all."""
+        texts = ["a", "b c", ""]
+        alone, whole = self._whole(texts), self._whole(texts, add_special_tokens=True)
+        for at in range(len(whole[0]) - len(alone[0]) + 1):
+            first, last = whole[0][:at], whole[0][at + len(alone[0]) :]
+            if all(map(np.array_equal, whole, (np.concatenate([first, ids, last]) for ids in alone))):
+                return first, last
+        return None
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return words_of(self._backend)
+
+    @cached_property
     def _control(self) -> dict[str, bytes]:
-        """The added tokens that are matched before a normalizer runs, and the bytes of their ids."""
+        """The added tokens at which texts are cut, and the bytes of their ids."""
         added = self._backend.get_added_tokens_decoder().items()
         return {
             token.content: np.int32(token_id).tobytes()
             for token_id, token in added
-            if not token.normalized and token.content
+            if token.content and not (token.normalized and steps_of(self._backend.normalizer))
         }
 
     @cached_property
-    def _cuts(self) -> re.Pattern[str] | None:
-        """A pattern of the tokens at which texts are cut; ``None`` where parts cannot be encoded alone."""
+    def _cuts(self) -> list[re.Pattern[str]] | None:
+        """Patterns of the tokens at which texts are cut: those that are matched before a normalizer runs, then the
+        others; ``None`` where parts cannot be encoded alone.
+        """
         backend = self._backend
-        if backend.encode_special_tokens or not hasattr(backend, "encode_batch_fast") or not _is_local(backend):
+        if backend.encode_special_tokens or not hasattr(backend, "encode_batch_fast"):
             return None
-        added = backend.get_added_tokens_decoder().values()
-        first = [token for token in added if not token.normalized]
-        if not self._control or any(token.lstrip or token.rstrip or token.single_word for token in first):
+        if self._words is None and not _is_local(backend):
+            return None
+        added = [token for token in backend.get_added_tokens_decoder().values() if token.content in self._control]
+        if not added or any(token.lstrip or token.rstrip or token.single_word for token in added):
             return None
         self._forget()
-        return re.compile(f"({_longest_of(list(self._control))})")
+        groups = ([token.content for token in added if token.normalized is late] for late in (False, True))
+        return [re.compile(f"({_longest_of(group)})") for group in groups if group]
+
+
+def _encoded(tokenizer: Any, texts: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The texts, and the bytes of the int32 ids of each."""
+    for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+        yield text, array("i", encoding.ids).tobytes()
 
 
 def _longest_of(texts: Sequence[str]) -> str:
@@ -129,17 +201,5 @@ def _is_local(backend: Any) -> bool:
     """Whether the ids of a part between two control tokens depend on nothing else."""
     if getattr(backend.model, "dropout", None):
         return False
-    found: set[str] = set()
-    if backend.pre_tokenizer is not None:
-        state = json.loads(backend.pre_tokenizer.__getstate__())
-        _collect_types(state, found)
+    found = {step["type"] for step in steps_of(backend.pre_tokenizer)}
     return bool(found) and found <= _LOCAL
-
-
-def _collect_types(state: object, found: set[str]) -> None:
-    """The ``type`` of a component and of those inside of it."""
-    if isinstance(state, dict):
-        if isinstance(state.get("type"), str):
-            found.add(state["type"])
-        for part in state.get("pretokenizers", ()):
-            _collect_types(part, found)
