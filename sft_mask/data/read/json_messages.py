@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sft_mask.constants import FLAGS, REASONING, SPAN_FLAGS
@@ -56,34 +57,48 @@ def _read(held: _Held) -> ReadMessages:
         message if isinstance(message, dict) else {} if message is None else {"content": message} for message in read
     ]
     roles = [role if isinstance(role := message.get("role"), str) else None for message in messages]
-    role = pa.array(roles, pa.string())
-    return ReadMessages(_strings_of(role, messages), _fields_of(role, messages))
+    role, content = pa.array(roles, pa.string()), [message.get("content") for message in messages]
+    odd = [at for at, message in enumerate(messages) if not _is_plain(message)]
+    return ReadMessages(_strings_of(role, messages, content, odd), _fields_of(role, messages, content, odd))
 
 
-def _strings_of(role: pa.Array, messages: list[Mapping[str, Any]]) -> pa.StructArray:
-    others: list[str | None] = []
-    keys: list[int] = []
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a role and a text, as most are."""
+    return len(message) == 2 and "role" in message and type(message.get("content")) is str
+
+
+def _strings_of(
+    role: pa.Array, messages: Sequence[Mapping[str, Any]], content: Sequence[Any], odd: Sequence[int]
+) -> pa.StructArray:
+    others: list[str | None] = [None] * len(messages)
+    keys = np.full(len(messages), zlib.crc32(b""), np.int64)
     flags: dict[str, list[bool | None]] = {name: [None] * len(messages) for name in _FLAGS}
-    for at, message in enumerate(messages):
+    spoken = list(content)
+    for at in odd:
+        message = messages[at]
         rest = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
-        others.append("\0".join(_strings(rest)) if rest else None)
-        keys.append(zlib.crc32(",".join(sorted(rest)).encode()))
+        others[at] = "\0".join(_strings(rest)) if rest else None
+        keys[at] = zlib.crc32(",".join(sorted(rest)).encode())
         for name in rest.keys() & flags.keys():
             flags[name][at] = True
-    contents = pa.array([_spoken(message.get("content")) for message in messages], pa.string())
+        spoken[at] = _spoken(content[at])
     marks = [pa.array(values, pa.bool_()) for values in flags.values()]
-    columns = [role, contents, pa.array(others, pa.string()), pa.array(keys, pa.int64()), *marks]
+    columns = [role, pa.array(spoken, pa.string()), pa.array(others, pa.string()), pa.array(keys), *marks]
     return pa.StructArray.from_arrays(columns, ["role", "content", "other", "keys", *flags])
 
 
-def _fields_of(role: pa.Array, messages: list[Mapping[str, Any]]) -> pa.StructArray:
-    contents, thoughts, calls = [], [], []
-    for message in messages:
+def _fields_of(
+    role: pa.Array, messages: Sequence[Mapping[str, Any]], content: Sequence[Any], odd: Sequence[int]
+) -> pa.StructArray:
+    contents, calls = list(content), np.zeros(len(messages), np.int64)
+    thoughts: list[str | None] = [None] * len(messages)
+    for at in odd:
+        message = messages[at]
         own = message.get("tool_calls")
-        contents.append(text_of(message.get("content")))
-        thoughts.append(next((text_of(message[name]) for name in REASONING if message.get(name)), None))
-        calls.append(len(own) if isinstance(own, list) else int(bool(own)))
-    columns = [role, pa.array(contents, pa.string()), pa.array(thoughts, pa.string()), pa.array(calls, pa.int64())]
+        contents[at] = text_of(content[at])
+        thoughts[at] = next((text_of(message[name]) for name in REASONING if message.get(name)), None)
+        calls[at] = len(own) if isinstance(own, list) else int(bool(own))
+    columns = [role, pa.array(contents, pa.string()), pa.array(thoughts, pa.string()), pa.array(calls)]
     return pa.StructArray.from_arrays(columns, ["role", "content", REASONING[0], "tool_calls"])
 
 
