@@ -41,9 +41,13 @@ class TextEncoder:
 
     Args:
         tokenizer: a fast tokenizer of ``transformers``, without methods of its own for encoding.
+
+    Attributes:
+        cuts_words: whether texts are cut into words by now.
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        self.cuts_words = False
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}
         self._known_words: dict[str, bytes] = {}
@@ -55,6 +59,7 @@ class TextEncoder:
         self._seen += sum(map(len, texts))
         if self._seen < _WORTH_CUTTING or self._cuts is None or (add_special_tokens and self._added is None):
             return self._whole(texts, add_special_tokens=add_special_tokens)
+        self.cuts_words = self._words is not None
         parts = [self._parts(text) for text in texts]
         if self._words is not None and self._words.first_differs and any(row[0] for row in parts):
             made = [self._alone(text, row) for text, row in zip(texts, parts, strict=True)]
@@ -111,11 +116,16 @@ class TextEncoder:
                 words[part] = cut
         if whole:
             self._known.update(_encoded(self._backend, whole))
-        known = self._known_words
-        unknown = set[str]().union(*words.values()) - known.keys()
+        known, rare = self._known_words, {}
+        for part, cut in words.items():
+            try:
+                self._known[part] = b"".join([known[word] for word in cut])
+            except KeyError:
+                rare[part] = cut
+        unknown = set[str]().union(*rare.values()) - known.keys()
         if unknown and self._words is not None:
             known.update(_encoded(self._words.encoder, list(unknown)))
-        self._known.update((part, b"".join([known[word] for word in cut])) for part, cut in words.items())
+        self._known.update((part, b"".join([known[word] for word in cut])) for part, cut in rare.items())
 
     def _drop_long(self, parts: Iterable[Sequence[str]]) -> None:
         for part in {part for row in parts for part in row[::2] if len(part) > _LONGEST}:

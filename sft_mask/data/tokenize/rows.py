@@ -149,6 +149,11 @@ class RowTokenizer:
                 made[at] = ids
         return made
 
+    @property
+    def cuts_words(self) -> bool:
+        """Whether texts are cut into words by now."""
+        return self._encoder.cuts_words
+
     @cached_property
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer)

@@ -11,8 +11,9 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from sft_mask.data.cache import replacing, write_stream
 from sft_mask.data.dataset import beside, cache_folder, used_rows
 from sft_mask.data.faults.wellformed import PAIR
 from sft_mask.data.tokenize.rows import RowIds, RowTokenizer
+from sft_mask.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,22 +72,33 @@ class _Job:
         return pa.schema({name: pa.list_(pa.int32()) for name in names})
 
     def batches(self, first: int, last: int, step: int, advance: Callable[[int], object]) -> Iterator[pa.RecordBatch]:
-        """The ids of some rows of the table; while a batch is encoded, the next one is rendered."""
-        with ThreadPoolExecutor(1) as encoder:
-            waiting = None
+        """The ids of some rows of the table; while a thread encodes a batch, the next one is rendered."""
+        waiting: deque[tuple[Future[list[RowIds]], Ints | None, int]] = deque()
+        with ThreadPoolExecutor(1) as thread:
             for at in range(first, last, step):
                 end = min(at + step, last)
                 numbers, places = self._rows_between(at, end)
-                rows = zip(self._read(numbers), numbers, strict=True)
-                texts = [self.tokenizer.parts(row, number) for row, number in rows]
-                coming = encoder.submit(self.tokenizer.encode, texts, numbers), places, end - at
-                if waiting is not None:
-                    yield self._record(*waiting)
-                    advance(waiting[2])
-                waiting = coming
-            if waiting is not None:
-                yield self._record(*waiting)
-                advance(waiting[2])
+                waiting.append((self._encoded(numbers, thread), places, end - at))
+                while waiting and (len(waiting) > 1 or waiting[0][0].done()):
+                    yield self._record(*waiting[0])
+                    advance(waiting.popleft()[2])
+            for encoded, places, count in waiting:
+                yield self._record(encoded, places, count)
+                advance(count)
+
+    def _encoded(self, numbers: Sequence[int], thread: ThreadPoolExecutor) -> Future[list[RowIds]]:
+        """The ids of some rows; an error comes with them, so that of the first row comes first."""
+        rows = zip(self._read(numbers), numbers, strict=True)
+        try:
+            texts = [self.tokenizer.parts(row, number) for row, number in rows]
+        except DataError as error:
+            failed: Future[list[RowIds]] = Future()
+            failed.set_exception(error)
+            return failed
+        encoded = thread.submit(self.tokenizer.encode, texts, numbers)
+        if self.tokenizer.cuts_words:
+            wait([encoded])  # it is Python that works there, and two threads of it take longer than one
+        return encoded
 
     def _rows_between(self, first: int, last: int) -> tuple[Sequence[int], Ints | None]:
         """Numbers of the dataset's rows that lie in some rows of the table, and their places among these."""
@@ -103,8 +116,8 @@ class _Job:
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))
 
-    def _record(self, encoded: Any, places: Ints | None, count: int) -> pa.RecordBatch:
-        rows: list[RowIds] = encoded.result()
+    def _record(self, encoded: Future[list[RowIds]], places: Ints | None, count: int) -> pa.RecordBatch:
+        rows = encoded.result()
         lengths = np.zeros(count, np.int64)
         lengths[slice(None) if places is None else places] = [len(row.ids) for row in rows]
         offsets = pa.array(offsets_of(lengths).astype(np.int32))
