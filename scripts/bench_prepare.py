@@ -11,6 +11,7 @@ stream    rows per second of a masked stream, against those of the map
 scaling   mask_dataset from 1,000 rows on, with the memory above the start, and rows of 100 to 100,000 tokens
 turns     one conversation of 200 turns and 100,000 tokens by its messages, against its tokenization
 trainer   train_on_responses_only's labels for rows with messages, against rows of ids only
+first     seconds from the command to the first step, where the trainer tokenizes, and where mask_dataset does
 
 The chats are made of paragraphs of Python's own manual, no two alike: several turns, half of them with a system prompt,
 a quarter with tools (calls and results), a quarter with reasoning. Arms take turns, each run in a process of its own
@@ -48,7 +49,7 @@ from transformers import AutoTokenizer  # noqa: E402
 from sft_mask import mask_dataset  # noqa: E402
 from sft_mask.data.setup import MaskSettings, build_masker, read_tokenizer  # noqa: E402
 
-PARTS = ("prepare", "stream", "scaling", "turns", "trainer")
+PARTS = ("prepare", "stream", "scaling", "turns", "trainer", "first")
 TOOLS = json.dumps(
     [
         {
@@ -119,6 +120,8 @@ def _small_tokenizer(folder: Path) -> Path:
 def run_child(arm: str, file: str, tokenizer_name: str, num_proc: int) -> dict[str, Any]:
     """Seconds of one arm, with the rows, the tokens, a digest of the ids and the memory above the start."""
     datasets.disable_progress_bars()
+    if arm.startswith("first"):
+        return {"seconds": _first_step(file, tokenizer_name, num_proc, masked_before=arm == "first-ours")}
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     with tempfile.TemporaryDirectory(dir=Path(file).parent) as folder:
         data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=folder)
@@ -174,6 +177,28 @@ def _rendered(data: Any, tokenizer: Any) -> list[str]:
 
 def _encode(texts: list[str], tokenizer: Any, _: int) -> Any:
     return tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+
+def _first_step(file: str, tokenizer_name: str, num_proc: int, *, masked_before: bool) -> float:
+    """Seconds from the start of this process to the end of the first step of a tiny model."""
+    import psutil
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from sft_mask import train_on_responses_only
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **small))
+    with tempfile.TemporaryDirectory(dir=Path(file).parent) as folder:
+        data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=folder)
+        if masked_before:
+            data = mask_dataset(data, tokenizer, num_proc=num_proc)
+        options = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+        arguments = SFTConfig(folder, max_steps=1, max_length=4096, dataset_num_proc=num_proc, **options)
+        trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
+        train_on_responses_only(trainer).train()
+    return time.time() - float(psutil.Process().create_time())
 
 
 # parts
@@ -265,6 +290,22 @@ def trainer(given: argparse.Namespace, folder: Path, show: Console) -> bool:
     start = timed(lambda: build_masker(read_tokenizer(tokenizer), [], MaskSettings()))
     fixed = take_turns("reading", {"reading the tokenizer": start}, 5)
     show.print(table(f"Fixed cost, {len(tokenizer):,} ids", fixed, "reading the tokenizer"))
+    return True
+
+
+def first(given: argparse.Namespace, folder: Path, show: Console) -> bool:
+    """The first step of training, with and without ``mask_dataset`` before the trainer."""
+    file = folder / "first.jsonl"
+    write(file, chats(given.rows // 2))
+    for num_proc in (1, 2):
+
+        def arm(name: str, num_proc: int = num_proc) -> float:
+            return float(fresh_process(__file__, "--child", name, file, given.tokenizer, num_proc)["seconds"])
+
+        arms = {"the trainer tokenizes": lambda: arm("first-trl"), "mask_dataset before": lambda: arm("first-ours")}
+        title = f"From the command to the first step, {given.rows // 2:,} chats, num_proc={num_proc}"
+        measured = take_turns("first step", arms, given.rounds, warm_up=False)
+        show.print(table(title, measured, "the trainer tokenizes"))
     return True
 
 
