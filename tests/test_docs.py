@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from local_model import smollm2_folder
 from support.api_page import documented
-from support.marks import slow_but
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +42,15 @@ def small_smollm2(smollm2: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     return folder
 
 
-@pytest.mark.parametrize("model", slow_but(["small"], ["small", "smollm2"]))
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def with_models() -> list[Any]:
+    """Every page with the small model, and with SmolLM2 in the slow tests; index.md runs the README's blocks."""
+    pages = [page for page in PAGES if blocks(page)]
+    small = [pytest.param(page, "small", id=f"{page.name}-small") for page in pages]
+    whole = [page for page in pages if page.name != "index.md"]
+    return small + [pytest.param(page, "smollm2", id=page.name, marks=pytest.mark.slow) for page in whole]
+
+
+@pytest.mark.parametrize(("page", "model"), with_models())
 def test_every_python_block_of_a_page_runs(
     page: Path, model: str, small_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_coloured_report_says_what_the_plain_one_says():
         ({"stops_trained": 150}, "only 150 end-of-turn tokens are trained for 200 trained answers"),
         ({"turns_with_stop": 0, "stops_trained": 0}, "End each answer with the eos token"),
         ({"rows_cut": 6, "turns_cut": 6}, "Raise max_length, or drop the rows"),
+        ({"rows_at_max_length": 6}, "6 of 100 rows (6.0 %) are exactly max_length tokens long"),
         ({"rows_dropped": 12}, "12 of 112 rows (10.7 %) would train nothing"),
         ({"rows_ambiguous": 1}, "neither markers nor messages could decide 1 of 100 rows"),
         ({"rows_mid_turn": 7}, "7 of 100 rows begin inside a turn"),
@@ -137,6 +138,7 @@ def test_each_fault_gives_one_warning_with_its_cure(change, words):
         {},
         {"rows_checked": 0, "rows_exact": 100},
         {"rows_cut": 5, "turns_cut": 5, "turns_with_stop": 195, "stops_trained": 195},
+        {"rows_at_max_length": 5},
         {"rows_dropped": 11},
         {"turns_trained": 50, "stops_trained": 50},  # only the last answer of each row, on purpose
         {"rows_checked": 0, "rows_unchecked": 100},

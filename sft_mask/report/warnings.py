@@ -94,6 +94,12 @@ def _rows(split: SplitReport) -> Iterator[str]:
             f"{split.rows_cut:,} of {split.rows:,} rows ({percent(split.rows_cut / split.rows)}) end in the middle of "
             "an answer: the model learns half sentences. Raise max_length, or drop the rows that are cut."
         )
+    if split.rows_at_max_length > MANY_CUT * split.rows:
+        share = percent(split.rows_at_max_length / split.rows)
+        yield (
+            f"{split.rows_at_max_length:,} of {split.rows:,} rows ({share}) are exactly max_length tokens long, so "
+            "their last answers may be cut off. Raise max_length, or drop the rows that are longer."
+        )
     if split.rows_dropped > MANY_DROPPED * split.rows_seen:
         reasons = f" ({spelled_reasons(split.dropped_reasons)})" if split.dropped_reasons else ""
         yield (

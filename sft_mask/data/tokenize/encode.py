@@ -32,6 +32,8 @@ _WORDS = 200_000
 _WORTH_CUTTING = 100_000
 """Characters that are encoded before texts are cut, for which the vocabulary is read."""
 
+_WHITESPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+"""What a token with ``rstrip`` takes with it; unlike ``\\s`` without four control characters."""
 _LOCAL = {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"}
 """Pre-tokenizers that treat a text alike wherever it lies."""
 
@@ -178,11 +180,20 @@ class TextEncoder:
         if self._words is None and not _is_local(backend):
             return None
         added = [token for token in backend.get_added_tokens_decoder().values() if token.content in self._control]
-        if not added or any(token.lstrip or token.rstrip or token.single_word for token in added):
+        stripping = [token.content for token in added if token.rstrip]
+        others = tuple(token.content for token in added if not token.rstrip)
+        if not added or any(token.lstrip or token.single_word for token in added):
+            return None
+        if any(other.endswith(token) for other in others for token in stripping):
             return None
         self._forget()
         groups = ([token.content for token in added if token.normalized is late] for late in (False, True))
-        return [re.compile(f"({_longest_of(group)})") for group in groups if group]
+        return [re.compile(f"({_longest_of(group)}){_whitespace_after(stripping)}") for group in groups if group]
+
+
+def _whitespace_after(tokens: Sequence[str]) -> str:
+    """A pattern of the whitespace that belongs to some tokens, after any token."""
+    return f"(?:(?:{'|'.join(f'(?<={re.escape(token)})' for token in tokens)}){_WHITESPACE}+)?" if tokens else ""
 
 
 def _encoded(tokenizer: Any, texts: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -16,6 +16,7 @@ from sft_mask.data.tokenize.encode import TextEncoder
 ODD = [
     "",
     " ",
+    " \x1c\u3000",
     "\n",
     "\n\n",
     "e\u0301",
@@ -59,9 +60,10 @@ def with_overlapping_tokens() -> PreTrainedTokenizerFast:
     return made
 
 
-def with_stripping_token() -> PreTrainedTokenizerFast:
+def with_stripping_token(*others: str, lstrip: bool = False) -> PreTrainedTokenizerFast:
     made = tiny_tokenizers.byte_level()
-    made.add_special_tokens({"additional_special_tokens": [AddedToken("<|s|>", rstrip=True, special=True)]})
+    token = AddedToken("<|s|>", rstrip=not lstrip, lstrip=lstrip, special=True)
+    made.add_special_tokens({"additional_special_tokens": [token, *others]})
     return made
 
 
@@ -71,7 +73,10 @@ TOKENIZERS = {
     "NFC": (with_nfc, True),
     "prefix space": (with_prefix_space, True),
     "overlapping tokens": (with_overlapping_tokens, True),
-    "a token that strips": (with_stripping_token, False),
+    "a token that strips": (with_stripping_token, True),
+    "tokens that strip": (tiny_tokenizers.swallowing, True),
+    "a token that strips to the left": (lambda: with_stripping_token(lstrip=True), False),
+    "a token that ends with one that strips": (lambda: with_stripping_token("x<|s|>"), False),
     "SentencePiece": (tiny_tokenizers.sentencepiece, True),
     "words": (tiny_tokenizers.word_level, False),
 }

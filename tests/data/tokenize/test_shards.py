@@ -14,6 +14,7 @@ from support import tiny
 
 from sft_mask import mask_dataset
 from sft_mask.data.tokenize import shards
+from sft_mask.data.tokenize.rows import RowTokenizer
 from sft_mask.errors import DataError
 
 CHATS = tiny.chats(90, seed=11)
@@ -132,6 +133,22 @@ def test_of_several_rows_that_fail_the_first_is_named(tmp_path: Path) -> None:
     chats[80] = chats[33] = []
     with pytest.raises(DataError, match=r"^Row 33: "):
         mask_dataset(from_file(tmp_path, chats), tiny.tokenizer(), num_proc=2)
+
+
+def test_a_row_that_cannot_be_encoded_is_named_before_a_later_one_that_cannot_be_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: RowTokenizer, rows: Any, numbers: Any) -> Any:
+        if 3 in numbers:
+            raise DataError("Row 3: The tokenizer refuses its text")
+        return known(self, rows, numbers)
+
+    known = RowTokenizer.encode
+    monkeypatch.setattr(RowTokenizer, "encode", encode)
+    chats = [list(chat) for chat in CHATS]
+    chats[8] = []  # in the next batch, which is rendered while the first one is encoded
+    with pytest.raises(DataError, match=r"^Row 3: "):
+        mask_dataset(from_file(tmp_path, chats), tiny.tokenizer())
 
 
 def test_small_data_in_memory_leave_no_file_and_large_data_do_not_fill_the_memory(
