@@ -31,6 +31,9 @@ _WORDS = 200_000
 
 _WORTH_CUTTING = 100_000
 """Characters that are encoded before texts are cut, for which the vocabulary is read."""
+_WORTH_JUDGING = 300_000
+_MOST_NEW = 0.25
+"""Characters after which texts are no longer cut, if more than this share of them was in words that were new."""
 
 _WHITESPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 """What a token with ``rstrip`` takes with it; unlike ``\\s`` without four control characters."""
@@ -53,8 +56,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}
         self._known_words: dict[str, bytes] = {}
-        self._size = 0
-        self._seen = 0
+        self._size = self._seen = self._cut = self._new = 0
 
     def __call__(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Ids]:
         """``(tokens,)`` int32 ids of each text, equal to ``tokenizer(text)["input_ids"]``."""
@@ -128,6 +130,13 @@ class TextEncoder:
         if unknown and self._words is not None:
             known.update(_encoded(self._words.encoder, list(unknown)))
         self._known.update((part, b"".join([known[word] for word in cut])) for part, cut in rare.items())
+        self._judge(sum(map(len, words)), sum(map(len, unknown)))
+
+    def _judge(self, size: int, new: int) -> None:
+        """Cuts no more words where too few return, as in languages without spaces; in characters, of new words too."""
+        self._cut, self._new = self._cut + size, self._new + new
+        if self._cut > _WORTH_JUDGING and self._new > _MOST_NEW * self._cut:
+            self._words, self._known_words = None, {}
 
     def _drop_long(self, parts: Iterable[Sequence[str]]) -> None:
         for part in {part for row in parts for part in row[::2] if len(part) > _LONGEST}:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,11 @@ from sft_mask.data.tokenize.patterns import DIGITS, bracketed, classes_of, membe
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of the pre-tokenizer ``ByteLevel``."""
-_SURROGATES = range(0xD8, 0xE0)
 _BLOCK = 256
+_NEVER_LEARNT = {0x0E, 0x0F, 0x10, 0x17, *range(0x2E, 0xA0), *range(0xAC, 0xE0), 0xF9, 0xFA, *range(0x200, 0x324)}
+"""Blocks of Thai, Khmer, Chinese, Japanese and Korean, in which hardly any piece between two spaces returns; and of
+surrogates, which the tokenizer refuses.
+"""
 _WORTH_LEARNING = 50_000
 """Characters of texts that were not cut because of a block of characters, before that block is learnt."""
 _SPACE = "\u2581"
@@ -125,7 +129,7 @@ class PatternWords:
     Attributes:
         encoder: encodes words.
         pre_tokenizer: cuts texts in the same way.
-        normalizer: changes texts before, but none of ASCII; ``None`` for none.
+        normalizer: to NFC, before texts are cut; ``None`` for none.
         patterns: cut texts, one after the other.
         first_differs: whether the first words of a text are encoded differently.
     """
@@ -144,10 +148,12 @@ class PatternWords:
     def __call__(self, text: str) -> list[str] | None:
         """The words of a text; ``None`` if it cannot be cut."""
         if not text.isascii():
-            if self.normalizer is not None:  # of ASCII it changes nothing
-                text = self.normalizer.normalize_str(text)
-            if self._unknown.search(text) is not None and not self._notice(text):
+            if not self._knows(text):
                 return None
+            if self.normalizer is not None and not unicodedata.is_normalized("NFC", text):
+                text = self.normalizer.normalize_str(text)
+                if not self._knows(text):
+                    return None
         return self._cut(text)
 
     def _cut(self, text: str) -> list[str] | None:
@@ -158,11 +164,16 @@ class PatternWords:
             words = [word for piece in words for word in cut(piece)]
         return words
 
-    def _notice(self, text: str) -> bool:
-        """Counts a text with characters that are not known yet, and learns them if enough texts have them."""
+    def _knows(self, text: str) -> bool:
+        """Whether all characters of a text are known, or are learnt now because enough texts have them."""
+        found = self._unknown.search(text)
+        if found is None:
+            return True
+        if ord(found.group()) // _BLOCK in _NEVER_LEARNT:
+            return False
         blocks = {ord(character) // _BLOCK for character in set(text)} - self._blocks
-        self._missed.update(dict.fromkeys(blocks, len(text) // len(blocks)))
-        if min(self._missed[block] for block in blocks) < _WORTH_LEARNING or blocks & {*_SURROGATES}:
+        self._missed.update(dict.fromkeys(blocks, len(text) // max(1, len(blocks))))
+        if not blocks or blocks & _NEVER_LEARNT or min(self._missed[block] for block in blocks) < _WORTH_LEARNING:
             return False
         return self.learn(blocks)
 
@@ -188,7 +199,9 @@ class PatternWords:
 
 
 def _characters(blocks: Iterable[int]) -> list[str]:
-    return [chr(code) for block in blocks for code in range(block * _BLOCK, (block + 1) * _BLOCK)]
+    """The characters of some blocks: those that Unicode has given a meaning, which then stays the same."""
+    every = [chr(code) for block in blocks for code in range(block * _BLOCK, (block + 1) * _BLOCK)]
+    return [character for character in every if unicodedata.category(character) != "Cn"]
 
 
 def _cut_by(pattern: str) -> Callable[[str], list[str]]:

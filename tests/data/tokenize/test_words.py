@@ -161,7 +161,7 @@ def test_ids_are_those_of_the_text_alone(name: str) -> None:
         assert len(encoder._known_words) > 100
     if isinstance(cut := encoder._words, PatternWords):
         assert cut._cuts is not None
-        assert {0x00, 0x20, 0x4E, 0x1F6} <= cut._blocks
+        assert {0x00, 0x20, 0x21, 0x1F6} <= cut._blocks
 
 
 def test_what_is_cut_otherwise_than_the_tokenizer_cuts_it_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +192,27 @@ def test_half_of_a_surrogate_pair_is_left_to_the_tokenizer() -> None:
     assert cut is not None
     assert cut("a\ud83d") is None
     assert cut("a b") == ["a", " b"]
+
+
+def test_texts_are_not_cut_where_hardly_any_word_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_WORTH_JUDGING", 1000)
+    tokenizer = by_patterns(byte_level(use_regex=True))
+    rng = random.Random(4)
+    alike, unlike = TextEncoder(tokenizer), TextEncoder(tokenizer)
+    for at in range(60):
+        same = ["the cat " * 10 + str(at)]
+        new = ["".join(rng.choices("abcdefgh", k=60))]
+        assert [ids.tolist() for ids in alike(same)] == tokenizer(same)["input_ids"]
+        assert [ids.tolist() for ids in unlike(new)] == tokenizer(new)["input_ids"]
+        assert alike.cuts_words
+        assert unlike.cuts_words == (at * 60 <= 1000)
+
+
+def test_text_that_is_written_without_spaces_is_left_to_the_tokenizer() -> None:
+    cut = words_of(by_patterns(split(LLAMA_3), byte_level()).backend_tokenizer)
+    assert cut is not None
+    assert cut("a \u6771\u4eac b") is None
+    assert cut("a \u043c b") == ["a", " \u043c", " b"]
 
 
 def test_words_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
