@@ -28,7 +28,7 @@ from sft_mask.core.patterns import Kind
 from sft_mask.core.vocabulary import NO_BYTE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -103,9 +103,7 @@ class _Table:
     def __init__(self, trie: MarkerTrie, node: int) -> None:
         size = trie.vocabulary.size + 1
         self._trie, self._node = trie, node
-        self.node = np.full(size, _UNREAD, np.int32)
-        self.pattern = np.full(size, -1, np.int32)
-        self.used = np.zeros(size, np.int32)
+        self.node, self.pattern, self.used = np.full((3, size), _UNREAD, np.int32)
 
     def nodes(self, ids: Ids) -> NDArray[np.int32]:
         """The nodes that ``ids`` lead to; their entries are complete afterwards."""
@@ -119,39 +117,28 @@ class _Table:
         return self.node.take(ids)
 
 
-class _StartOffsets:
-    """The ``k``-th offset in each token at which a marker can begin, and the step from there; ``-1`` for none.
+def _read_starts(trie: MarkerTrie) -> NDArray[np.int32]:
+    """Where in each token a marker can begin, and the step from there.
 
-    Columns of ``read``: the offset ``skip``, then ``node``, ``pattern`` and ``used`` of the step.
+    Returns:
+        ``(k, size + 1, 4)``: the first, second, ... offset in each token, and ``node``, ``pattern`` and ``used`` of the
+        step from there; ``-1`` for none.
     """
-
-    def __init__(self, size: int) -> None:
-        self.read = np.tile(np.array([-1, -1, -1, 0], np.int32), (size, 1))
-        self.skip, self.node, self.pattern, self.used = self.read.T
-
-
-def _start_offsets(trie: MarkerTrie) -> list[_StartOffsets]:
-    """The first, second, ... offset in each token, as far as any token has that many."""
-    vocabulary = trie.vocabulary
-    ids = set(trie.first_ids)
-    if trie.first_bytes and vocabulary.kind != "opaque":
-        ids.update(vocabulary.ids_holding(trie.first_bytes))
-    found: list[_StartOffsets] = []
-    for token_id in sorted(ids):
-        steps = ((skip, trie.step(0, token_id, skip)) for skip in _offsets_to_try(trie, token_id))
-        alive = [(skip, step) for skip, step in steps if step.node >= 0 or step.pattern >= 0]
-        found.extend(_StartOffsets(vocabulary.size + 1) for _ in range(len(found), len(alive)))
-        for offsets, (skip, step) in zip(found, alive, strict=False):
-            offsets.read[token_id] = skip, step.node, step.pattern, step.used
-    return found
-
-
-def _offsets_to_try(trie: MarkerTrie, token_id: int) -> list[int]:
-    if token_id in trie.first_ids:
-        return [0]
-    if trie.vocabulary.is_special(token_id):
-        return []
-    return [index for index, byte in enumerate(trie.vocabulary.token_bytes(token_id)) if byte in trie.first_bytes]
+    vocabulary, first_bytes = trie.vocabulary, trie.first_bytes
+    places = [(token_id, 0) for token_id in trie.first_ids]
+    if first_bytes:  # else the vocabulary need not be read
+        for token_id in {*vocabulary.ids_holding(first_bytes)} - trie.first_ids:
+            text = vocabulary.token_bytes(token_id)
+            places += [(token_id, skip) for skip, byte in enumerate(text) if byte in first_bytes]
+    starts: dict[int, list[tuple[int, int, int, int]]] = {}
+    for token_id, skip in places:
+        step = trie.step(0, token_id, skip)
+        if max(step.node, step.pattern) >= 0:
+            starts.setdefault(token_id, []).append((skip, step.node, step.pattern, step.used))
+    table = np.full((max(map(len, starts.values()), default=1), vocabulary.size + 1, 4), -1, np.int32)
+    for token_id, each in starts.items():
+        table[: len(each), token_id] = each
+    return table
 
 
 class _Pairs:
@@ -161,15 +148,16 @@ class _Pairs:
     which a token's first byte, or its id, continues. The last bit is for tokens that hold a whole marker.
     """
 
-    def __init__(self, trie: MarkerTrie, offsets: Sequence[_StartOffsets]) -> None:
+    def __init__(self, trie: MarkerTrie, starts: NDArray[np.int32]) -> None:
         size = trie.vocabulary.size + 1
         self.first, self.second = np.zeros(size, np.uint64), np.full(size, _WHOLE)
-        nodes = np.unique(np.concatenate([each.node for each in offsets]))
-        bits = {int(node): np.uint64(1 << min(number, 62)) for number, node in enumerate(nodes[nodes >= 0])}
-        for each in offsets:
-            self.first[each.pattern >= 0] |= _WHOLE
-            for node, bit in bits.items():
-                self.first[each.node == node] |= bit
+        number, token = np.nonzero(starts[:, :, 0] >= 0)
+        _, nodes, patterns, _ = starts[number, token].T
+        left_at = np.unique(nodes[nodes >= 0]).tolist()
+        bits = {node: np.uint64(1 << min(bit, 62)) for bit, node in enumerate(left_at)}
+        self.first[token[patterns >= 0]] = _WHOLE
+        for node, bit in bits.items():
+            self.first[token[nodes == node]] |= bit
         self._read_second(trie, bits)
 
     def _read_second(self, trie: MarkerTrie, bits: Mapping[int, np.uint64]) -> None:
@@ -194,14 +182,13 @@ class MarkerSearch:
 
     def __init__(self, trie: MarkerTrie) -> None:
         self.trie = trie
-        self._offsets = _start_offsets(trie)
-        size = trie.vocabulary.size + 1
-        self._possible = self._offsets[0].skip >= 0 if self._offsets else np.zeros(size, np.bool_)
-        self._pairs = _Pairs(trie, self._offsets) if self._offsets and trie.first_bytes else None
+        self._starts = _read_starts(trie)
+        self._possible = self._starts[0, :, 0] >= 0
+        self._pairs = _Pairs(trie, self._starts) if trie.first_bytes else None
         only_ids = not trie.first_bytes and len(trie.first_ids) <= _FEW_IDS
-        self._few_ids = sorted(trie.first_ids) if only_ids else []
+        self._few_ids = [*trie.first_ids] if only_ids else []
         self._tables: dict[int, _Table] = {}
-        kinds = np.array([pattern.kind for pattern in trie.patterns], np.int8)
+        kinds = np.array([pattern.kind for pattern in trie.patterns])
         self._is_eot = kinds == Kind.EOT
         self._is_response = kinds == Kind.RESPONSE
 
@@ -230,7 +217,7 @@ class MarkerSearch:
 
     def _candidates(self, ids: Ids) -> Ints:
         if not self._few_ids:
-            return np.flatnonzero(self._possible.take(ids, mode="clip"))  # nothing is clipped, and this mode is fast
+            return np.flatnonzero(self._possible.take(ids))
         hit = ids == self._few_ids[0]
         for token_id in self._few_ids[1:]:
             hit |= ids == token_id
@@ -238,7 +225,7 @@ class MarkerSearch:
 
     def _promising(self, ids: Ids, at: Ints, ends: Ints) -> Ints:
         """Candidates that the token after them does not rule out."""
-        if self._pairs is None or not len(at):
+        if self._pairs is None:
             return at
         keep = self._pairs.can_begin(ids[at], ids[np.minimum(at + 1, len(ids) - 1)])
         last = np.searchsorted(at, ends - 1)  # nothing follows the last token of a document
@@ -252,8 +239,6 @@ class MarkerSearch:
 
         Of cut headers the pattern is ``-1 - pattern`` where the beginning alone is too short to be sure.
         """
-        if not self._offsets:
-            return Found.joined(), Found.joined()
         which, skip, node, pattern, used = self._begun(ids[at])
         at, content_end = at[which], content_end[which]
         last, position = at.copy(), at.copy()
@@ -287,10 +272,12 @@ class MarkerSearch:
 
     def _begun(self, first: Ids) -> tuple[Ints, ...]:
         """Which of the tokens can begin a marker, at which offset, and the step from there: one entry per offset."""
-        read = [offsets.read.take(first, axis=0) for offsets in self._offsets]
-        begins = [np.flatnonzero(each[:, 0] >= 0) for each in read]
-        found = np.concatenate([each.take(which, axis=0) for each, which in zip(read, begins, strict=True)])
-        return np.concatenate(begins), *found.T.astype(np.int64)
+        begins, steps = [], []
+        for starts in self._starts:
+            read = starts.take(first, axis=0)
+            begins.append(np.flatnonzero(read[:, 0] >= 0))
+            steps.append(read.take(begins[-1], axis=0))
+        return np.concatenate(begins), *np.concatenate(steps).T.astype(np.int64)
 
     def _table(self, node: int) -> _Table:
         table = self._tables.get(node)
@@ -338,11 +325,12 @@ def _without_overlaps(found: Found) -> Found:
     found = found.select(~inside | (found.start >= found.end[first]))
     if not np.any(found.start[1:] < found.end[:-1]):
         return found
-    keep, reached = np.ones(len(found), np.bool_), -1
-    for index, (start, end) in enumerate(zip(found.start.tolist(), found.end.tolist(), strict=True)):
-        keep[index] = start >= reached
-        reached = end if keep[index] else reached
-    return found.select(keep)
+    kept, reached = [], 0
+    for index, start in enumerate(found.start.tolist()):
+        if start >= reached:
+            kept.append(index)
+            reached = int(found.end[index])
+    return found.select(np.array(kept))
 
 
 def _after(cut: Found, whole: Found) -> Found:

@@ -30,13 +30,25 @@ def is_blank(symbols: Sequence[int]) -> bool:
     return all(symbol == BARRIER or (symbol < 256 and not bytes([symbol]).strip()) for symbol in symbols)
 
 
+def longest_marker(row: list[int], at: int, patterns: Sequence[Pattern]) -> Pattern | None:
+    here = [pattern for pattern in patterns if tuple(row[at : at + len(pattern.atoms)]) == pattern.atoms]
+    return max(here, key=lambda pattern: len(pattern.atoms), default=None)
+
+
 def find_markers(row: list[int], patterns: Sequence[Pattern]) -> list[tuple[int, int, Pattern]]:
-    """From left to right, the longest at each place; then a header that the end of the row cut."""
+    """From left to right, the longest at each place; then a header that the end of the row cut.
+
+    Of end-of-turn texts that overlap with themselves the last.
+    """
+    longest_at = [longest_marker(row, at, patterns) for at in range(len(row))]
     found, at = [], 0
     while at < len(row):
-        here = [pattern for pattern in patterns if tuple(row[at : at + len(pattern.atoms)]) == pattern.atoms]
-        longest = max(here, key=lambda pattern: len(pattern.atoms), default=None)
+        longest = longest_at[at]
         stop = at + (len(longest.atoms) if longest is not None else 1)
+        later = next((place for place in range(at + 1, min(stop, len(row))) if longest_at[place] is not None), None)
+        if later is not None and longest is longest_at[later] and longest.kind is Kind.EOT:
+            at = later
+            continue
         if longest is not None:
             goes_on = any(
                 len(one.atoms) > len(row) - at and list(one.atoms[: len(row) - at]) == row[at:] for one in patterns
