@@ -114,7 +114,7 @@ class _Spelling:
     def __init__(self, markers: Markers, vocabulary: Vocabulary, tokenizer: Any) -> None:
         self._vocabulary, self._tokenizer = vocabulary, tokenizer
         self._glues = self._tokens_that_glue((*markers.response, *markers.headers, *markers.eots))
-        self._swallows = any(token.special and token.rstrip for token in vocabulary.added.values())
+        self._swallows = any(token.rstrip for token in vocabulary.added.values())
 
     def patterns(self, texts: Iterable[MarkerText], kind: Kind) -> list[Pattern]:
         """The patterns of some markers of one kind."""
@@ -168,16 +168,13 @@ def marker_atoms(
     if not isinstance(marker, str):
         return tuple(atom for token_id in marker for atom in _id_atoms(token_id, marker, vocabulary))
     atoms: list[int] = []
-    before = ""
+    glue = ""
     for part in _split_at_added(marker, vocabulary, gluing):
         if isinstance(part, str):
-            glue = " " if before in gluing else ""
             atoms.extend((glue + _normalized(part, vocabulary, tokenizer)).encode())
-        elif part.special:
-            atoms.append(token_atom(part.token_id))
-        else:
-            atoms.extend(vocabulary.token_bytes(part.token_id))
-        before = "" if isinstance(part, str) else part.content
+            continue
+        atoms.extend([token_atom(part.token_id)] if part.special else vocabulary.token_bytes(part.token_id))
+        glue = " " if part.content in gluing else ""
     return tuple(atoms)
 
 
@@ -202,15 +199,14 @@ def _split_at_added(marker: str, vocabulary: Vocabulary, gluing: Collection[str]
     by_content = {token.content: token for token in splits if token.content}
     if not by_content:
         return [marker]
-    alternatives = "|".join(re.escape(content) for content in sorted(by_content, key=len, reverse=True))
+    # In this order a text comes before each shorter one that it begins with.
+    alternatives = "|".join(map(re.escape, sorted(by_content, reverse=True)))
     parts: list[str | AddedTokenInfo] = []
     swallow = False
     for chunk in re.split(f"({alternatives})", marker):
         token = by_content.get(chunk)
         if token is None:
-            text = chunk.lstrip() if swallow else chunk
-            parts.append(text)
-            swallow = swallow and not text
+            parts.append(chunk.lstrip() if swallow else chunk)
             continue
         if token.lstrip and parts and isinstance(parts[-1], str):
             parts[-1] = parts[-1].rstrip()
@@ -224,10 +220,9 @@ def _normalized(text: str, vocabulary: Vocabulary, tokenizer: Any) -> str:
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return text
-    written = str(normalizer.normalize_str(f"0{text}0"))  # nothing composes with a digit
-    if "0" not in written[:2] or not written.endswith("0"):
-        return text
-    written = written[written.index("0") + 1 : -1]
+    # Nothing composes with a digit, and a tokenizer that changes this one spells no text exactly.
+    written = str(normalizer.normalize_str(f"1{text}1"))
+    written = written[written.index("1") + 1 : written.rindex("1")]
     return written.replace(SENTENCEPIECE_SPACE, " ") if vocabulary.kind == "sentencepiece" else written
 
 
@@ -282,7 +277,7 @@ class MarkerTrie:
         direct = self.nodes[node].edges.get(token_atom(token_id))
         if direct is not None:
             return Step(direct if self.nodes[direct].edges else -1, self.nodes[direct].pattern, 0)
-        if self.vocabulary.kind == "opaque" or self.vocabulary.is_special(token_id):
+        if self.vocabulary.is_special(token_id):
             return Step(-1, -1, 0)
         return self._step_bytes(node, self.vocabulary.token_bytes(token_id), skip)
 

@@ -164,11 +164,11 @@ class SpanFinder:
         if not len(answers.start):
             return Turns.empty()
         end, eot_start, has_eot = self._closings(ids, answers, headers, found.select(is_eot))
-        ends_open = np.flatnonzero((answers.closer < 0) & ~has_eot)
-        end[ends_open] = eot_start[ends_open] = self._before_separator(ids, end[ends_open])
+        ends_open = (answers.closer < 0) & ~has_eot
         start = token_holding(answers.start)
+        end[ends_open] = eot_start[ends_open] = self._before_separator(ids, start[ends_open], end[ends_open])
         start[1:] = np.maximum(start[1:], end[:-1])  # one token can hold an answer's end, a header and a beginning
-        cut = ~has_eot & (answers.closer < 0) & (not self.open_end)
+        cut = ends_open & (not self.open_end)
         header = token_holding(headers.start[answers.opener])
         turns = Turns.of_assistant(start, end, has_eot, cut, answers.document, header, eot_start)
         return turns.select(end > start)
@@ -264,7 +264,7 @@ class SpanFinder:
             chosen = np.minimum(chosen, before_control[np.searchsorted(before_control, first_inside)])
         return np.where(last >= first_inside, chosen, -1), last
 
-    def _before_separator(self, ids: Ids, end: Ints) -> Ints:
+    def _before_separator(self, ids: Ids, start: Ints, end: Ints) -> Ints:
         """Ends of answers without the separator that the template wrote after each of them.
 
         The separator is taken off byte by byte from its end. A token that also holds a byte of the answer stays::
@@ -273,28 +273,23 @@ class SpanFinder:
                                         "Bye" ".\\n" "\\n"    ->  "Bye" ".\\n"
                                         "Bye" "." "\\n"      ->  all of them: that line break is the answer's own
         """
-        size = len(self.separator)
-        trimmed, left = end.copy(), np.full(len(end), size, np.int64)
-        for _ in range(size if len(end) else 0):
-            taken = self._of_separator(ids[np.maximum(trimmed - 1, 0)], left, whole=True) * (trimmed > 0)
+        trimmed, left = end.copy(), np.full(len(end), len(self.separator), np.int64)
+        for _ in self.separator:
+            taken = self._of_separator(ids[trimmed - 1], left, whole=True) * (trimmed > start)
             trimmed, left = trimmed - (taken > 0), left - taken
-        own = (left > 0) & (self._of_separator(ids[np.maximum(trimmed - 1, 0)], left, whole=False) < left)
+        own = self._of_separator(ids[trimmed - 1], left, whole=False) * (trimmed > start) < left
         return np.where(own, end, trimmed)
 
     def _of_separator(self, tokens: Ids, left: Ints, *, whole: bool) -> Ints:
         """Bytes that each token holds of the end of what is left of the separator, as all of it or as its end."""
-        taken = np.zeros(len(tokens), np.int64)
+        held = np.zeros(len(tokens), np.int64)
         unique, place = np.unique(tokens, return_inverse=True)
-        texts = [
-            b"" if self.vocabulary.is_special(token) else self.vocabulary.token_bytes(token)
-            for token in unique.tolist()
-        ]
-        for length in np.unique(left[left > 0]).tolist():
-            begun = self.separator[:length]
-            fits = [begun.endswith(text) if whole else text.endswith(begun) for text in texts]
-            held = [min(len(text), length) if fit else 0 for text, fit in zip(texts, fits, strict=True)]
-            taken = np.where(left == length, np.array(held, np.int64)[place], taken)
-        return taken
+        texts = [self.vocabulary.token_bytes(token) for token in unique.tolist()]
+        for length in np.unique(left).tolist():
+            rest = self.separator[:length]
+            of_text = [len(text) * rest.endswith(text) if whole else length * text.endswith(rest) for text in texts]
+            held = np.where(left == length, np.array(of_text, np.int64)[place], held)
+        return held
 
     def _only_filler(self, ids: Ids, start: Ints, end: Ints) -> Bools:
         """Whether only whitespace and control tokens, and few of them, are between two tokens."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -192,7 +192,7 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     ``kind="opaque"``: its markers are matched as the ids that the tokenizer gives for them.
     """
     added = _added_tokens(tokenizer)
-    tokens = _spellings(tokenizer, added)
+    tokens = _spellings(tokenizer.backend_tokenizer)
     size = len(tokens)
     name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     vocabulary = Vocabulary(size, tokens, _kind_of(tokenizer.backend_tokenizer), added, name)
@@ -211,18 +211,17 @@ class _Spellings(Sequence[str | None]):
         backend: the tokenizer of ``tokenizers``.
         text: the spellings of the model's own ids, one after the other, with a space between two.
         size: number of ids, with those of added tokens.
-        added: added tokens by id.
     """
 
-    def __init__(self, backend: Any, text: str, size: int, added: Mapping[int, AddedTokenInfo]) -> None:
+    def __init__(self, backend: Any, text: str, size: int) -> None:
         self.text = text
-        self._backend, self._size, self._added = backend, size, added
+        self._backend, self._size = backend, size
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: Any) -> Any:
-        return self._all[index] if isinstance(index, slice) else self._backend.id_to_token(index)
+        return self._backend.id_to_token(index)
 
     def __iter__(self) -> Iterator[str | None]:
         return iter(self._all)
@@ -234,27 +233,16 @@ class _Spellings(Sequence[str | None]):
         if any(tokens[token_id] != self._backend.model.id_to_token(token_id) for token_id in sample):
             tokens.clear()  # a spelling holds a space, and another id has none
         tokens += map(self._backend.id_to_token, range(len(tokens), self._size))
-        for token_id, token in self._added.items():
-            tokens[token_id] = token.content
         return tokens
 
 
-def _spellings(tokenizer: Any, added: Mapping[int, AddedTokenInfo]) -> Sequence[str | None]:
+def _spellings(backend: Any) -> Sequence[str | None]:
     """The tokenizer's own spelling of each id."""
-    backend = tokenizer.backend_tokenizer
     size, text = backend.get_vocab_size(with_added_tokens=True), _text_of_all(backend)
-    if text is not None and all(token_id < size for token_id in added):
-        return _Spellings(backend, text, size, added)
-    tokens: list[str | None] = list(map(backend.id_to_token, range(size)))
-    if None in tokens:  # fewer tokens than ids
-        vocab = tokenizer.get_vocab()
-        tokens = [None] * (max(vocab.values()) + 1)
-        for token, token_id in vocab.items():
-            tokens[token_id] = token
-    for token_id, token in added.items():
-        if token_id < len(tokens):
-            tokens[token_id] = token.content
-    return tokens
+    if text is not None and backend.id_to_token(size) is None:
+        return _Spellings(backend, text, size)
+    greatest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)  # there may be more ids than tokens
+    return list(map(backend.id_to_token, range(greatest + 1)))
 
 
 def _text_of_all(backend: Any) -> str | None:
@@ -262,13 +250,10 @@ def _text_of_all(backend: Any) -> str | None:
     from tokenizers import Tokenizer
 
     bare = Tokenizer(backend.model)  # without a decoder, which would join the spellings
-    own, size = bare.get_vocab_size(), backend.get_vocab_size(with_added_tokens=True)
-    if not own or any(backend.id_to_token(token_id) is None for token_id in range(own, size)):
-        return None
-    text: str = bare.decode(list(range(own)), skip_special_tokens=False)
-    if text.count(" ") != own - 1:  # an id without a token, or a space in one
-        return None
-    return text
+    own = bare.get_vocab_size()
+    text: str = bare.decode(list(range(own)))
+    # Otherwise an id has no token, or a space is in one.
+    return text if text.count(" ") == own - 1 else None
 
 
 def _added_tokens(tokenizer: Any) -> dict[int, AddedTokenInfo]:

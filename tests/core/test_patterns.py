@@ -10,11 +10,12 @@ from support.tiny_tokenizers import byte_level, encode, sentencepiece, swallowin
 from tokenizers import AddedToken, normalizers, processors
 
 from sft_mask.core.markers import Markers
-from sft_mask.core.patterns import Kind, MarkerTrie, compile_patterns, marker_atoms, token_atom
+from sft_mask.core.patterns import Kind, MarkerTrie, Step, compile_patterns, marker_atoms, token_atom
 from sft_mask.core.vocabulary import AddedTokenInfo, Vocabulary, read_vocabulary
 from sft_mask.errors import MarkerError
 
 START, STOP = "<|im_start|>", "<|im_end|>"
+NO_NORMALIZER = SimpleNamespace(backend_tokenizer=SimpleNamespace(normalizer=None))
 
 
 def atoms(marker: Any, tokenizer: Any) -> list[str]:
@@ -55,10 +56,20 @@ def test_blanks_that_a_control_token_eats_are_in_no_pattern():
     assert atoms("A \n<m> B", left) == ["A", "<m>", " B"]
 
 
+@pytest.mark.parametrize(("side", "expected"), [("lstrip", "A<m>\nB"), ("rstrip", "A\n<m>B")])
+def test_blanks_that_an_added_token_eats_are_in_no_pattern_though_it_is_not_special(side: str, expected: str) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<m>", normalized=False, **{side: True})])
+    assert read_vocabulary(tokenizer).bytes_of(encode(tokenizer, "A\n<m>\nB")) == expected.encode()
+    assert atoms("A\n<m>\nB", tokenizer) == [expected]
+
+
 def test_a_marker_is_normalized_as_rows_are():
     tokenizer = byte_level(normalizer=normalizers.NFC())
     assert atoms("e\u0301:", tokenizer) == ["é:"]
     assert atoms("\u0307:", tokenizer) == ["\u0307:"]
+    assert atoms("▁1:", tokenizer) == ["▁1:"]
+    assert atoms("A0:", byte_level(normalizer=normalizers.Replace("0", "O"))) == ["AO:"]
 
 
 def test_sentencepiece_puts_no_blank_in_front_of_a_marker():
@@ -73,7 +84,9 @@ def test_ids_are_the_text_that_they_stand_for():
 
 def test_ids_and_text_of_an_opaque_tokenizer_are_whole_tokens():
     tokenizer = word_level()
-    expected = [token_atom(token) for token in encode(tokenizer, "user :")]
+    before = [("[SEP]", tokenizer.convert_tokens_to_ids("[SEP]"))]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("[SEP] $A", special_tokens=before)
+    expected = [token_atom(token) for token in tokenizer.convert_tokens_to_ids(["user", ":"])]
     vocabulary = read_vocabulary(tokenizer)
     assert list(marker_atoms("user :", vocabulary, tokenizer)) == expected
     assert list(marker_atoms(tuple(encode(tokenizer, "user :")), vocabulary, tokenizer)) == expected
@@ -85,7 +98,8 @@ def test_the_first_and_the_last_id_may_be_a_marker() -> None:
 
 @pytest.mark.parametrize("outside", [-1, 259, 100_000])
 def test_an_id_that_the_tokenizer_does_not_have_is_refused(outside: int):
-    with pytest.raises(MarkerError, match=f"holds the id {outside}, but .* has the ids 0 to 258"):
+    match = rf"The marker \(5, {outside}\) holds the id {outside}, but .* has the ids 0 to 258"
+    with pytest.raises(MarkerError, match=match):
         compiled(byte_level(), Markers(((5, outside),), ("U",)))
 
 
@@ -137,15 +151,16 @@ def test_a_separator_stands_before_every_header_that_is_text():
 
 
 def test_text_behind_a_control_token_may_have_a_blank_glued_in_front():
-    def texts(legacy: bool, bos: bool = False) -> list[bytes]:
+    def texts(legacy: bool, bos: bool = False, user: str = "U") -> list[bytes]:
         tokenizer = sentencepiece(legacy=legacy)
         if bos:
             before = processors.TemplateProcessing("</s> $A", special_tokens=[("</s>", encode(tokenizer, "</s>")[0])])
             tokenizer.backend_tokenizer.post_processor = before
-        patterns = compiled(tokenizer, Markers(("<s>A",), ("U",))).patterns
+        patterns = compiled(tokenizer, Markers(("<s>A",), (user,))).patterns
         return [bytes(atom for atom in pattern.atoms if atom < 256) for pattern in patterns]
 
     assert texts(legacy=True) == texts(legacy=True, bos=True) == [b"A", b" A", b"U"]
+    assert texts(legacy=True, user="<s>U") == [b"A", b" A", b"U", b" U"]
     assert texts(legacy=False) == [b"A", b"U"]
 
 
@@ -171,15 +186,26 @@ def test_blanks_before_a_control_token_may_have_been_eaten_by_another():
     ]
 
 
+def test_any_added_token_that_eats_blanks_may_have_eaten_those_before_a_control_token() -> None:
+    tokenizer = byte_level()
+    start = token_atom(tokenizer.convert_tokens_to_ids(START))
+    markers = Markers((f"\n{START}A",), ("U",))
+    assert [pattern.atoms for pattern in compiled(tokenizer, markers).patterns] == [(10, start, 65), (85,)]
+    tokenizer.add_tokens([AddedToken("<end>", normalized=False, rstrip=True)])
+    assert encode(tokenizer, f"<end>\n{START}A") == tokenizer.convert_tokens_to_ids(["<end>", START, "A"])
+    assert [pattern.atoms for pattern in compiled(tokenizer, markers).patterns] == [(10, start, 65), (start, 65), (85,)]
+
+
 def test_the_first_id_may_be_a_control_token_that_swallows_whitespace() -> None:
     names = ["<c>", "A", "U", "\u010a"]
     vocabulary = Vocabulary(4, names, "byte-level", {0: AddedTokenInfo(0, "<c>", True, False, True)})
-    no_normalizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(normalizer=None))
-    trie = compile_patterns(Markers(("\n<c>A",), ("U",)), vocabulary, no_normalizer)
+    trie = compile_patterns(Markers(("\n<c>A",), ("U",)), vocabulary, NO_NORMALIZER)
     control = token_atom(0)
     assert [pattern.atoms for pattern in trie.patterns] == [(10, control, 65), (control, 65), (85,)]
-    ends = compile_patterns(Markers(("A",), ("<c>U",), eot_headers=("<c>U",)), vocabulary, no_normalizer)
-    assert [pattern.first_token_ends_turn for pattern in ends.patterns] == [False, True]
+    for header in ("<c>U", (0, 2)):
+        ends = compile_patterns(Markers(("A",), (header,), eot_headers=(header,)), vocabulary, NO_NORMALIZER)
+        assert [pattern.first_token_ends_turn for pattern in ends.patterns] == [False, True]
+        assert ends.cut_headers[ends.step(0, 0).node] == 1
 
 
 # reading tokens
@@ -205,6 +231,22 @@ def test_reading_a_token_gives_the_longest_marker_in_it_and_where_that_ends():
     }
 
 
+def test_a_step_leads_nowhere_where_no_marker_goes_on() -> None:
+    control, a, b, hole = range(4)
+    added = {control: AddedTokenInfo(control, "<c>", True, False, False)}
+    vocabulary = Vocabulary(4, ["<c>", "A", "B", None], "byte-level", added)
+    trie = compile_patterns(Markers(("<c>",), ("AB",)), vocabulary, NO_NORMALIZER)
+    whole_control, whole_text, nothing = Step(-1, 0, 0), Step(-1, 1, 0), Step(-1, -1, 0)
+    assert [trie.step(0, token) for token in (control, b, hole)] == [whole_control, nothing, nothing]
+    begun = trie.step(0, a).node
+    assert [trie.step(begun, token) for token in (control, a, b, hole)] == [nothing, nothing, whole_text, nothing]
+
+
+def test_of_two_markers_with_the_same_tokens_the_first_is_found() -> None:
+    trie = compiled(byte_level(), Markers(("A", (65,)), ("U", (85,))))
+    assert [trie.step(0, token).pattern for token in b"AU"] == [0, 2]
+
+
 def test_reading_may_begin_inside_a_token():
     trie, tokenizer = trie_of("A:", words=("xA:y",))
     assert trie.step(0, encode(tokenizer, "xA:y")[0], skip=1).used == 3
@@ -226,7 +268,7 @@ def test_half_a_header_of_four_bytes_or_more_or_its_control_token_is_a_cut_heade
         for token in encode(tokenizer, text):
             node = trie.step(node, token).node
         found = int(trie.cut_headers[node])
-        return trie.patterns[found].text if found >= 0 else None
+        return None if found == -1 else trie.patterns[found].text
 
     assert [cut(text) for text in ("###", "### A", "### An", "### Answer")] == [
         None,
@@ -236,3 +278,11 @@ def test_half_a_header_of_four_bytes_or_more_or_its_control_token_is_a_cut_heade
     ]
     assert [cut(text) for text in (START, f"{START}us")] == [f"{START}user"] * 2
     assert cut("stop it no") is None
+
+
+@pytest.mark.parametrize("headers", [(f"{START}U", f"{START}V"), (f"{START}V", f"{START}U")])
+def test_of_headers_that_are_cut_off_alike_one_whose_first_token_ends_the_turn_counts(headers: tuple[str, str]) -> None:
+    trie = compiled(byte_level(), Markers(("A",), headers, eot_headers=(f"{START}U",)))
+    (start,) = trie.first_ids
+    node = trie.step(0, start).node
+    assert [trie.patterns[cut[node]].text for cut in (trie.cut_headers, trie.begun_headers)] == [f"{START}U"] * 2

@@ -197,6 +197,7 @@ def test_a_token_that_holds_the_answers_end_and_the_next_header_is_trained():
 def test_one_token_that_holds_a_whole_header_and_words_on_both_sides_belongs_to_one_turn_only():
     tokenizer = byte_level(["x\nA: y"])
     assert trained(tokenizer, PLAIN, "\nA: .x\nA: y.") == [".|x\nA: y", "."]
+    assert trained(tokenizer, PLAIN, "\nA: .x\nA: y..x\nA: y.") == [".|x\nA: y", ".|.|x\nA: y", "."]
 
 
 def test_a_token_that_holds_two_headers_and_no_answer_is_not_trained():
@@ -320,8 +321,8 @@ def test_an_answer_is_not_cut_where_the_template_leaves_the_last_one_open():
 def test_padding_that_is_no_stop_is_left_out():
     text = f"{START}assistant\nA{STOP}\n{PAD}{PAD}"
     assert trained(byte_level(WORDS), CHATML, text, pad=PAD) == [f"A|{STOP}"]
-    text = f"{START}assistant\nA{PAD}{PAD}"
-    assert trained(byte_level(WORDS), CHATML, text, pad=PAD) == ["A"]
+    for run in ("", PAD, PAD * 2):
+        assert trained(byte_level(WORDS), CHATML, f"{START}assistant\nA{run}", pad=PAD) == ["A"]
 
 
 def test_padding_with_the_stop_token_trains_the_first_of_them_only():
@@ -399,6 +400,12 @@ def test_moved_turns_begin_and_end_further_on_and_are_otherwise_the_same() -> No
 def test_a_header_before_the_first_token_begins_at_it() -> None:
     assert some_turns(5).moved(-5).header.tolist() == [0, 2]
     assert some_turns(1).moved(-4).header.tolist() == [0, 0]
+
+
+def test_turns_of_one_document_are_otherwise_the_same() -> None:
+    moved, wanted = some_turns(5).of_document(7), replace(some_turns(5), document=np.array([7, 7]))
+    for name in Turns.__slots__:
+        assert getattr(moved, name).tolist() == getattr(wanted, name).tolist()
 
 
 def test_joined_turns_keep_every_column() -> None:
@@ -640,6 +647,18 @@ def test_rows_of_nothing_but_padding_between_others_have_no_turn():
     assert finder.content_ends(np.array(padding * 2), np.array([0, 4, 8])).tolist() == [0, 4]
 
 
+@pytest.mark.parametrize(("pad", "expected"), [(PAD, [0, 2, 3, 4, 4, 7]), (STOP, [1, 3, 3, 4, 5, 8])])
+def test_the_content_of_each_document_ends_before_its_padding_but_after_one_end_of_turn_token(
+    pad: str, expected: list[int]
+) -> None:
+    tokenizer = byte_level()
+    texts = [pad, f"x{pad}", "", "x", pad * 2, f"x{pad * 2}"]
+    rows = [encode(tokenizer, text) for text in texts]
+    ids, offsets = np.concatenate([np.array(row, np.int64) for row in rows]), offsets_of([*map(len, rows)])
+    assert offsets.tolist() == [0, 1, 3, 3, 4, 6, 9]
+    assert finder_for(tokenizer, CHATML, pad).content_ends(ids, offsets).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -648,17 +667,51 @@ def test_rows_of_nothing_but_padding_between_others_have_no_turn():
         ("A:Bye\n\n\n", ["Bye\n\n"]),  # one token holds the answer's line break and half of the separator
         ("A:\n\n", []),
         ("A:Bye\n\nQ:?\n\nA:So\n\n", ["Bye", "So"]),
+        ("A:Bye\n", ["Bye\n"]),
+        ("A:Bye\n\n\n\n", ["Bye\n\n"]),
+        ("A:Bye\n\n\n\nQ:?", ["Bye\n\n"]),  # the header's separator is the second
     ],
 )
 def test_the_separator_after_an_answer_is_not_trained_at_the_end_of_a_row(text: str, expected: list[str]) -> None:
     tokenizer = byte_level(["\n\n", ".\n"])
+    assert before_separators(tokenizer, text) == expected
+
+
+def before_separators(tokenizer: Any, *texts: str, header: str = "A:") -> list[str]:
+    """The turns of some rows in a format that writes an empty line after each answer."""
     vocabulary = read_vocabulary(tokenizer)
-    markers = Markers(response=("A:",), instruction=("Q:",), separator="\n\n")
+    markers = Markers(response=(header,), instruction=("Q:",), separator="\n\n")
     finder = SpanFinder(compile_patterns(markers, vocabulary, tokenizer), open_end=True, separator="\n\n")
-    ids = np.array(encode(tokenizer, text))
-    turns = finder.find(ids, np.array([0, len(ids)]))
-    assert [tokenizer.decode(ids[a:b]) for a, b in zip(turns.start, turns.end, strict=True)] == expected
+    rows = [encode(tokenizer, text) for text in texts]
+    turns = find(finder, *rows)
     assert not turns.cut.any()
+    ids = np.concatenate(rows)
+    return [tokenizer.decode(ids[low:high]) for low, high in spans(turns)]
+
+
+def test_separators_are_taken_off_each_row_by_itself_however_they_are_cut() -> None:
+    texts = ("A:One", "A:One\n", "A:One\n\n", "A:One.\n\n", "A:One.\n")
+    one_token_holds_the_answers_end = ["One", "One\n", "One", "One.\n", "One.\n"]
+    assert before_separators(byte_level([".\n"]), *texts) == one_token_holds_the_answers_end
+
+
+def test_the_end_of_a_header_is_no_part_of_a_separator() -> None:
+    texts = ("A:\n\n", "A:\n\n\n", "A:\nx\n\n")
+    assert before_separators(byte_level(), *texts, header="A:\n") == ["\n", "x"]
+
+
+def test_a_control_token_that_is_the_separator_is_not_trained_at_the_end_of_a_row() -> None:
+    tokenizer = byte_level(specials=("\n\n",))
+    assert before_separators(tokenizer, "A:Bye\n\nQ:?\n\nA:So\n\n") == ["Bye", "So"]
+
+
+def test_headers_may_be_unknown_and_an_answer_cut_where_a_finder_is_told_nothing() -> None:
+    made = byte_level(specials=("<q>", "<a>", "<e>", "<s>"))
+    markers = Markers(response=("<a>",), instruction=("<q>",), eots=("<e>",))
+    finder = SpanFinder(compile_patterns(markers, read_vocabulary(made), made))
+    turns = find(finder, encode(made, "<a>x<e><s>y"), encode(made, "<a>x"))
+    assert (spans(turns), turns.cut.tolist()) == ([(1, 3), (6, 7)], [False, True])
+    assert (finder.separator, finder.pad_token_id) == (b"", None)
 
 
 FORMAT = Markers(response=("<a>",), instruction=("<q>",), others=("<s>",), eots=("<e>",), complete=True)
@@ -728,6 +781,7 @@ def test_a_header_right_after_one_of_two_that_overlap_is_found() -> None:
         (f"Yo{STOP}\n{START}user\nHi{STOP}\n", True),
         (f"{STOP}\n{START}user\nHi{STOP}\n", True),
         ("words of one message", True),
+        ("w", True),
         (f"{PAD}{PAD}", True),
         (f"words{PAD}", True),
         ("", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from support.tiny_tokenizers import SPECIALS, byte_level, encode, sentencepiece,
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sft_mask.core.vocabulary import Vocabulary, gpt2_byte_alphabet, read_vocabulary
+from sft_mask.core.vocabulary import Vocabulary, gpt2_byte_alphabet, read_vocabulary, tokenizer_and_processor
 
 TEXT = "Hi  東京 🙂!\r\n\tx=1 é"
 
@@ -24,6 +25,13 @@ def test_the_alphabet_has_one_printable_character_for_every_byte():
     alphabet = gpt2_byte_alphabet()
     assert sorted(alphabet.values()) == list(range(256))
     assert all(character.isprintable() and not character.isspace() for character in alphabet)
+
+
+def test_the_alphabet_is_the_one_that_tokenizers_write() -> None:
+    alphabet, text = gpt2_byte_alphabet(), "".join(map(chr, [*range(0xD800), 0x10000, 0x10FFFF]))
+    ((written, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    assert bytes(map(alphabet.__getitem__, written)) == text.encode()
+    assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_byte_level_ids_spell_the_text_exactly():
@@ -153,6 +161,33 @@ def test_spellings_are_those_of_the_vocabulary_with_and_without_holes():
     assert read_vocabulary(holed).tokens == ["a", None, "[UNK]", None, None, "b"]
 
 
+@pytest.mark.parametrize(
+    ("vocab", "special", "expected"),
+    [
+        ({"a b": 0, "[UNK]": 1}, ["</s>"], ["a b", "[UNK]", "</s>"]),
+        ({"a b": 0, "[UNK]": 2}, [], ["a b", None, "[UNK]"]),  # as many spaces as between two words
+        ({"a b": 0, "[UNK]": 2}, ["[UNK]"], ["a b", None, "[UNK]"]),
+    ],
+)
+def test_a_word_with_a_space_is_one_id(vocab: dict[str, int], special: list[str], expected: list[str | None]) -> None:
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.add_special_tokens(special)
+    assert list(read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend)).tokens) == expected
+
+
+def test_a_tokenizer_without_tokens_has_no_ids() -> None:
+    vocabulary = read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())))
+    assert (vocabulary.size, list(vocabulary.tokens)) == (0, [])
+
+
+def test_ids_after_a_piece_that_the_vocabulary_holds_twice_are_in_it() -> None:
+    backend = Tokenizer(models.Unigram([("▁", 0.0), ("a", 0.0), ("b", 0.0), ("a", -1.0)], unk_id=0))
+    backend.add_special_tokens(["</s>"])
+    vocabulary = read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert list(vocabulary.tokens) == ["▁", "a", "b", "a", "</s>"]
+    assert (vocabulary.size, vocabulary.special_contents) == (5, {"</s>": 4})
+
+
 def test_a_hole_in_the_vocabulary_has_no_bytes():
     vocabulary = Vocabulary(2, ["a", None], "byte-level", {})
     assert [vocabulary.token_bytes(token) for token in (0, 1, 2)] == [b"a", b"", b""]
@@ -182,3 +217,12 @@ def test_the_size_counts_added_tokens_and_the_name_is_for_messages():
 def test_a_bar_in_the_name_of_a_control_token_is_not_a_space() -> None:
     made = sentencepiece(specials=("<s>", "<end▁of▁answer>"))
     assert read_vocabulary(made).text(encode(made, "<end▁of▁answer>")) == "<end▁of▁answer>"
+
+
+def test_a_processor_has_a_tokenizer_and_a_tokenizer_is_its_own() -> None:
+    bare = byte_level()
+    processor = SimpleNamespace(tokenizer=bare)
+    assert tokenizer_and_processor(bare) == (bare, None)
+    assert tokenizer_and_processor(processor) == (bare, processor)
+    wrapping = SimpleNamespace(tokenizer=object(), backend_tokenizer=bare.backend_tokenizer)
+    assert tokenizer_and_processor(wrapping) == (wrapping, None)
