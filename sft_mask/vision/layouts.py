@@ -49,7 +49,7 @@ class Look:
     """A conversation, as its shape and the words in it.
 
     Attributes:
-        shape: equal for conversations that differ in their words alone; whitespace around these is not theirs alone.
+        shape: equal for conversations that differ in their words alone; it tells whether these have whitespace around.
         texts: the words, part by part.
         messages: the message of each.
         own: whether each is the assistant's.
@@ -76,8 +76,8 @@ def look_of(conversation: Conversation) -> Look | None:
     own: list[bool] = []
     shape: list[Hashable] = []
     for index, message in enumerate(conversation.messages):
-        content = message.get("content")
-        if type(content) is not list:
+        role, content = message.get("role"), message.get("content")
+        if type(role) is not str or type(content) is not list:
             return None
         parts = [_shape_of_part(part, texts) for part in content]
         flags = [(key, type(value), value) for key, value in message.items() if key not in ("role", "content")]
@@ -85,8 +85,8 @@ def look_of(conversation: Conversation) -> Look | None:
             return None
         count = len(texts) - len(messages)
         messages += [index] * count
-        own += [message.get("role") in ASSISTANT_ROLES] * count
-        shape.append((message.get("role"), tuple(parts), *flags))
+        own += [role in ASSISTANT_ROLES] * count
+        shape.append((role, tuple(parts), tuple(flags)))
     return Look(tuple(shape), tuple(texts), tuple(messages), tuple(own))
 
 

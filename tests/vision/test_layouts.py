@@ -158,6 +158,7 @@ def test_flags_are_part_of_a_shape_and_fields_with_words_have_none() -> None:
     assert look().texts == ("Hi",)
     assert len({look(train=flag).shape for flag in (True, False, 0.0)} | {look().shape}) == 4
     assert look(name=None) is not None
+    assert look(role=["user"]) is None
     assert look(reasoning_content="Hm") is None
     assert look(tool_calls=[{"function": {"name": "f"}}]) is None
     assert look_of(Conversation([{"role": "assistant", "content": None}])) is None
