@@ -27,7 +27,7 @@ from sft_mask.core.patterns import Kind, MarkerTrie, token_atom
 from sft_mask.core.search import Found, MarkerSearch, position_of, token_holding, tokens_before
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,11 +78,20 @@ class Turns:
 
     @classmethod
     def of_assistant(
-        cls, start: Ints, end: Ints, has_eot: Bools, cut: Bools, document: Ints, header: Ints, eot_start: Ints
+        cls,
+        start: Ints,
+        end: Ints,
+        has_eot: Bools,
+        cut: Bools,
+        document: Ints,
+        header: Ints,
+        eot_start: Ints,
+        message: Ints | None = None,
     ) -> Turns:
-        """Turns of weight 1, in no known message."""
+        """Turns of weight 1; ``message`` is ``None`` if their messages are not known."""
         count = len(start)
-        message, role = np.full(count, -1, np.int64), np.full(count, ASSISTANT, np.int64)
+        role = np.full(count, ASSISTANT, np.int64)
+        message = np.full(count, -1, np.int64) if message is None else message
         return cls(start, end, has_eot, cut, document, header, eot_start, message, role, np.ones(count))
 
     def select(self, keep: Bools | Ints) -> Turns:
@@ -98,9 +107,11 @@ class Turns:
         moved = {name: getattr(self, name) + by for name in ("start", "end", "eot_start")}
         return replace(self, **moved, header=np.maximum(self.header + by, 0))
 
-    def of_document(self, document: int) -> Turns:
-        """The turns, all in one document."""
-        return replace(self, document=np.full(len(self), document, np.int64))
+    @classmethod
+    def of_documents(cls, turns: Mapping[int, Turns], offsets: Ints) -> Turns:
+        """The turns of some documents, each given as if it were alone, in the flat array that ``offsets`` cuts."""
+        document = np.repeat(np.array(list(turns), np.int64), list(map(len, turns.values())))
+        return replace(cls.joined([*turns.values()] or [cls.empty()]).moved(offsets[document]), document=document)
 
     @classmethod
     def joined(cls, parts: Sequence[Turns]) -> Turns:

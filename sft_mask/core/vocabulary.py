@@ -90,6 +90,13 @@ class Vocabulary:
             known = self._known[token_id] = self._read_bytes(token_id)
         return known
 
+    def each_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each id."""
+        try:
+            return [self._known[token_id] for token_id in token_ids]
+        except KeyError:
+            return list(map(self.token_bytes, token_ids))
+
     def _read_bytes(self, token_id: int) -> bytes:
         added = self.added.get(token_id)
         if added is not None:

@@ -154,12 +154,7 @@ class RowDecider:
     def _by_messages(
         self, conversation: Conversation, ids: Ids, row: int, accountant: Accountant | None
     ) -> Turns | Undecided:
-        policy, roles = self.policy, [str(message.get("role")) for message in conversation.messages]
-        weights = policy.message_weights(conversation.messages)
-        given = 0 if self.prompt_answers else conversation.prompt
-        weights[:given] = [0.0] * given
-        if conversation.trained is not None:
-            weights = [weight if at in conversation.trained else 0.0 for at, weight in enumerate(weights)]
+        weights, roles = self._weights(conversation)
         if conversation.refused is not None:
             return Undecided(conversation.refused, refused=True)
         others = [at for at, weight in enumerate(weights) if weight and roles[at] not in ASSISTANT_ROLES]
@@ -168,13 +163,31 @@ class RowDecider:
             found = self._turns_of_words(conversation, ids)
             if isinstance(found, Undecided):
                 return reading if self.from_template else found
-            return _of_messages(found, weights, roles, given)
+            return self._weighted(found, conversation, weights, roles)
         if accountant is not None:
             accountant.read(row, conversation, reading)
         empty = [at for at in answers_without_words(conversation.messages, reading) if weights[at]]
-        if empty and (policy.turns != "last" or empty[-1] == reading.conversation.turns[-1].message):
+        if empty and (self.policy.turns != "last" or empty[-1] == reading.conversation.turns[-1].message):
             return Undecided(_why_empty(conversation.messages[empty[-1]], empty[-1]), lost=True)
-        return _of_messages(reading.turns, weights, roles, given)
+        return self._weighted(reading.turns, conversation, weights, roles)
+
+    def _weights(self, conversation: Conversation) -> tuple[list[float], list[str]]:
+        """How much each message counts, and its role."""
+        weights = self.policy.message_weights(conversation.messages)
+        given = self._given(conversation)
+        weights[:given] = [0.0] * given
+        if conversation.trained is not None:
+            weights = [weight if at in conversation.trained else 0.0 for at, weight in enumerate(weights)]
+        return weights, [str(message.get("role")) for message in conversation.messages]
+
+    def _given(self, conversation: Conversation) -> int:
+        """How many messages are a prompt's, whose answers are not trained."""
+        return 0 if self.prompt_answers else conversation.prompt
+
+    def _weighted(
+        self, turns: Turns, conversation: Conversation, weights: Sequence[float], roles: Sequence[str]
+    ) -> Turns:
+        return _of_messages(turns, weights, roles, self._given(conversation))
 
     def _read(self, conversation: Conversation, ids: Ids, others: list[int]) -> Reading | Undecided:
         """The row read by the chat template, or why it cannot be."""

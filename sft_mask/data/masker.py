@@ -96,7 +96,6 @@ class Masker:
         *,
         first_row: int = 0,
         adjacent: bool = False,
-        decided: Decided | None = None,
     ) -> MaskedBatch:
         """Labels of a batch.
 
@@ -105,20 +104,43 @@ class Masker:
             decode: reads one row of the conversation; see :class:`Decoder`.
             first_row: number of the batch's first row in its dataset, for messages.
             adjacent: whether the rows are in the order in which the trainer's packing made them.
-            decided: what :meth:`decide` found in these rows, if that is known already.
 
         Raises:
             DataError: a row holds nulls or things that are not ids.
             AmbiguousRowError: a row cannot be decided and ``on_ambiguous`` is ``"error"``.
         """
         batch = _batch_of(table, first_row)
+        existing = existing_labels(table, batch.offsets)
+        decided = self._decide(table, decode, batch, adjacent=adjacent)
+        weights = loss_weights(table, batch.offsets, first_row)
+        return self.label(batch, decided, existing, weights, expansion_of(table), first_row)
+
+    def label(
+        self,
+        batch: Batch,
+        decided: Decided,
+        existing: Labels | None = None,
+        weights: Floats | None = None,
+        expansion: Expansion | None = None,
+        first_row: int = 0,
+    ) -> MaskedBatch:
+        """Labels of a batch whose turns are known.
+
+        Args:
+            batch: its ids.
+            decided: what :meth:`decide` found.
+            existing: ``(tokens,)`` labels that the rows have already.
+            weights: ``(tokens,)`` weights that they have; ``None`` for none.
+            expansion: how expanded rows belong to conversations.
+            first_row: number of the batch's first row in its dataset, for messages.
+
+        Raises:
+            AmbiguousRowError: a row cannot be decided and ``on_ambiguous`` is ``"error"``.
+        """
         ids, offsets = batch.ids, batch.offsets
-        existing = existing_labels(table, offsets)
-        decided = decided or self._decide(table, decode, batch, adjacent=adjacent)
-        expansion = expansion_of(table)
         turns = self._chosen(decided.turns, expansion)
         labels = make_labels(ids, turns, existing)
-        factor = self._region_weights(ids, turns) * loss_weights(table, offsets, first_row)
+        factor = self._region_weights(ids, turns) * (1.0 if weights is None else weights)
         counts_everywhere = bool(np.all(factor))
         if not counts_everywhere:
             labels[factor == 0] = IGNORE_INDEX
@@ -137,7 +159,7 @@ class Masker:
             max_length=self.max_length,
             expansion=expansion,
         )
-        if not self.carries_weights(table.column_names):
+        if weights is None and not self.carries_weights(()):
             return MaskedBatch(labels, offsets, trained.rows, reasons, report, decided)
         may_prompt = self._may_be_prompt(batch, existing) & np.repeat(trained.rows > 0, np.diff(offsets))
         factor = np.broadcast_to(factor, labels.shape)
@@ -149,12 +171,10 @@ class Masker:
         report = replace(report, prompt_trained_tokens=prompt)
         return MaskedBatch(weighted, offsets, trained.rows, reasons, report, decided)
 
-    def decide(self, table: pa.Table, decode: Decoder, *, by_markers: bool = True) -> Decided:
-        """The turns of a batch, before labels are made of them; ``by_markers``: whether markers may decide any row."""
-        batch = _batch_of(table, 0)
-        if not by_markers:
-            return self.decider.decide(table, decode, batch, Turns.empty())
-        return self._decide(table, decode, batch, adjacent=False)
+    def decide(self, batch: Batch, decode: Decoder, *, by_markers: bool = True) -> Decided:
+        """The turns of rows without a table; ``by_markers``: whether markers may decide any row."""
+        turns = self._turns_by_markers(batch, joined=False) if by_markers else Turns.empty()
+        return self.decider.decide(pa.table({}), decode, batch, turns)
 
     def _chosen(self, turns: Turns, expansion: Expansion | None) -> Turns:
         """The turns to train; of an expanded conversation the last one is in its last row."""

@@ -114,7 +114,8 @@ class SplitReport:
 
     def __post_init__(self) -> None:
         for name in (*_REASONS, "first_not_rendered"):
-            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+            counts = getattr(self, name)
+            object.__setattr__(self, name, dict(sorted(counts.items()) if len(counts) > 1 else counts))
 
     def __repr__(self) -> str:
         """Without what is zero, so that the rest can be read.
@@ -130,7 +131,7 @@ class SplitReport:
             return NotImplemented
         first = [*self.first_not_rendered.items(), *other.first_not_rendered.items()]
         added: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        added.update({name: Counter(getattr(self, name)) + Counter(getattr(other, name)) for name in _REASONS})
+        added.update({name: _sum(getattr(self, name), getattr(other, name)) for name in _REASONS})
         return SplitReport(**added, first_not_rendered=dict(sorted(first, key=lambda kind: -kind[1])))
 
     @property
@@ -214,6 +215,11 @@ class SplitReport:
 
 
 _COUNTS = tuple(f.name for f in fields(SplitReport) if f.name not in (*_REASONS, "first_not_rendered"))
+
+
+def _sum(left: Mapping[str, int], right: Mapping[str, int]) -> Mapping[str, int]:
+    """The sum of counts by name; mostly one of the two is empty."""
+    return Counter(left) + Counter(right) if left and right else left or right
 
 
 def read_arguments(spelled: str) -> dict[str, object]:

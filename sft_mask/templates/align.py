@@ -16,7 +16,7 @@ are moved onto the row, which holds the whole conversation, its beginning, or it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 """Unicode's whitespace, which tokenizers strip; ``str.isspace`` is true of a few more characters."""
 _WHITESPACE = re.compile(b"(?:" + b"|".join(re.escape(space.encode()) for space in _SPACES) + b")*")
+
+
+PLACES = ("header", "start", "end", "eot_start")
+"""The places of a turn, in the order of :class:`TurnPlaces`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,7 @@ def byte_positions(text: str, positions: Sequence[int] | Ints) -> Ints:
     return starts[np.asarray(positions, np.int64)]
 
 
-def bounds_in_beginning(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
+def bounds_in_beginning(raw: bytes, ids: Sequence[int] | Ints, vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
     """The bytes of ``raw`` that each token holds, where the ids are those of its beginning or of all of it.
 
     The text may have been tokenized in several pieces: SentencePiece adds a space at the beginning of each. ``None``
@@ -107,12 +111,41 @@ def bounds_in_beginning(raw: bytes, ids: Sequence[int], vocabulary: Vocabulary) 
     """
     if vocabulary.kind == "opaque":
         return None
-    different, at = np.unique(np.asarray(ids, np.int64), return_inverse=True)
-    pieces = [vocabulary.token_bytes(token) for token in different.tolist()]
-    if raw.startswith(b"".join([pieces[each] for each in at.tolist()])):  # no space was added, and none was stripped
-        edges = offsets_of(np.array([len(piece) for piece in pieces], np.int64)[at])
+    given = np.asarray(ids, np.int64)
+    begins = np.flatnonzero(np.append(True, given[1:] != given[:-1])[: len(given)])
+    tokens = given[begins].tolist()  # an image is hundreds of equal tokens, which are read once
+    counts = np.append(begins[1:], len(given)) - begins
+    runs = vocabulary.each_bytes(tokens)
+    sizes = np.repeat(np.fromiter(map(len, runs), np.int64, len(runs)), counts)
+    for run in np.flatnonzero(counts > 1).tolist():
+        runs[run] *= int(counts[run])
+    matches = raw.startswith(b"".join(runs))  # no space was added, and none was stripped
+    if not matches and vocabulary.kind == "sentencepiece":
+        after_added = [0, *(run for run, token in enumerate(tokens[:-1], 1) if token in vocabulary.added)]
+        first_tokens = {run: int(begins[run]) for run in after_added if runs}
+        _drop_glued_spaces(raw, given.tolist(), first_tokens, runs, sizes, vocabulary)
+        matches = raw.startswith(b"".join(runs))
+    if matches:
+        edges = offsets_of(sizes)
         return edges[:-1], edges[1:]
-    return _matched(raw, ids, vocabulary, beginning=True)
+    return _matched(raw, given.tolist(), vocabulary, beginning=True)
+
+
+def _drop_glued_spaces(
+    raw: bytes, ids: Sequence[int], begins: Mapping[int, int], runs: list[bytes], sizes: Ints, vocabulary: Vocabulary
+) -> None:
+    """Takes the spaces that SentencePiece added off ``runs``, the bytes of equal tokens, and the tokens' ``sizes``.
+
+    ``begins`` has the first token of each run that comes first or after an added token: spaces are added only there.
+    """
+    edges = offsets_of(sizes)
+    dropped = 0
+    for run, index in begins.items():
+        position = int(edges[index]) - dropped
+        if runs[run].startswith(b" ") and _has_glued_space(raw, position, ids, index, vocabulary):
+            runs[run] = runs[run][1:]
+            sizes[index] -= 1
+            dropped += 1
 
 
 def _matched(
@@ -181,22 +214,56 @@ def token_turns(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -
     A last turn without tokens or an end-of-turn token stays, since its row may end it; :func:`fit_to_row` drops it
     where it does not.
     """
-    if not spans:
-        return Turns.empty()
-    fields = ("header", "start", "end", "eot_start")
-    places = byte_positions(text, np.array([[getattr(span, name) for span in spans] for name in fields], np.int64))
-    table = dict(zip(fields, places, strict=True))
-    start = _first_tokens(first, last, table["start"])
-    end = np.searchsorted(first, table["end"], side="left")
-    start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning
-    has_eot = table["end"] > table["eot_start"]
-    eot_start = np.where(has_eot, np.searchsorted(last, table["eot_start"], side="right"), end)
-    header = np.searchsorted(last, table["header"], side="right")
-    zeros = np.zeros(len(spans), np.int64)
-    found = Turns.of_assistant(start, end, has_eot, zeros.astype(np.bool_), zeros, header, eot_start)
-    turns = replace(found, message=np.array([span.message for span in spans], np.int64))
-    is_last = np.arange(len(turns)) == len(turns) - 1
-    return turns.select((turns.end > turns.start) | (is_last & ~has_eot))
+    return TurnPlaces.of(text, spans).in_tokens(first, last)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlaces:
+    """Turns in the bytes of a text.
+
+    Attributes:
+        places: ``(4, turns)`` where each turn's header, start, end and end-of-turn token begin (:class:`TextTurn`).
+        message: ``(turns,)`` the message that each one's last words come from.
+    """
+
+    places: Ints
+    message: Ints
+
+    @classmethod
+    def of(cls, text: str, spans: Sequence[TextTurn]) -> TurnPlaces:
+        """Turns in the characters of a text."""
+        places = np.array([[getattr(span, name) for span in spans] for name in PLACES], np.int64)
+        return cls(byte_positions(text, places), np.array([span.message for span in spans], np.int64))
+
+    def in_tokens(self, first: Ints, last: Ints) -> Turns:
+        """The turns in tokens, of which each holds the bytes ``[first, last)``; see :func:`token_turns`."""
+        if not len(self.message):
+            return Turns.empty()
+        header_at, start_at, end_at, eot_at = self.places
+        start = _first_tokens(first, last, start_at)
+        end = np.searchsorted(first, end_at, side="left")
+        start[1:] = np.maximum(start[1:], np.maximum.accumulate(end)[:-1])  # one token can hold an end and a beginning
+        has_eot = end_at > eot_at
+        eot_start = np.where(has_eot, np.searchsorted(last, eot_at, side="right"), end)
+        header = np.searchsorted(last, header_at, side="right")
+        cut = np.zeros(len(start), np.bool_)
+        document = np.zeros(len(start), np.int64)
+        turns = Turns.of_assistant(start, end, has_eot, cut, document, header, eot_start, self.message)
+        is_last = np.arange(len(turns)) == len(turns) - 1
+        return turns.select((turns.end > turns.start) | (is_last & ~has_eot))
+
+    def in_beginning(self, size: int, first: Ints, last: Ints) -> Turns:
+        """:meth:`in_tokens` for tokens that hold a text of ``size`` bytes, or only its beginning.
+
+        Turns after it are left out, the last one may be cut.
+        """
+        end = int(last[-1]) if len(last) else 0
+        if end >= size:
+            found = self.in_tokens(first, last)
+            return found.select(found.end > found.start)
+        found = self.in_tokens(np.append(first, end), np.append(last, size))  # one more for what was cut off
+        clipped = _clip(found, 0, len(first))
+        return clipped.select(clipped.end > clipped.start)
 
 
 def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
@@ -208,17 +275,6 @@ def _first_tokens(first: Ints, last: Ints, start: Ints) -> Ints:
         if not glued.any():
             return tokens
         tokens = tokens - glued
-
-
-def turns_of_beginning(text: str, spans: Sequence[TextTurn], first: Ints, last: Ints) -> Turns:
-    """:func:`token_turns` for tokens that hold the text or only its beginning: turns after it go, the last is cut."""
-    size, end = len(text.encode()), int(last[-1]) if len(last) else 0
-    if end >= size:
-        found = token_turns(text, spans, first, last)
-        return found.select(found.end > found.start)
-    found = token_turns(text, spans, np.append(first, end), np.append(last, size))  # one more for what was cut off
-    clipped = _clip(found, 0, len(first))
-    return clipped.select(clipped.end > clipped.start)
 
 
 # onto the row

@@ -99,7 +99,12 @@ class WrittenMarkers:
 
 
 class TurnReader:
-    """Reads the assistant's turns in one rendered conversation, in characters."""
+    """Reads the assistant's turns in one rendered conversation, in characters.
+
+    Attributes:
+        follows_from_places: whether the turns read so far follow from where the template's own text and each message
+            are, whatever the messages say; not if a prefix had to be rendered or words to be compared.
+    """
 
     def __init__(
         self,
@@ -112,6 +117,7 @@ class TurnReader:
         self._written, self._template = written, written.template
         self._messages, self._tools, self._variables = messages, tools, variables
         self._prefixes: dict[tuple[int, bool, str], str] = {}
+        self.follows_from_places = True
         self._roles = rendered.roles
         self._text = rendered.text
         self._source, self._origins = rendered.source, rendered.origins
@@ -155,6 +161,7 @@ class TurnReader:
 
     def _rendered_prefix(self, count: int, *, prompt: bool, arguments: Arguments | None = None) -> str:
         """The text of the first messages alone; empty where the template refuses them."""
+        self.follows_from_places = False
         key = (count, prompt, repr(arguments or {}))
         if key not in self._prefixes:
             self._prefixes[key] = self._render_prefix(count, prompt=prompt, arguments=arguments)
@@ -244,6 +251,7 @@ class TurnReader:
     def _after_prefill(self, header: Mark, start: int) -> int:
         """The position after the beginning of an answer that its generation prompt holds already (``<think>``)."""
         longer = [text for text in self._written.prefilled if self._text.startswith(text, header.start)]
+        self.follows_from_places &= not longer
         own = self._own_between(start, start + 1)
         if not len(own) or not any(header.start + len(text) > start for text in longer):
             return start
@@ -301,6 +309,7 @@ class TurnReader:
             inside[turn.header : turn.end] = True
         if inside[self._own].all():
             return []
+        self.follows_from_places = False
         found = []
         by_message = self._own[np.argsort(self._message[self._own], kind="stable")]
         bounds = np.searchsorted(self._message[by_message], np.arange(len(self._roles) + 1))

@@ -41,11 +41,13 @@ class TextConversation:
         rendered: its text.
         turns: the assistant's turns in it, in order, in characters.
         eots: where the template wrote end-of-turn tokens.
+        follows_from_places: whether other words in the same places would have the same turns; see :class:`TurnReader`.
     """
 
     rendered: Rendered
     turns: tuple[TextTurn, ...]
     eots: tuple[tuple[int, int], ...]
+    follows_from_places: bool = False
 
     def spans(self, others: Collection[int] = (), *, tool_calls: bool = True) -> list[TextTurn]:
         """The turns, and those of the messages ``others``, in order; without their tool calls if asked for."""
@@ -107,6 +109,11 @@ class ConversationAligner:
         self._written = WrittenMarkers(template, markers, train_empty_reasoning=train_empty_reasoning)
 
     @property
+    def prefilled(self) -> Sequence[str]:
+        """Longer forms of the response header, which hold the beginning of an answer."""
+        return self._written.prefilled
+
+    @property
     def prompts(self) -> tuple[Prompt, ...]:
         """Every form of the template's generation prompt."""
         return self._written.prompts
@@ -122,7 +129,8 @@ class ConversationAligner:
         rendered = self.template.render(messages, tools=tools, variables=variables)
         reader = TurnReader(self._written, messages, rendered, tools, variables)
         eots = tuple((mark.start, mark.end) for mark in reader.eots)
-        return TextConversation(rendered, tuple(reader.turns()), eots)
+        turns = tuple(reader.turns())
+        return TextConversation(rendered, turns, eots, reader.follows_from_places)
 
     def turns(self, messages: Sequence[Message], row: Ids, **how: Any) -> Turns:
         """The assistant's turns in a tokenized row; see :meth:`read`."""

@@ -15,7 +15,7 @@ from sft_mask.errors import DataError
 from sft_mask.templates.chat_template import with_parts
 
 _IMAGE = {"type": "image"}
-_HERE = "here"
+HERE = "here"
 _PAIR = ("prompt", "completion")
 MEDIA = ("image", "image_url", "video", "audio")
 """Types of parts that are no text."""
@@ -99,7 +99,7 @@ def _with_medium_there(part: Any, role: object, left: Iterator[int]) -> Any:
         return part
     kind = part.get("type")
     if kind == "image_url":  # OpenAI's spelling, which transformers turns into its own
-        return {"type": "image", "url": _HERE}
+        return {"type": "image", "url": HERE}
     if kind == "image" and "image" not in part and role != "tool":
-        return {**part, "image": _HERE} if next(left, None) is not None else part
-    return {key: _HERE if key == kind and kind in MEDIA else value for key, value in part.items()}
+        return {**part, "image": HERE} if next(left, None) is not None else part
+    return {key: HERE if key == kind and kind in MEDIA else value for key, value in part.items()}

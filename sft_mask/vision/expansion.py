@@ -85,7 +85,7 @@ class ExpandedText:
             )
         return ExpandedText(text, text[:lead] + self.after, tuple(each.moved(lead, lead) for each in self.expansions))
 
-    def places(self, characters: Sequence[int]) -> Ints:
+    def places(self, characters: Sequence[int] | Ints) -> Ints:
         """Places in the template's text as places in the expanded one; one inside a placeholder is at its end."""
         ends = np.array([each.end for each in self.expansions], np.int64)
         gains = np.array([0, *(each.new_end - each.end for each in self.expansions)], np.int64)

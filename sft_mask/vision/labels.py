@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from sft_mask.constants import IGNORE_INDEX
 from sft_mask.core.arrays import offsets_of
 from sft_mask.data.decide import RowDecider
 from sft_mask.data.masker import Masker, OnAmbiguous
-from sft_mask.data.outcome import MaskedBatch
+from sft_mask.data.outcome import Batch, MaskedBatch
 from sft_mask.data.setup import MaskSettings, TokenizerInfo, build_masker, read_tokenizer
 from sft_mask.errors import LabelsChangedError, UnsupportedError
 from sft_mask.vision.decide import CollatedDecider, GivenRows
@@ -73,10 +72,6 @@ class CollatedRows:
             )
         return cls(given[real].astype(np.int64), kept[real].astype(np.int64), offsets_of(real.sum(1)), real)
 
-    def row(self, at: int) -> slice:
-        """The tokens of a row."""
-        return slice(int(self.offsets[at]), int(self.offsets[at + 1]))
-
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
@@ -131,7 +126,8 @@ class BatchLabeller:
         aligner, template = self.masker.decider.aligner, self.info.template
         assert aligner is not None, "a processor without a chat template was refused"
         assert template is not None, "a processor without a chat template was refused"
-        return RowReader(aligner, MediaTokens(self.info.processor, template, self.info.vocabulary))
+        media = MediaTokens(self.info.processor, template, self.info.vocabulary)
+        return RowReader(aligner, media, self.masker.decider.quotable)
 
     def label(
         self,
@@ -163,13 +159,12 @@ class BatchLabeller:
         decider = self._decider(given, expanded, with_sources=with_sources)
         # Images are found together with the turns, so the turns come first.
         masker = replace(self.masker, decider=decider)
-        table = pa.table({"input_ids": _lists(rows.ids, rows.offsets)})
-        decided = masker.decide(table, GivenRows(given), by_markers=any(row.conversation is None for row in given))
+        flat = Batch(rows.ids, rows.offsets, rows.offsets)
+        decided = masker.decide(flat, GivenRows(given), by_markers=any(row.conversation is None for row in given))
         media = self._media(rows, decider.read)
         labels = np.where(media, IGNORE_INDEX, rows.labels)
         rows = replace(rows, labels=labels)
-        table = table.append_column("labels", _lists(labels, rows.offsets))
-        masked = masker.mask(table, GivenRows(given), decided=decided)
+        masked = masker.label(flat, decided, labels)
         # Images of all rows count: a row that trains nothing stays in its batch.
         pieces = sum(len(each.pieces) for each in decider.read.values())
         masked = replace(masked, report=replace(masked.report, images=pieces, image_tokens=int(media.sum())))
@@ -195,13 +190,11 @@ class BatchLabeller:
 
     def _media(self, rows: CollatedRows, read: Mapping[int, ReadRow]) -> Bools:
         flags = self.reader.media.are(rows.ids)
-        for at, each in read.items():
-            flags[rows.row(at)] |= each.media
+        for row, each in read.items():
+            first = int(rows.offsets[row])
+            for piece in each.pieces:
+                flags[first + piece.start : first + piece.end] = True
         return flags
-
-
-def _lists(values: Labels, offsets: Ints) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, pa.int64()))
 
 
 def _check_processor(info: TokenizerInfo, name: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sft_mask.core.vocabulary import Vocabulary
     from sft_mask.templates.chat_template import ChatTemplate
     from sft_mask.templates.render import Rendered
-    from sft_mask.vision.expansion import ExpandedText
+    from sft_mask.vision.expansion import ExpandedText, Expansion
 
 _KINDS = ("image", "video", "audio")
 _BEFORE, _AFTER = "Left of it", "Right of it"
@@ -63,21 +63,23 @@ class MediaTokens:
                 return before, after
         return "", ""
 
-    def ranges(self, rendered: Rendered, expanded: ExpandedText) -> Iterator[tuple[int, int]]:
-        """Where expansions are in the expanded text, with what the template itself writes around them."""
-        for each in expanded.expansions:
-            before, after = self._frames.get(each.kind, ("", ""))
-            low, high = each.start - len(before), each.end + len(after)
-            has_before = rendered.text.endswith(before, 0, each.start) and _is_templates(rendered, low, each.start)
-            has_after = rendered.text.startswith(after, each.end) and _is_templates(rendered, each.end, high)
-            yield (
-                each.new_start - (len(before) if has_before else 0),
-                each.new_end + (len(after) if has_after else 0),
-            )
+    def frames(self, rendered: Rendered, expanded: ExpandedText) -> list[tuple[int, int]]:
+        """How many characters the template itself writes around each placeholder, before and after it, as its frame."""
+        return [self._frame_of(rendered, each) for each in expanded.expansions]
+
+    def _frame_of(self, rendered: Rendered, placeholder: Expansion) -> tuple[int, int]:
+        before, after = self._frames.get(placeholder.kind, ("", ""))
+        start, end = placeholder.start, placeholder.end
+        has_before = rendered.text.endswith(before, 0, start) and _is_templates(rendered, start - len(before), start)
+        has_after = rendered.text.startswith(after, end) and _is_templates(rendered, end, end + len(after))
+        return len(before) if has_before else 0, len(after) if has_after else 0
 
     def are(self, ids: Ids) -> Bools:
         """``(tokens,)`` whether each id is one of an image, a video or audio."""
-        return np.isin(ids, self.ids)
+        found = np.zeros(ids.shape, np.bool_)
+        for token in self.ids.tolist():  # a few
+            found |= ids == token
+        return found
 
     def refuse_typed(self, rendered: Rendered) -> None:
         """Refuses a placeholder that a message's own text holds: the processor would put an image there.

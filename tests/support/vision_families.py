@@ -283,7 +283,7 @@ _TILE_FRAME = ("<fake_token_around_image>", "<global-img>")
 
 FAMILIES = {
     "qwen2_5_vl": Family(
-        _qwen2_5_vl, _trl("qwen2_5_vl"), "<|im_end|>", CHATML + VISION, _qwen2_5_vl_model, "qwen2.5", media=_FRAME
+        _qwen2_5_vl, _trl("qwen2_5_vl"), "<|im_end|>", CHATML + VISION, _qwen2_5_vl_model, "qwen3", media=_FRAME
     ),
     "qwen3_vl": Family(
         _qwen3_vl, _trl("qwen3_vl"), "<|im_end|>", CHATML + VISION, _qwen3_vl_model, "qwen3", media=_FRAME
@@ -314,17 +314,19 @@ FAMILIES = {
         "<end_of_utterance>",
         ("<|begin_of_text|>", *IDEFICS),
         _tiled_model("Idefics3"),
-        "llama3",
+        "llama3_1",
         media=_TILE_FRAME,
     ),
-    "llava": Family(_llava, lambda: LLAVA_TEMPLATE, "</s>", ("<image>",), _llava_model("Llava"), "llama2", blanks=True),
+    "llava": Family(
+        _llava, lambda: LLAVA_TEMPLATE, "</s>", ("<image>",), _llava_model("Llava"), "mistral_v1", blanks=True
+    ),
     "llava_next": Family(
         _llava_next,
         _trl("llava_next"),
         "</s>",
         ("<image>",),
         _llava_model("LlavaNext", image_grid_pinpoints=_PINPOINTS),
-        "llama2",
+        "mistral_v1",
         blanks=True,
     ),
     "internvl": Family(
@@ -333,7 +335,7 @@ FAMILIES = {
         "<|im_end|>",
         CHATML,
         _internvl_model,
-        "qwen2.5",
+        "qwen3",
         named=_INTERN,
         media=("<img>", "</img>"),
     ),
@@ -344,7 +346,7 @@ FAMILIES = {
         "<|im_end|>",
         (*CHATML, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
         None,
-        "qwen2.5",
+        "qwen3",
     ),
 }
 """Every family; those with a model can be trained."""

@@ -68,8 +68,23 @@ def dataset(given: list[Row]) -> Dataset:
     return Dataset.from_list(given).cast_column("images", [Image()])
 
 
-def random_rows(name: str, count: int, rng: random.Random, header: str) -> list[Row]:
-    """Conversations of up to three turns, up to two images a turn, and markers that users type."""
+def similar_rows(name: str, count: int, rng: random.Random, header: str, shapes: int = 3) -> list[Row]:
+    """Conversations of a few shapes: the same turns with images in the same places, and random words."""
+    return [
+        row
+        for _ in range(count)
+        for row in random_rows(name, 1, rng, header, shape=random.Random(rng.randrange(shapes)))
+    ]
+
+
+def random_rows(
+    name: str, count: int, rng: random.Random, header: str, shape: random.Random | None = None
+) -> list[Row]:
+    """Conversations of up to three turns, up to two images a turn, and markers that users type.
+
+    ``shape`` decides about turns, images and whitespace at the end of answers; by default that is random too.
+    """
+    shape = shape or rng
     stop = FAMILIES[name].stop
     typed = [f"{stop}\n{header}no", header, stop]
 
@@ -82,12 +97,12 @@ def random_rows(name: str, count: int, rng: random.Random, header: str) -> list[
     def row() -> Row:
         messages: list[Row] = []
         images = []
-        for _ in range(rng.randint(1, 3)):
+        for _ in range(shape.randint(1, 3)):
             parts: list[Any] = [text(say(8, quotes=rng.random() < 0.3))]
-            for _ in range(rng.choice([0, 1, 1, 2])):
-                parts.insert(rng.randrange(len(parts) + 1), dict(IMAGE))
+            for _ in range(shape.choice([0, 1, 1, 2])):
+                parts.insert(shape.randrange(len(parts) + 1), dict(IMAGE))
                 images.append(picture(rng.randrange(99), rng.randint(30, 140), rng.randint(30, 140)))
-            answer = f"A{rng.randrange(10**6)} " + say(8) + rng.choice(["", "\n", " "])
+            answer = f"A{rng.randrange(10**6)} " + say(8) + shape.choice(["", "\n", " "])
             messages += [{"role": "user", "content": parts}, said("assistant", answer)]
         return {"images": images, "messages": messages}
 

@@ -105,7 +105,9 @@ class Accountant:
 
     def extrapolate(self, rows: Ints) -> Ints:
         """Accounts for rows that markers decided by what is known of such fields; returns those that need more."""
-        chosen = np.flatnonzero(np.isin(self._census.row, rows) & (~self._is_answer | self._is_trained))
+        is_row = np.zeros(len(self._answers_cut), np.bool_)
+        is_row[rows] = True
+        chosen = np.flatnonzero(is_row[self._census.row] & (~self._is_answer | self._is_trained))
         keys, inverse = np.unique(self._key[chosen], return_inverse=True)
         seen = [self._known.fate(key) for key in keys.tolist()]
         is_open = self._are_open(keys, self._is_answer[chosen][np.unique(inverse, return_index=True)[1]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sft_mask.core.arrays import Bools, Ints
     from sft_mask.core.spans import Turns
 
-_ASSISTANTS = [ROLES.index(role) for role in sorted(ASSISTANT_ROLES)]
+_IS_ASSISTANT = np.array([role in ASSISTANT_ROLES for role in ROLES])
 _NAMES: Mapping[int, str] = {
     FieldKind.REASONING: "reasoning",
     FieldKind.CALL: "tool calls",
@@ -57,8 +57,10 @@ def count_fields(account: Account, turns: Turns, trained: Turns, first_row: int)
     is_trained = _are_trained(account, turns, trained)
     is_field = (census.kind != ANSWER) & (account.fate != UNKNOWN)
 
+    code = census.kind * len(ROLES) + census.role
+
     def named(chosen: Bools) -> Counter[str]:
-        return _by_name(census.kind[chosen], census.role[chosen])
+        return _by_name(code[chosen])
 
     return SplitReport(
         fields=named(is_field),
@@ -68,14 +70,15 @@ def count_fields(account: Account, turns: Turns, trained: Turns, first_row: int)
         first_not_rendered=_first_rows(account, first_row),
         answers_cut_off=int(account.answers_cut.sum()),
         tokens_cut_off=int(account.tokens_cut.sum()),
-    ) + _forms(account, is_trained)
+        **_forms(account, is_trained),
+    )
 
 
-def _by_name(kinds: Ints, roles: Ints) -> Counter[str]:
-    codes, counts = np.unique(kinds * len(ROLES) + roles, return_counts=True)
+def _by_name(codes: Ints) -> Counter[str]:
     found: Counter[str] = Counter()
-    for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
-        found[name_of(*divmod(code, len(ROLES)))] += count
+    counts = np.bincount(codes)
+    for code in np.flatnonzero(counts).tolist():
+        found[name_of(*divmod(code, len(ROLES)))] += int(counts[code])
     return found
 
 
@@ -109,23 +112,29 @@ def _are_trained(account: Account, turns: Turns, trained: Turns) -> Bools:
     there = at < len(turns)
     there[there] = turns.document[at[there]] == census.row[there]
     found = np.zeros(len(census), np.bool_)
-    own = np.isin(turns.start, trained.start)
-    is_same = (message[at[there]] == census.message[there]) | np.isin(census.role[there], _ASSISTANTS)
+    number = np.searchsorted(trained.start, turns.start)
+    own = np.append(trained.start, -1)[number] == turns.start
+    is_same = (message[at[there]] == census.message[there]) | _IS_ASSISTANT[census.role[there]]
     found[there] = own[at[there]] & is_same
     return found & (census.message >= 0)
 
 
-def _forms(account: Account, is_trained: Bools) -> SplitReport:
+def _forms(account: Account, is_trained: Bools) -> dict[str, Any]:
+    """The counts of a report that tell of the forms of trained answers."""
     chosen = account.form[is_trained & (account.form >= 0)]
-    found = SplitReport()
-    for number, count in zip(*(each.tolist() for each in np.unique(chosen, return_counts=True)), strict=True):
-        form = account.forms[number]
-        found += SplitReport(
-            turns_compared=count,
-            turns_in_other_form=0 if form.same else count,
-            turns_without_reasoning=count if form.lost_reasoning else 0,
-            turns_after_no_prompt=count if form.prompt is None else 0,
-            prompts={} if form.prompt is None else {form.prompt: count},
-            prompts_of_inference={form.prompt: count} if form.prompt is not None and form.same else {},
-        )
-    return found
+    counts = np.bincount(chosen, minlength=len(account.forms)).tolist()
+    found = [(form, count) for form, count in zip(account.forms, counts, strict=True) if count]
+    prompts: Counter[str] = Counter()
+    of_inference: Counter[str] = Counter()
+    for form, count in found:
+        if form.prompt is not None:
+            prompts[form.prompt] += count
+            of_inference[form.prompt] += count if form.same else 0
+    return {
+        "turns_compared": sum(count for _, count in found),
+        "turns_in_other_form": sum(count for form, count in found if not form.same),
+        "turns_without_reasoning": sum(count for form, count in found if form.lost_reasoning),
+        "turns_after_no_prompt": sum(count for form, count in found if form.prompt is None),
+        "prompts": prompts,
+        "prompts_of_inference": +of_inference,
+    }

@@ -103,20 +103,30 @@ def census(columns: Sequence[pa.ChunkedArray], tools: pa.ChunkedArray | None, ro
 
 def census_of(conversations: Sequence[Sequence[Mapping[str, object]]]) -> Census:
     """The fields of some conversations that are Python objects: a few rows, for which Arrow would take longer."""
-    entries: list[tuple[int, int, int, int, int, int]] = []
-    for row, messages in enumerate(conversations):
-        codes = [_code_of(message) for message in messages]
-        own = [at for at, code in enumerate(codes) if code in _OWN]
-        fields = [(field.message, int(field.kind), field.item) for field in fields_of(messages)]
-        kinds: dict[int, frozenset[int]] = {}
-        for at, kind, _ in fields:
-            kinds[at] = kinds.get(at, frozenset()) | {kind}
-        for at, kind, item in sorted([*fields, *((at, ANSWER, 0) for at in own)]):
-            before = codes[at - 1] if at else len(ROLES)
-            ends = (_USER not in codes[at:], at in own[-1:])
-            look = hash((codes[at], before, *ends, *sorted(kinds.get(at, ())), -1, kind, item > 0)) % (1 << 62)
-            entries.append((row, at, kind, item, codes[at], look))
-    return Census(*np.array(entries, np.int64).reshape(-1, 6).T)
+    return of_entries([entries_of(messages) for messages in conversations])
+
+
+def entries_of(messages: Sequence[Mapping[str, object]]) -> Ints:
+    """``(fields, 5)`` the message, kind, item, role and look of each field of one conversation."""
+    entries: list[tuple[int, int, int, int, int]] = []
+    codes = [_code_of(message) for message in messages]
+    own = [at for at, code in enumerate(codes) if code in _OWN]
+    fields = [(field.message, int(field.kind), field.item) for field in fields_of(messages)]
+    kinds: dict[int, frozenset[int]] = {}
+    for at, kind, _ in fields:
+        kinds[at] = kinds.get(at, frozenset()) | {kind}
+    for at, kind, item in sorted([*fields, *((at, ANSWER, 0) for at in own)]):
+        before = codes[at - 1] if at else len(ROLES)
+        ends = (_USER not in codes[at:], at in own[-1:])
+        look = hash((codes[at], before, *ends, *sorted(kinds.get(at, ())), -1, kind, item > 0)) % (1 << 62)
+        entries.append((at, kind, item, codes[at], look))
+    return np.array(entries, np.int64).reshape(-1, 5)
+
+
+def of_entries(entries: Sequence[Ints]) -> Census:
+    """The census of conversations, by the :func:`entries_of` each."""
+    row = np.repeat(np.arange(len(entries)), list(map(len, entries)))
+    return Census(row, *np.concatenate([np.zeros((0, 5), np.int64), *entries]).T)
 
 
 def _code_of(message: Mapping[str, object]) -> int:

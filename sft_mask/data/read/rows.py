@@ -62,10 +62,10 @@ def _check_lengths(labels: pa.ChunkedArray, offsets: Ints) -> None:
         )
 
 
-def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> Floats | float:
-    """The ``loss_weights`` column, flat; 1 where there is none."""
+def loss_weights(table: pa.Table, offsets: Ints, first_row: int) -> Floats | None:
+    """The ``loss_weights`` column, flat; ``None`` if there is none."""
     if LOSS_WEIGHTS not in table.column_names:
-        return 1.0
+        return None
     try:
         values, ends = list_values(table[LOSS_WEIGHTS])
     except (ValueError, pa.ArrowInvalid) as error:
