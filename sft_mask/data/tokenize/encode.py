@@ -32,7 +32,7 @@ _WORDS = 200_000
 _WORTH_CUTTING = 100_000
 """Characters that are encoded before texts are cut, for which the vocabulary is read."""
 _WORTH_JUDGING = 300_000
-_MOST_NEW = 0.25
+_MOST_NEW = 0.4
 """Characters after which texts are no longer cut, if more than this share of them was in words that were new."""
 
 _WHITESPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
