@@ -156,7 +156,7 @@ class Masker:
             batch,
             reasons,
             first_row=first_row,
-            max_length=self.max_length,
+            max_length=self.max_length if self.cutting is None else None,  # others lose nothing at a row's end
             expansion=expansion,
         )
         if weights is None and not self.carries_weights(()):

@@ -402,10 +402,17 @@ def test_a_header_before_the_first_token_begins_at_it() -> None:
     assert some_turns(1).moved(-4).header.tolist() == [0, 0]
 
 
-def test_turns_of_one_document_are_otherwise_the_same() -> None:
-    moved, wanted = some_turns(5).of_document(7), replace(some_turns(5), document=np.array([7, 7]))
+def test_turns_of_some_documents_are_moved_to_where_each_begins() -> None:
+    found = Turns.of_documents({2: some_turns(5), 0: some_turns(3)}, np.array([0, 100, 200]))
+    wanted = Turns.joined(
+        [
+            replace(some_turns(5).moved(200), document=np.array([2, 2])),
+            replace(some_turns(3), document=np.array([0, 0])),
+        ]
+    )
     for name in Turns.__slots__:
-        assert getattr(moved, name).tolist() == getattr(wanted, name).tolist()
+        assert getattr(found, name).tolist() == getattr(wanted, name).tolist()
+    assert len(Turns.of_documents({}, np.array([0, 100]))) == 0
 
 
 def test_joined_turns_keep_every_column() -> None:

@@ -21,6 +21,7 @@ from support.conformance.golden import (
 from support.conformance.harness import mistakes
 
 from sft_mask import mask_dataset
+from sft_mask.data.tokenize import encode, words
 
 FOLDERS = golden_folders()
 SOURCES = {source.name: source for source in tokenizers.SOURCES}
@@ -66,6 +67,22 @@ def test_golden_mask_is_reproduced(folder: Path, loaded: dict[str, Any]) -> None
             + token_diff(ids, labels, expected, tokenizer)
         )
         assert mistakes(judgement, labels) == ([], []), "the oracle contradicts"
+
+
+@pytest.mark.parametrize("folder", BY_TOKENIZER, ids=lambda folder: folder.name)
+def test_golden_mask_is_made_from_the_raw_chat(
+    folder: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_WORTH_CUTTING", 0)  # as in a large dataset
+    monkeypatch.setattr(words, "_WORTH_LEARNING", 0)
+    golden = read_golden(folder)
+    tokenizer = tokenizer_of(golden.tokenizer, loaded)
+    tokenizer.chat_template = golden.template_text()
+    text, ids = (folder / "text.txt").read_bytes().decode(), json.loads((folder / "ids.json").read_text())
+    dataset = Dataset.from_list([record_of(golden, ids)], on_mixed_types="use_json").remove_columns("input_ids")
+    (row,) = mask_dataset(dataset, tokenizer)
+    assert row["input_ids"] == ids
+    assert trained_lines(text, ids, row["labels"], tokenizer) == (folder / "trained.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("folder", BY_TOKENIZER[:1], ids=lambda folder: folder.name)

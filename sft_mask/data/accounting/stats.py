@@ -101,7 +101,8 @@ def count_batch(
     ambiguous = np.zeros(len(kept), np.bool_)
     ambiguous[list(decided.ambiguous)] = True
     account = decided.account
-    full = np.diff(offsets) == max_length if max_length else np.zeros(len(kept), np.bool_)
+    full = np.zeros(len(kept), np.bool_)
+    full[row_of_document[np.diff(documents) == max_length]] = True
     report = SplitReport(
         rows=int(kept.sum()),
         documents=int(np.bincount(row_of_document, minlength=len(kept))[kept].sum()),
