@@ -85,7 +85,7 @@ class TextEncoder:
 
     def _alone(self, text: str, row: list[str]) -> Ids:
         """The ids of one text, whose first words may be encoded in their own way."""
-        return (self._whole([text]) if row[0] else self._joined([row]))[0]
+        return (self._whole([text]) if row[0] or self._words is None else self._joined([row]))[0]
 
     def _parts(self, text: str) -> list[str]:
         """What lies between control tokens, and these tokens: by turns."""
@@ -136,7 +136,9 @@ class TextEncoder:
         """Cuts no more words where too few return, as in languages without spaces; in characters, of new words too."""
         self._cut, self._new = self._cut + size, self._new + new
         if self._cut > _WORTH_JUDGING and self._new > _MOST_NEW * self._cut:
-            self._words, self._known_words = None, {}
+            self._words, self._known_words, self.cuts_words = None, {}, False
+            if not _is_local(self._backend):
+                self._cuts = None
 
     def _drop_long(self, parts: Iterable[Sequence[str]]) -> None:
         for part in {part for row in parts for part in row[::2] if len(part) > _LONGEST}:
@@ -158,7 +160,7 @@ class TextEncoder:
         """The special tokens that are added before and after every text; ``None`` if that is not all."""
         texts = ["a", "b c", ""]
         alone, whole = self._whole(texts), self._whole(texts, add_special_tokens=True)
-        for at in range(len(whole[0]) - len(alone[0]) + 1):
+        for at in range(len(whole[0]) - len(alone[0]) + 1) if len(alone[0]) else ():
             first, last = whole[0][:at], whole[0][at + len(alone[0]) :]
             if all(map(np.array_equal, whole, (np.concatenate([first, ids, last]) for ids in alone))):
                 return first, last
@@ -194,6 +196,8 @@ class TextEncoder:
         if not added or any(token.lstrip or token.single_word for token in added):
             return None
         if any(other.endswith(token) for other in others for token in stripping):
+            return None
+        if stripping and any(token.content[0].isspace() for token in added):
             return None
         self._forget()
         groups = ([token.content for token in added if token.normalized is late] for late in (False, True))

@@ -14,7 +14,7 @@ _CLASS = r"\\[pP]\{\w+\}|\\[sSdDwW]"
 _ESCAPE = r"\\[rnt]|\\[^\w\s]"
 _OUTSIDE = re.compile(
     rf"(?P<class>{_CLASS})|(?P<bracket>\[\^?(?!\]))|{_ESCAPE}"
-    r"|\(\?(?:i?:|[!=]|<[!=])|[)|*+?]|\{\d+(?:,\d*)?\}(?!\+)|[^\\()\[\]{}^$.]"
+    r"|\(\?(?:i?:|[!=]|<[!=])|[)|*+?]|\{\d+(?:,\d*)?\}(?![+?])|[^\\()\[\]{}^$.]"
 )
 _INSIDE = re.compile(rf"(?P<class>{_CLASS})|(?P<bracket>\])|{_ESCAPE}|(?!&&|--|\|\||~~)[^\\\[\]]")
 """What may follow in a pattern, outside and inside of brackets."""
@@ -31,7 +31,7 @@ def classes_of(pattern: str) -> set[str]:
     >>> sorted(classes_of(r"'s| ?\p{L}+|\s+(?!\S)"))
     ['\\S', '\\p{L}', '\\s']
     """
-    return set(re.findall(_CLASS, pattern))
+    return {found for found in re.findall(rf"\\\\|({_CLASS})", pattern) if found}
 
 
 def translated(pattern: str, members: Mapping[str, str]) -> str | None:

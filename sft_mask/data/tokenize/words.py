@@ -20,9 +20,9 @@ from sft_mask.data.tokenize.patterns import DIGITS, bracketed, classes_of, membe
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of the pre-tokenizer ``ByteLevel``."""
 _BLOCK = 256
-_NEVER_LEARNT = {0x0E, 0x0F, 0x10, 0x17, *range(0x2E, 0xA0), *range(0xAC, 0xE0), 0xF9, 0xFA, *range(0x200, 0x324)}
-"""Blocks of Thai, Khmer, Chinese, Japanese and Korean, in which hardly any piece between two spaces returns; and of
-surrogates, which the tokenizer refuses.
+_NEVER_LEARNT = {0x0E, 0x0F, 0x10, 0x17, *range(0x2E, 0xA0), *range(0xAC, 0xFB), *range(0x200, 0x324)}
+"""Blocks of Thai, Khmer, Chinese, Japanese and Korean, in which hardly any piece between two spaces returns; of private
+characters; and of surrogates, which the tokenizer refuses.
 """
 _WORTH_LEARNING = 50_000
 """Characters of texts that were not cut because of a block of characters, before that block is learnt."""
@@ -86,7 +86,13 @@ def _pattern_words(
 
     patterns = [_pattern(step) for step in steps]
     known = [pattern for pattern in patterns if pattern]
-    if None in patterns or not known or any(step["type"] != "NFC" for step in normalizers):
+    kinds = [step["type"] for step in steps]
+    if (
+        None in patterns
+        or not known
+        or kinds.count("ByteLevel") > 1
+        or {step["type"] for step in normalizers} - {"NFC"}
+    ):
         return None
     encoder: Any = Tokenizer(backend.model)
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -162,7 +168,7 @@ class PatternWords:
         words = [text]
         for cut in self._cuts:
             words = [word for piece in words for word in cut(piece)]
-        return words
+        return None if "" in words else words  # after an empty match, Oniguruma goes on elsewhere than Python
 
     def _knows(self, text: str) -> bool:
         """Whether all characters of a text are known, or are learnt now because enough texts have them."""
@@ -188,8 +194,9 @@ class PatternWords:
         self._unknown = re.compile(f"[^{bracketed(_characters(self._blocks))}]")
         members = {name: bracketed(found) for name, found in self._members.items()}
         patterns = [translated(pattern, members) for pattern in self.patterns]
-        self._cuts = [_cut_by(pattern) for pattern in patterns if pattern is not None]
-        if None in patterns or not all(map(self._cuts_alike, ("".join(map(_around, characters)), _sample()))):
+        cuts = [None if pattern is None else _cut_by(pattern) for pattern in patterns]
+        self._cuts = [cut for cut in cuts if cut is not None]
+        if None in cuts or not all(map(self._cuts_alike, ("".join(map(_around, characters)), _sample()))):
             self._cuts = None
         return self._cuts is not None
 
@@ -204,13 +211,24 @@ def _characters(blocks: Iterable[int]) -> list[str]:
     return [character for character in every if unicodedata.category(character) != "Cn"]
 
 
-def _cut_by(pattern: str) -> Callable[[str], list[str]]:
-    """Cuts a text at what a pattern matches; what lies between two matches is a piece too."""
-    matches = re.compile(pattern)
-    if len("".join(matches.findall(_sample()))) == len(_sample()):  # it matches everything, as most do
-        return re.compile(rf"{pattern}|(?:(?!{pattern})[\s\S])+").findall
-    split = re.compile(f"({pattern})").split
-    return lambda text: [piece for piece in split(text) if piece]
+def _cut_by(pattern: str) -> Callable[[str], list[str]] | None:
+    """Cuts a text at what a pattern matches; what lies between two matches is a piece too.
+
+    ``None`` if Python does not read the pattern; there is an empty piece for an empty match.
+    """
+    try:
+        matches = re.compile(pattern)
+        if len("".join(matches.findall(_sample()))) == len(_sample()):  # it matches everything, as most do
+            return re.compile(rf"{pattern}|(?:(?!{pattern})[\s\S])+").findall
+        split = re.compile(f"({pattern})").split
+    except re.error:
+        return None
+
+    def cut(text: str) -> list[str]:
+        pieces = split(text)
+        return [""] if "" in pieces[1::2] else [piece for piece in pieces if piece]
+
+    return cut
 
 
 # words of SentencePiece
@@ -241,7 +259,7 @@ _Change = Callable[[str], str | None]
 def _change(step: dict[str, Any]) -> _Change | None:
     """What a normalizer does; ``None`` if it is not known."""
     if step["type"] == "Prepend":
-        return lambda text: step["prepend"] + text
+        return lambda text: text and step["prepend"] + text
     if step["type"] == "Replace" and "String" in step["pattern"]:
         return lambda text: text.replace(step["pattern"]["String"], step["content"])
     return None
@@ -254,27 +272,29 @@ def _last_change(steps: Sequence[dict[str, Any]]) -> Sequence[_Change] | None:
     step, *more = steps
     if more:
         return None
-    if step["type"] == "Split" and "String" in step["pattern"]:  # of a text that the normalizer has rewritten
+    if (
+        step["type"] == "Split" and "String" in step["pattern"] and not step["invert"]
+    ):  # of a text that the normalizer has rewritten
         return [lambda text: None if step["pattern"]["String"] in text else text]
     if step["type"] != "Metaspace" or step["split"] or step["replacement"] != _SPACE:
         return None
     spaces: _Change = lambda text: text.replace(" ", _SPACE)  # noqa: E731 - one of a list
-    always: _Change = lambda text: text if text.startswith(_SPACE) else _SPACE + text  # noqa: E731
+    always: _Change = lambda text: text if text.startswith(_SPACE) or not text else _SPACE + text  # noqa: E731
     return [spaces, always] if step["prepend_scheme"] == "always" else [spaces]
 
 
 def _is_wordwise(model: Any, vocabulary: Mapping[str, int]) -> bool:
-    """Whether a model's tokens of a text are merges of its characters, each of which is known alone."""
+    """Whether a model's tokens of a text are merges of its characters, none of which is dropped or joined to others."""
     from tokenizers.models import BPE
 
     if not isinstance(model, BPE) or model.ignore_merges:
         return False
     all_bytes = model.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
     affixes = model.continuing_subword_prefix or model.end_of_word_suffix
-    return not affixes and (all_bytes or not model.fuse_unk)
+    return not affixes and bool(all_bytes or (model.unk_token is not None and not model.fuse_unk))
 
 
-def _between_words(vocabulary: Iterable[str]) -> re.Pattern[str] | None:
+def _between_words(vocabulary: Collection[str]) -> re.Pattern[str] | None:
     r"""A pattern of words: no token of the vocabulary has characters of two of them.
 
     A word begins with the space before it, unless a token has a space after the character that is before this one.
@@ -286,6 +306,8 @@ def _between_words(vocabulary: Iterable[str]) -> re.Pattern[str] | None:
     ['▁the', '▁<td>▁</td>x', '▁a']
     """
     tokens = "\0".join(vocabulary)
+    if tokens.count("\0") >= len(vocabulary) or re.search(r"[^\0]<0x[0-9A-F]{2}>|<0x[0-9A-F]{2}>[^\0]", tokens):
+        return None
     before = sorted(set(re.findall(f"([^{_SPACE}\0]){_SPACE}", tokens)))
     if len(before) > _MOST_EXCEPTIONS:
         return None

@@ -77,6 +77,7 @@ TOKENIZERS = {
     "tokens that strip": (tiny_tokenizers.swallowing, True),
     "a token that strips to the left": (lambda: with_stripping_token(lstrip=True), False),
     "a token that ends with one that strips": (lambda: with_stripping_token("x<|s|>"), False),
+    "whitespace that another token strips": (lambda: with_stripping_token("\n"), False),
     "SentencePiece": (tiny_tokenizers.sentencepiece, True),
     "words": (tiny_tokenizers.word_level, False),
 }

@@ -109,6 +109,14 @@ def with_bos() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def without_unknown() -> PreTrainedTokenizerFast:
+    """It drops what it does not know, so that the neighbours of that are joined."""
+    backend = Tokenizer(models.BPE({"t": 0, "h": 1, "th": 2}, [("t", "h")]))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.add_special_tokens(["<s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
 CUT: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "GPT-2": lambda: by_patterns(byte_level(use_regex=True)),
     "SmolLM2": lambda: by_patterns(pre_tokenizers.Digits(individual_digits=True), byte_level(use_regex=True)),
@@ -132,6 +140,13 @@ WHOLE: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "an intersection": lambda: by_patterns(split(r"[\p{L}&&[^a]]+"), byte_level()),
     "a group": lambda: by_patterns(split(r"(a|b)+"), byte_level()),
     "a line's end": lambda: by_patterns(split(r"a$"), byte_level()),
+    "a lookbehind of any width": lambda: by_patterns(split(r"(?<=a|the)\s|\w+"), byte_level()),
+    "repeated twice": lambda: by_patterns(split(r"a{2}{3}|\s+"), byte_level()),
+    "a number that may be left out": lambda: by_patterns(split(r"\-[\s\S]{2}?"), byte_level()),
+    "an escaped backslash": lambda: by_patterns(split(r"\\p{2}$|\s+"), byte_level()),
+    "bytes of bytes": lambda: by_patterns(byte_level(use_regex=True), byte_level()),
+    "without an unknown token": without_unknown,
+    "merges of bytes": lambda: sentencepiece(("a<0x0A>",)),
     "a prefix space": lambda: by_patterns(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "lower case": lambda: by_patterns(byte_level(use_regex=True), normalizer=normalizers.Lowercase()),
     "words": tiny_tokenizers.word_level,
@@ -206,6 +221,29 @@ def test_texts_are_not_cut_where_hardly_any_word_returns(monkeypatch: pytest.Mon
         assert [ids.tolist() for ids in unlike(new)] == tokenizer(new)["input_ids"]
         assert alike.cuts_words
         assert unlike.cuts_words == (at * 60 <= 1000)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_ids_stay_the_same_when_texts_are_no_longer_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_WORTH_JUDGING", 100)
+    monkeypatch.setattr(encode, "_MOST_NEW", 0.0)
+    tokenizer = CUT[name]()
+    encoder, rng = TextEncoder(tokenizer), random.Random(6)
+    controls = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for _ in range(30):
+        texts = ["".join(rng.choice(["", *controls]) + text_of(rng) for _ in range(3)) for _ in range(5)]
+        found = [ids.tolist() for ids in encoder(texts, add_special_tokens=False)]
+        assert found == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert encoder._words is None
+
+
+def test_a_text_with_an_empty_match_is_not_cut() -> None:
+    tokenizer = by_patterns(split(r"(?=qz)|[\s\S]{1,2}"), byte_level())
+    cut = words_of(tokenizer.backend_tokenizer)
+    assert cut is not None
+    assert cut("qz aqz qqz") is None
+    texts = ["qz aqz qqz", "the cat", ""]
+    assert [ids.tolist() for ids in TextEncoder(tokenizer)(texts)] == tokenizer(texts)["input_ids"]
 
 
 def test_text_that_is_written_without_spaces_is_left_to_the_tokenizer() -> None:
