@@ -133,7 +133,7 @@ class TextEncoder:
         self._judge(sum(map(len, words)), sum(map(len, unknown)))
 
     def _judge(self, size: int, new: int) -> None:
-        """Cuts no more words where too few return, as in languages without spaces; in characters, of new words too."""
+        """Cuts no more words where too few return: ``size`` characters were cut now, ``new`` of them are new words."""
         self._cut, self._new = self._cut + size, self._new + new
         if self._cut > _WORTH_JUDGING and self._new > _MOST_NEW * self._cut:
             self._words, self._known_words, self.cuts_words = None, {}, False
@@ -173,11 +173,11 @@ class TextEncoder:
     @cached_property
     def _control(self) -> dict[str, bytes]:
         """The added tokens at which texts are cut, and the bytes of their ids."""
-        added = self._backend.get_added_tokens_decoder().items()
+        is_normalized = bool(steps_of(self._backend.normalizer))
         return {
             token.content: np.int32(token_id).tobytes()
-            for token_id, token in added
-            if token.content and not (token.normalized and steps_of(self._backend.normalizer))
+            for token_id, token in self._backend.get_added_tokens_decoder().items()
+            if token.content and not (token.normalized and is_normalized)
         }
 
     @cached_property
@@ -186,7 +186,8 @@ class TextEncoder:
         others; ``None`` where parts cannot be encoded alone.
         """
         backend = self._backend
-        if backend.encode_special_tokens or not hasattr(backend, "encode_batch_fast"):
+        draws = getattr(backend.model, "dropout", None)
+        if backend.encode_special_tokens or draws or not hasattr(backend, "encode_batch_fast"):
             return None
         if self._words is None and not _is_local(backend):
             return None
@@ -233,7 +234,5 @@ def _longest_of(texts: Sequence[str]) -> str:
 
 def _is_local(backend: Any) -> bool:
     """Whether the ids of a part between two control tokens depend on nothing else."""
-    if getattr(backend.model, "dropout", None):
-        return False
     found = {step["type"] for step in steps_of(backend.pre_tokenizer)}
     return bool(found) and found <= _LOCAL

@@ -13,8 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
+from sft_mask.core.vocabulary import SENTENCEPIECE_SPACE as _SPACE
 from sft_mask.data.tokenize.patterns import DIGITS, bracketed, classes_of, members_of, translated
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -26,7 +28,6 @@ characters; and of surrogates, which the tokenizer refuses.
 """
 _WORTH_LEARNING = 50_000
 """Characters of texts that were not cut because of a block of characters, before that block is learnt."""
-_SPACE = "\u2581"
 _MOST_EXCEPTIONS = 8
 
 
@@ -52,10 +53,8 @@ def words_of(backend: Any) -> Words | None:
     """Cuts texts without added tokens as a tokenizer does; ``None`` if it is not known how that one does.
 
     Args:
-        backend: a ``tokenizers.Tokenizer``.
+        backend: a ``tokenizers.Tokenizer`` whose model has no dropout.
     """
-    if getattr(backend.model, "dropout", None):
-        return None
     steps, normalizers = steps_of(backend.pre_tokenizer), steps_of(backend.normalizer)
     if normalizers and any(token.normalized for token in backend.get_added_tokens_decoder().values()):
         return None
@@ -86,13 +85,8 @@ def _pattern_words(
 
     patterns = [_pattern(step) for step in steps]
     known = [pattern for pattern in patterns if pattern]
-    kinds = [step["type"] for step in steps]
-    if (
-        None in patterns
-        or not known
-        or kinds.count("ByteLevel") > 1
-        or {step["type"] for step in normalizers} - {"NFC"}
-    ):
+    is_bytes_once = [step["type"] for step in steps].count("ByteLevel") == 1
+    if None in patterns or not known or not is_bytes_once or any(step["type"] != "NFC" for step in normalizers):
         return None
     encoder: Any = Tokenizer(backend.model)
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -113,6 +107,7 @@ def _pattern(step: dict[str, Any]) -> str | None:
     return None
 
 
+@cache
 def _sample() -> str:
     """Characters that patterns treat differently, in many orders."""
     return "".join(random.Random(0).choices(" \n\r\t'aAsStrevmldL019.,/_!#", k=4000))
@@ -272,15 +267,20 @@ def _last_change(steps: Sequence[dict[str, Any]]) -> Sequence[_Change] | None:
     step, *more = steps
     if more:
         return None
-    if (
-        step["type"] == "Split" and "String" in step["pattern"] and not step["invert"]
-    ):  # of a text that the normalizer has rewritten
-        return [lambda text: None if step["pattern"]["String"] in text else text]
+    if step["type"] == "Split" and "String" in step["pattern"] and not step["invert"]:
+        rewritten = step["pattern"]["String"]  # by the normalizer, so that it is in no text
+        return [lambda text: None if rewritten in text else text]
     if step["type"] != "Metaspace" or step["split"] or step["replacement"] != _SPACE:
         return None
-    spaces: _Change = lambda text: text.replace(" ", _SPACE)  # noqa: E731 - one of a list
-    always: _Change = lambda text: text if text.startswith(_SPACE) or not text else _SPACE + text  # noqa: E731
-    return [spaces, always] if step["prepend_scheme"] == "always" else [spaces]
+    return [_with_spaces, _after_a_space] if step["prepend_scheme"] == "always" else [_with_spaces]
+
+
+def _with_spaces(text: str) -> str:
+    return text.replace(" ", _SPACE)
+
+
+def _after_a_space(text: str) -> str:
+    return text if text.startswith(_SPACE) or not text else _SPACE + text
 
 
 def _is_wordwise(model: Any, vocabulary: Mapping[str, int]) -> bool:
